@@ -1,0 +1,97 @@
+"""The last words of a rank to its peers, on control connections: an abort (why, whose fault) or a goodbye.
+
+A connection that ends without last words is a process that died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import select
+import socket
+import time
+from dataclasses import dataclass
+
+from collectives.engine.tcp import receive_frame, send_frame
+
+TEXT_LIMIT = 2000
+_FRAME_LIMIT = 16 * 1024
+_PATIENCE_S = 0.5
+
+
+@dataclass(frozen=True)
+class Abort:
+    """Why a peer gave up: its words, and the rank at fault as far as it knew."""
+
+    culprit: int | None
+    text: str
+
+
+class Farewells:
+    """Control connections by rank, and what has been heard on them.
+
+    Attributes:
+        aborted: by rank, the abort it sent.
+        left: ranks that said goodbye.
+        died: ranks whose connection ended without last words.
+    """
+
+    def __init__(self, control: dict[int, socket.socket]) -> None:
+        self._control = control
+        self.aborted: dict[int, Abort] = {}
+        self.left: set[int] = set()
+        self.died: set[int] = set()
+
+    def say_goodbye(self) -> None:
+        self._say({"goodbye": True})
+
+    def say_abort(self, culprit: int | None, text: str) -> None:
+        self._say({"culprit": culprit, "text": text[:TEXT_LIMIT]})
+
+    def read(self, rank: int) -> None:
+        """Take the last words of a rank whose control connection is readable."""
+        if rank in self.aborted or rank in self.left or rank in self.died:
+            return
+        connection = self._control[rank]
+        connection.settimeout(_PATIENCE_S)
+        try:
+            words = json.loads(receive_frame(connection, _FRAME_LIMIT))
+            if words.get("goodbye"):
+                self.left.add(rank)
+            else:
+                culprit = words["culprit"]
+                self.aborted[rank] = Abort(None if culprit is None else int(culprit), str(words["text"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            self.died.add(rank)
+        finally:
+            connection.settimeout(None)
+
+    def hear_out(self, rank: int) -> None:
+        """Wait a moment for the last words of a rank whose streams have ended, and of others that know more."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while (left_s := deadline - time.monotonic()) > 0:
+            silent = {
+                connection: other
+                for other, connection in self._control.items()
+                if other not in self.aborted and other not in self.left and other not in self.died
+            }
+            if rank not in silent.values():
+                left_s = 0.0
+            readable, _, _ = select.select(list(silent), [], [], left_s)
+            for connection in readable:
+                self.read(silent[connection])
+            if not readable:
+                return
+
+    def _say(self, words: dict[str, object]) -> None:
+        payload = json.dumps(words).encode()
+        for connection in self._control.values():
+            with contextlib.suppress(OSError):  # a peer that is gone needs no word
+                connection.settimeout(_PATIENCE_S)
+                send_frame(connection, payload)
+
+
+def shut(connection: socket.socket) -> None:
+    """End a connection for both sides without giving its number free."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,69 @@
+"""The one way this project compiles: `@jit`, with its reasons.
+
+* ``nogil``: training runs beside the engine's thread.
+* no ``fastmath``: sums must not depend on how a loop was vectorised; NaN and Inf stay visible.
+* ``error_model="numpy"``: a division never raises inside the loop.
+* cached on disk under one stamp for all compiled sources. Numba stamps a cache entry with the file of that function
+  alone, so that a loop would go on using yesterday's kernels after only kernels.py changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.extending import intrinsic
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@functools.cache
+def source_stamp() -> str:
+    """A digest of all files that are compiled, and of what compiles them."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class _EngineCache(FunctionCache):  # type: ignore[misc]  # numba is untyped
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._source_stamp = source_stamp()
+        self._cache_file = IndexDataCacheFile(
+            cache_path=self._cache_path, filename_base=self._impl.filename_base, source_stamp=self._source_stamp
+        )
+
+
+def jit(function: Function) -> Function:
+    """Compile on first call, without the GIL, exactly, cached on disk."""
+    dispatcher = numba.njit(nogil=True, error_model="numpy", boundscheck=False)(function)
+    dispatcher._cache = _EngineCache(function)
+    return dispatcher  # type: ignore[no-any-return]
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def void_pointer(typingctx: Any, address: Any) -> Any:
+    """An address (int64) as a pointer that `numba.carray` takes."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load_int32(typingctx: Any, address: Any) -> Any:
+    """The int32 that lies at an address (int64)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.inttoptr(args[0], ir.IntType(32).as_pointer()))
+
+    return types.int32(types.int64), codegen

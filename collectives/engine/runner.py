@@ -1,0 +1,317 @@
+"""A group's engine: its table cache, its op queue and the thread that runs the compiled loop.
+
+Ops run one after the other, in the order in which they were handed over. A synchronous op that finds the engine idle
+runs in the caller's own thread, which saves two wake-ups. After an op has failed the group is broken: that op, those
+that wait and all later ones raise, and every peer has been told why.
+"""
+
+from __future__ import annotations
+
+import collections
+import fcntl
+import functools
+import itertools
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from collectives.engine import farewell, loop, mesh, table
+from collectives.engine.faults import explain
+from collectives.engine.jit import source_stamp
+from collectives.engine.op import Collective, OpSpec
+from collectives.errors import CollectiveError, GroupClosed
+from collectives.options import Options
+from collectives.planner import Plan, plan
+from collectives.topology import Topology
+
+Done = Callable[[BaseException | None], None]
+TABLES_KEPT = 256
+DEFAULT_TIMEOUT_S = 1800.0
+
+
+def connect(
+    store: mesh.Store, rank: int, size: int, name: str, timeout_s: float = DEFAULT_TIMEOUT_S,
+    options: Options | None = None, epoch: int = 0,
+) -> Engine:  # fmt: skip
+    """Form a group and start its engine.
+
+    Args:
+        store: where the ranks meet; keys are used as they are, so give each group a store (or prefix) of its own.
+        rank, size: of this process in the group.
+        name: the group's, equal on all ranks.
+        timeout_s: seconds for the rendezvous, and without progress in an op, unless the options say otherwise.
+
+    Raises:
+        RendezvousError: the group could not be formed; names the rank.
+    """
+    options = options or Options()
+    timeout_s = options.timeout_s or timeout_s
+    warm_up()
+    formed = mesh.form(store, rank, size, name, epoch, options, timeout_s)
+    hosts = mesh.host_names(formed.cards)
+    topology = Topology.load(options.topology) if options.topology else Topology.from_hosts(hosts)
+    return Engine(rank, name, epoch, formed, topology, options, timeout_s)
+
+
+@dataclass
+class Counters:
+    """What an engine has done so far. Seconds are of the wall clock.
+
+    Attributes:
+        ops: finished ops. num_bytes: their messages' bytes.
+        busy_s: an op was in work. poll_s: of these, blocked in poll, which is to say waiting for peers.
+        bytes_sent, bytes_received: on sockets, headers included.
+    """
+
+    ops: int = 0
+    num_bytes: int = 0
+    busy_s: float = 0.0
+    poll_s: float = 0.0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+@dataclass
+class _Call:
+    spec: OpSpec
+    source: int
+    target: int
+    timeout_s: float
+    done: Done
+
+
+class Engine:
+    """One group's engine. `start`, `run` and `close` may be called from any thread.
+
+    Attributes:
+        rank, size, name: of this process in its group.
+        topology: hosts and links, equal on all ranks.
+        counters: what has been done.
+    """
+
+    def __init__(
+        self, rank: int, name: str, epoch: int, formed: mesh.Mesh, topology: Topology, options: Options,
+        timeout_s: float,
+    ) -> None:  # fmt: skip
+        self.rank, self.size, self.name, self.topology = rank, len(formed.cards), name, topology
+        self.counters = Counters()
+        self._epoch, self._mesh, self._options, self._timeout_s = epoch, formed, options, timeout_s
+        self._hosts = [topology.host_index(each) for each in range(self.size)]
+        self._tables: collections.OrderedDict[OpSpec, table.Layout] = collections.OrderedDict()
+        self._scratch = np.empty(0, np.uint8)
+        self._ops = itertools.count()
+        self._waker, self._wake = socket.socketpair()
+        self._farewells = farewell.Farewells(formed.control)
+        control = [formed.control[each].fileno() if each in formed.control else -1 for each in range(self.size)]
+        self._net = loop.make_net(
+            [(peer, connection.fileno()) for peer, connection in formed.data], control, self._waker.fileno()
+        )
+        self._lock = threading.Condition()
+        self._calls: collections.deque[_Call] = collections.deque()
+        self._working = False  # an op is in work, on the thread or inline
+        self._closing = False
+        self._failure: CollectiveError | None = None
+        self._thread = threading.Thread(target=self._serve, name=f"narrowgauge-{name}", daemon=True)
+        self._thread.start()
+
+    def start(self, spec: OpSpec, source: int, target: int, done: Done, timeout_s: float | None = None) -> None:
+        """Queue an op; returns at once.
+
+        Args:
+            source, target: addresses of contiguous buffers, see `OpSpec.counts`, which must live until `done`.
+                all_reduce, broadcast and reduce may be in place.
+            done: called once, on the engine's thread, with None or what went wrong. It must not block.
+            timeout_s: seconds without progress that end the op; None takes the group's.
+
+        Raises:
+            UsageError: the spec cannot be carried out. Nothing was queued.
+        """
+        spec.check(self.size)
+        call = _Call(spec, source, target, timeout_s or self._timeout_s, done)
+        with self._lock:
+            self._calls.append(call)
+            self._lock.notify_all()
+
+    def run(self, spec: OpSpec, source: int, target: int, timeout_s: float | None = None) -> None:
+        """As `start`, but returns when the op is done.
+
+        Raises:
+            UsageError: the spec cannot be carried out.
+            CollectiveError: the op failed, or one before it.
+        """
+        spec.check(self.size)
+        with self._lock:
+            inline = not self._working and not self._calls and not self._closing and self._failure is None
+            self._working |= inline
+        if not inline:
+            self._run_queued(spec, source, target, timeout_s)
+            return
+        try:
+            self._execute(spec, source, target, timeout_s or self._timeout_s)
+        except BaseException as error:
+            self._fail(error)
+            raise
+        finally:
+            with self._lock:
+                self._working = False
+                if self._calls or self._closing:
+                    self._lock.notify_all()
+
+    def plan(self, collective: Collective = "all_reduce", num_bytes: int = 25_000_000, root: int | None = None) -> Plan:
+        """The plan in force for a collective of this size in bytes."""
+        return plan(self.topology, collective, num_bytes, root)
+
+    def close(self) -> None:
+        """Say goodbye to the peers, end the thread, close all sockets. Ops that still wait raise GroupClosed."""
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            self._lock.notify_all()
+        self._wake.send(b"x")
+        self._thread.join()
+        with self._lock:
+            self._lock.wait_for(lambda: not self._working)
+        if self._failure is None:
+            self._farewells.say_goodbye()
+        self._mesh.close()
+        self._waker.close()
+        self._wake.close()
+
+    def _run_queued(self, spec: OpSpec, source: int, target: int, timeout_s: float | None) -> None:
+        finished, outcome = threading.Event(), []
+
+        def done(error: BaseException | None) -> None:
+            outcome.append(error)
+            finished.set()
+
+        self.start(spec, source, target, done, timeout_s)
+        finished.wait()
+        if outcome[0] is not None:
+            raise outcome[0]
+
+    def _serve(self) -> None:
+        """The thread: one op after the other; when closing, refuse what still waits."""
+        while True:
+            with self._lock:
+                self._lock.wait_for(lambda: (self._calls and not self._working) or self._closing)
+                if self._closing and not self._calls:
+                    return
+                if self._closing and self._working:
+                    self._lock.wait_for(lambda: not self._working)
+                call = self._calls.popleft()
+                self._working = True
+            error: BaseException | None = None
+            try:
+                self._execute(call.spec, call.source, call.target, call.timeout_s)
+            except BaseException as caught:  # whatever it is belongs to the caller
+                self._fail(caught)
+                error = caught
+            with self._lock:
+                self._working = False
+                self._lock.notify_all()
+            call.done(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Break the group: tell the peers once, remember why."""
+        if self._failure is not None:
+            return
+        culprit = error.culprit if isinstance(error, CollectiveError) else self.rank
+        text = str(error) if isinstance(error, CollectiveError) else f"{type(error).__name__}: {error}"
+        self._failure = CollectiveError(f"this group broke in an earlier op: {text}", culprit)
+        self._farewells.say_abort(culprit, text)
+        # Nothing of ours may reach a peer that has not yet noticed, and none should wait for more.
+        for _, connection in self._mesh.data:
+            farewell.shut(connection)
+
+    def _execute(self, spec: OpSpec, source: int, target: int, timeout_s: float) -> None:
+        if self._failure is not None:
+            raise type(self._failure)(str(self._failure), self._failure.culprit)
+        if self._closing:
+            raise GroupClosed(f"rank {self.rank}: group {self.name} was closed before {spec} ran", self.rank)
+        started = time.perf_counter()
+        layout = self._layout(spec)
+        run = layout.table.run[0]
+        run["op"], run["epoch"] = next(self._ops), self._epoch
+        run["source"], run["target"], run["scratch"] = source, target, self._scratch_of(layout.scratch_bytes)
+        run["timeout_ns"] = int(timeout_s * 1e9)
+        run["started"] = run["window"] = 0
+        run["poll_ns"] = run["bytes_sent"] = run["bytes_received"] = run["last_move_bytes"] = 0
+        while (status := loop.advance(self._net, layout.table)) != loop.DONE:
+            self._react(status, spec, layout.table)
+        counters = self.counters
+        counters.ops += 1
+        counters.num_bytes += spec.num_bytes
+        counters.busy_s += time.perf_counter() - started
+        counters.poll_s += int(run["poll_ns"]) / 1e9
+        counters.bytes_sent += int(run["bytes_sent"])
+        counters.bytes_received += int(run["bytes_received"])
+
+    def _react(self, status: int, spec: OpSpec, current: table.Table) -> None:
+        """Go on after a signal or a harmless goodbye; raise what a status means otherwise."""
+        if status == loop.INTERRUPTED:
+            if self._closing:
+                raise GroupClosed(f"rank {self.rank}: group {self.name} was closed while {spec} ran", self.rank)
+            return
+        culprit = int(current.run[0]["culprit"])
+        if status == loop.CONTROL:
+            self._farewells.read(culprit)
+            self._net.control[culprit] = -1
+            if culprit not in self._farewells.aborted:
+                # Its last slices may still be on their way; if it owes more than those, its streams' end tells.
+                return
+        raise explain(status, spec, self.rank, self._mesh.cards, current, self._net, self._farewells)
+
+    def _layout(self, spec: OpSpec) -> table.Layout:
+        layout = self._tables.get(spec)
+        if layout is not None:
+            self._tables.move_to_end(spec)
+            return layout
+        in_force = self.plan(spec.collective, spec.num_bytes if spec.collective != "all_to_all" else 0, spec.root)
+        options = self._options
+        layout = table.build(
+            in_force.forest, spec, self.rank, self._hosts,
+            slice_bytes=options.slice_bytes, window_bytes=options.window_bytes,
+        )  # fmt: skip
+        layout.table.run["spec"] = (spec.fingerprint() ^ in_force.fingerprint() ^ options.slice_bytes) & 0xFFFFFFFF
+        self._tables[spec] = layout
+        if len(self._tables) > TABLES_KEPT:
+            self._tables.popitem(last=False)
+        return layout
+
+    def _scratch_of(self, num_bytes: int) -> int:
+        """Address of at least that much scratch, on a cache line. It grows to what the largest op needed."""
+        if len(self._scratch) < num_bytes + 64:
+            self._scratch = np.empty(num_bytes + 64, np.uint8)
+        return (self._scratch.ctypes.data + 63) // 64 * 64
+
+
+def warm_up() -> float:
+    """Compile the engine into Numba's cache, or load it from there. Of several processes one compiles, the others wait.
+
+    Returns:
+        Seconds it took; well under one from the cache.
+    """
+    return _warm_up()
+
+
+@functools.cache
+def _warm_up() -> float:
+    started = time.perf_counter()
+    name = f"narrowgauge-{os.getuid()}-{source_stamp()[:16]}.lock"
+    with open(Path(tempfile.gettempdir()) / name, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        spec = OpSpec("all_reduce", "float32", "sum", None, (1,))
+        alone = Topology.from_hosts(["alone"])
+        layout = table.build(plan(alone, "all_reduce", 4).forest, spec, 0, [0], slice_bytes=1024, window_bytes=1024)
+        buffers = np.zeros(2, np.float32)
+        layout.table.run["source"], layout.table.run["target"] = buffers.ctypes.data, buffers.ctypes.data + 4
+        loop.advance(loop.make_net([], [-1], -1), layout.table)
+    return time.perf_counter() - started

@@ -1,0 +1,298 @@
+"""The contract between a forest and what executes it: one rank's part of one op, as numpy arrays.
+
+In: a forest, an op's spec, this rank, each rank's host. Out: a `Table`. `reference.py` and `loop.py` run the same
+table and may use nothing else of the plan.
+
+A tree's range of the message is cut into slices. On the way up a node waits for a slice of all its children (they lie
+in scratch, one place for each child), folds them with its own and passes the sum on; on the way down a slice goes
+straight into the target. Messages over `window_bytes` go window by window, so that scratch is bounded: a window holds
+the slices [k * window, (k + 1) * window) of every tree, and scratch has room for one window.
+
+The fold order is canonical: contributions are grouped by host, ranks of a host ascending, hosts in order of their
+lowest rank; a host's contributions are folded first, then the hosts' results. It does not depend on what arrives
+first, nor on where in the message an element lies.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from collectives.engine.kernels import ACC, BOOL_REDUCTION_CODE, DST, DTYPE_CODE, OWN, REDUCTION_CODE, TMP
+from collectives.engine.op import REDUCING, OpSpec
+from collectives.forest import Forest, Tree
+
+Records = npt.NDArray[np.void]
+
+NO_PEER = -1
+UP, DOWN = 0, 1  # direction of a slice
+
+TREE = np.dtype(
+    [
+        ("id", "i8"),  # index in the forest, as it stands in slice headers
+        ("parent", "i8"),  # rank, or NO_PEER at the root
+        ("first_edge", "i8"), ("num_edges", "i8"),  # children, ascending rank
+        ("first_step", "i8"), ("num_steps", "i8"),  # fold steps
+        ("up", "i8"), ("down", "i8"),  # which ways the tree is used
+        ("count", "i8"), ("slice_elems", "i8"), ("num_slices", "i8"),
+        ("window", "i8"),  # slices in a window
+        ("first_state", "i8"),  # where the tree's slices start in `arrived`
+        ("source_offset", "i8"), ("target_offset", "i8"),  # bytes from the buffers' start
+        ("partial_offset", "i8"),  # bytes into scratch: what an inner node passes up
+    ]
+)  # fmt: skip
+EDGE = np.dtype(
+    [
+        ("peer", "i8"),  # the child's rank
+        ("wire_size", "i8"),  # bytes of an element on its way up: a leaf's own type, or the accumulator's
+        ("scratch_offset", "i8"),  # bytes into scratch where its slices of a window wait
+        ("first_seen", "i8"),  # where its slices start in `seen`
+    ]
+)
+STEP = np.dtype([("dst", "i8"), ("a", "i8"), ("b", "i8")])
+COPY = np.dtype([("source_offset", "i8"), ("target_offset", "i8"), ("num_bytes", "i8")])
+QUEUE = np.dtype([("base", "i8"), ("head", "i8"), ("tail", "i8"), ("expect", "i8")])
+RUN = np.dtype(
+    [
+        ("op", "i8"), ("spec", "i8"), ("epoch", "i8"),
+        ("dtype", "i8"), ("reduction", "i8"), ("divisor", "i8"), ("item_size", "i8"), ("acc_size", "i8"),
+        ("source", "i8"), ("target", "i8"), ("scratch", "i8"),  # addresses
+        ("num_windows", "i8"), ("window", "i8"), ("started", "i8"),
+        ("to_send", "i8"), ("to_receive", "i8"),  # slices still to go in this window
+        ("timeout_ns", "i8"), ("last_move_ns", "i8"), ("last_move_bytes", "i8"),
+        ("culprit", "i8"), ("errno", "i8"),  # where a status other than OK came from
+        ("poll_ns", "i8"), ("bytes_sent", "i8"), ("bytes_received", "i8"),  # counters
+    ]
+)  # fmt: skip
+
+
+class Table(NamedTuple):
+    """One rank's part of an op. The first group is fixed, the second is the op's state while it runs."""
+
+    trees: Records
+    edges: Records
+    steps: Records
+    copies: Records
+    local_tree: npt.NDArray[np.int64]  # tree id -> index in `trees`, or -1
+
+    run: Records  # one RUN
+    arrived: npt.NDArray[np.int64]  # for each (tree, slice of the window): children that have arrived
+    seen: npt.NDArray[np.uint8]  # for each (edge, slice of the window)
+    queues: Records  # for each peer: a ring of slices to send, and how many slices are still to come
+    pending: npt.NDArray[np.int64]  # the queues' entries: (tree, slice, direction), see `loop.py`
+    operands: npt.NDArray[np.int64]  # a fold's addresses
+    wire_sizes: npt.NDArray[np.int64]  # and sizes
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A table and what its owner must provide."""
+
+    table: Table
+    scratch_bytes: int
+
+
+def build(
+    forest: Forest, spec: OpSpec, rank: int, hosts: Sequence[int], *, slice_bytes: int, window_bytes: int
+) -> Layout:
+    """The table by which `rank` runs `spec` over `forest`.
+
+    Args:
+        hosts: for each rank the index of its host.
+        slice_bytes: bytes of a slice in the op's dtype.
+        window_bytes: bytes of the message that are in work at a time; bounds scratch to about as much
+            (twice for a forest with inner nodes, twice again for partial sums of 16-bit types).
+    """
+    is_half = spec.dtype in ("bfloat16", "float16")
+    acc_size = 4 if is_half else spec.item_size
+    up = spec.collective in REDUCING
+    down = spec.collective not in ("reduce", "reduce_scatter")
+    num_windows = max(1, math.ceil(spec.num_bytes / window_bytes)) if up else 1
+    slice_elems = max(1, slice_bytes // spec.item_size)
+
+    trees: list[tuple[int, ...]] = []
+    edges: list[tuple[int, int, int, int]] = []
+    steps: list[tuple[int, int, int]] = []
+    copies = _own_copies(spec, rank, forest.size)
+    scratch = states = seen = 0
+    local_tree = np.full(len(forest.trees), -1, np.int64)
+    peer_slots = np.zeros(forest.size, np.int64)
+    for index, (tree, part) in enumerate(zip(forest.trees, _parts(forest, spec), strict=True)):
+        count, source_offset, target_offset = part.of(tree, rank)
+        children = tree.children_of(rank)
+        parent = tree.parent_of(rank)
+        if count == 0 or (parent is None and rank != tree.root):
+            continue
+        if not children and parent is None:
+            if up:
+                copies.append((source_offset, target_offset, count * spec.item_size))
+            continue
+        num_slices = math.ceil(count / slice_elems)
+        window = math.ceil(num_slices / num_windows)
+        window_elems = min(count, window * slice_elems)
+        first_edge, first_step = len(edges), len(steps)
+        for child in children:
+            wire_size = acc_size if tree.children_of(child) else spec.item_size
+            edges.append((child, wire_size, scratch, seen))
+            if up:
+                scratch += _aligned(window_elems * wire_size)
+                seen += window
+            if down:
+                peer_slots[child] += window
+        partial_offset = scratch
+        if up and children:
+            steps += _fold_steps(rank, children, hosts)
+            if parent is not None:
+                scratch += _aligned(window_elems * acc_size)
+        if up and parent is not None:
+            peer_slots[parent] += window
+        local_tree[index] = len(trees)
+        trees.append(
+            (
+                index, NO_PEER if parent is None else parent,
+                first_edge, len(children), first_step, len(steps) - first_step,
+                int(up), int(down), count, slice_elems, num_slices, window, states,
+                source_offset, target_offset, partial_offset,
+            )
+        )  # fmt: skip
+        states += window
+
+    run = np.zeros(1, RUN)
+    run["spec"] = spec.fingerprint()
+    run["dtype"] = DTYPE_CODE["uint8" if spec.dtype == "bool" else spec.dtype]
+    if spec.reduction is not None:
+        codes = BOOL_REDUCTION_CODE if spec.dtype == "bool" else REDUCTION_CODE
+        run["reduction"] = codes[spec.reduction]
+    run["divisor"] = forest.size if spec.reduction == "avg" else 1
+    run["item_size"], run["acc_size"] = spec.item_size, acc_size
+    run["num_windows"] = num_windows
+
+    queues = np.zeros(forest.size, QUEUE)
+    queues["base"] = np.concatenate(([0], np.cumsum(peer_slots)[:-1]))
+    most_children = max((tree[3] for tree in trees), default=0)
+    table = Table(
+        trees=np.array(trees, TREE),
+        edges=np.array(edges, EDGE),
+        steps=np.array(steps, STEP),
+        copies=np.array([copy for copy in copies if copy[2]], COPY),
+        local_tree=local_tree,
+        run=run,
+        arrived=np.zeros(states, np.int64),
+        seen=np.zeros(seen, np.uint8),
+        queues=queues,
+        pending=np.zeros(int(peer_slots.sum()), np.int64),
+        operands=np.zeros(most_children, np.int64),
+        wire_sizes=np.zeros(most_children, np.int64),
+    )
+    return Layout(table, scratch)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a tree carries: `count` elements, from `source` bytes into a source, to `target` bytes into a target.
+
+    All-to-all has other offsets and counts at each end: `ends` maps the ranks of its two-rank tree.
+    """
+
+    count: int = 0
+    source: int = 0
+    target: int = 0
+    ends: dict[int, tuple[int, int, int]] | None = None
+
+    def of(self, tree: Tree, rank: int) -> tuple[int, int, int]:
+        if self.ends is not None:
+            return self.ends.get(rank, (0, 0, 0))
+        return self.count, self.source, self.target
+
+
+def _parts(forest: Forest, spec: OpSpec) -> list[_Part]:
+    """For each tree of the forest, its part of the message."""
+    if spec.collective == "all_to_all":
+        return [_pair_part(tree, spec, forest.size) for tree in forest.trees]
+    if spec.collective in ("reduce_scatter", "all_gather"):
+        return _chunk_parts(forest, spec)
+    bounds = split(spec.counts[0], forest.shares, spec.item_size)
+    return [
+        _Part(stop - start, start * spec.item_size, start * spec.item_size)
+        for start, stop in itertools.pairwise(bounds)
+    ]
+
+
+def _chunk_parts(forest: Forest, spec: OpSpec) -> list[_Part]:
+    """Each rank's chunk goes by the trees rooted there, by their shares. Only one side has all chunks."""
+    parts: list[_Part] = [_Part()] * len(forest.trees)
+    first = np.concatenate(([0], np.cumsum(spec.counts)))
+    for owner, count in enumerate(spec.counts):
+        own = [index for index, tree in enumerate(forest.trees) if tree.root == owner]
+        bounds = split(count, [forest.shares[index] for index in own], spec.item_size)
+        for index, (start, stop) in zip(own, itertools.pairwise(bounds), strict=True):
+            chunk, whole = start * spec.item_size, int(first[owner] + start) * spec.item_size
+            scattered = spec.collective == "reduce_scatter"
+            parts[index] = _Part(stop - start, whole if scattered else chunk, chunk if scattered else whole)
+    return parts
+
+
+def _pair_part(tree: Tree, spec: OpSpec, size: int) -> _Part:
+    """The chunk from a tree's root to its only child. A rank knows the counts at its own end only."""
+    sent, received = spec.counts[:size], spec.counts[size:]
+    if not tree.edges:  # a group of one
+        return _Part()
+    ((child, root),) = tree.edges
+    at_root = (sent[child], sum(sent[:child]) * spec.item_size, 0)
+    at_child = (received[root], 0, sum(received[:root]) * spec.item_size)
+    return _Part(ends={root: at_root, child: at_child})
+
+
+def _own_copies(spec: OpSpec, rank: int, size: int) -> list[tuple[int, int, int]]:
+    """What goes from source to target without crossing a link, as (source offset, target offset, bytes)."""
+    item = spec.item_size
+    if spec.collective == "all_gather":
+        return [(0, sum(spec.counts[:rank]) * item, spec.counts[rank] * item)]
+    if spec.collective == "all_to_all":
+        sent, received = spec.counts[:size], spec.counts[size:]
+        return [(sum(sent[:rank]) * item, sum(received[:rank]) * item, sent[rank] * item)]
+    if spec.collective == "broadcast" and rank == spec.root:
+        return [(0, 0, spec.counts[0] * item)]
+    return []
+
+
+def split(count: int, shares: Sequence[float], item_size: int) -> list[int]:
+    """Bounds (len(shares) + 1 of them) that cut `count` elements by `shares`, on cache lines where it is large."""
+    total = math.fsum(shares)
+    grain = max(1, 64 // item_size) if count * item_size >= 4096 * len(shares) else 1
+    bounds, running = [0], 0.0
+    for share in shares:
+        running += share
+        bounds.append(min(count, round(running / total * count / grain) * grain))
+    bounds[-1] = count
+    return bounds
+
+
+def _fold_steps(rank: int, children: Sequence[int], hosts: Sequence[int]) -> list[tuple[int, int, int]]:
+    """The canonical fold at a node as (dst, a, b) steps; operands are a child's index, OWN, ACC, TMP, at last DST."""
+    operands = sorted([(hosts[rank], rank, OWN)] + [(hosts[c], c, index) for index, c in enumerate(children)])
+    steps: list[tuple[int, int, int]] = []
+    total: int | None = None
+    for _, group in itertools.groupby(operands, key=lambda operand: operand[0]):
+        value, *rest = [operand[2] for operand in group]
+        slot = ACC if total is None else TMP
+        for other in rest:
+            steps.append((slot, value, other))
+            value = slot
+        if total is None:
+            total = value
+        else:
+            steps.append((ACC, total, value))
+            total = ACC
+    steps[-1] = (DST, *steps[-1][1:])
+    return steps
+
+
+def _aligned(num_bytes: int) -> int:
+    return (num_bytes + 63) // 64 * 64

@@ -1,0 +1,90 @@
+"""What a process may choose about its groups: `configure()` first, then the environment, then the default."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+from collectives.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of the groups that this process joins from now on.
+
+    Attributes:
+        backend: "narrowgauge", or "gloo" to run the same surface on torch's Gloo. Env NARROWGAUGE_BACKEND.
+        host: name of the (emulated) host of this rank; None measures it. Env NARROWGAUGE_HOST.
+        token: shared secret that peers must prove; None lets rank 0 make one and share it through the store.
+            Env NARROWGAUGE_TOKEN.
+        interface: network interface whose address peers should use; None takes the one that reaches the store.
+            Env NARROWGAUGE_INTERFACE.
+        streams: TCP connections for each peer. Env NARROWGAUGE_STREAMS.
+        slice_bytes: size of the pipelined unit in bytes. Env NARROWGAUGE_SLICE_BYTES.
+        window_bytes: a larger message is handled window by window, so that scratch stays bounded.
+            Env NARROWGAUGE_WINDOW_BYTES.
+        timeout_s: seconds without progress that end an op; None takes the timeout that torch hands the group.
+            Env NARROWGAUGE_TIMEOUT_S.
+        topology: path of a topology JSON file, or None: hosts from what the ranks say, links equal.
+            Env NARROWGAUGE_TOPOLOGY.
+        log: path of this rank's log, told to peers so that their errors can name it. Env NARROWGAUGE_LOG.
+    """
+
+    backend: str = "narrowgauge"
+    host: str | None = None
+    token: str | None = None
+    interface: str | None = None
+    streams: int = 1
+    slice_bytes: int = 128 * 1024
+    window_bytes: int = 64 * 1024 * 1024
+    timeout_s: float | None = None
+    topology: str | None = None
+    log: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.backend not in ("narrowgauge", "gloo"):
+            raise UsageError(f"backend is {self.backend!r}; wanted 'narrowgauge' or 'gloo'")
+        if not 1 <= self.streams <= 64:
+            raise UsageError(f"streams is {self.streams}; wanted 1 to 64")
+        if self.slice_bytes < 1024 or self.slice_bytes % 64:
+            raise UsageError(f"slice_bytes is {self.slice_bytes}; wanted a multiple of 64 of at least 1024")
+        if self.window_bytes < self.slice_bytes:
+            raise UsageError(f"window_bytes is {self.window_bytes}; wanted at least slice_bytes, {self.slice_bytes}")
+        if self.timeout_s is not None and self.timeout_s <= 0:
+            raise UsageError(f"timeout_s is {self.timeout_s}; wanted more than 0")
+
+
+_configured: dict[str, object] = {}
+
+
+def configure(**settings: object) -> None:
+    """Set options of this process for the groups it joins from now on; fields as in `Options`.
+
+    Raises:
+        UsageError: unknown name or a value out of range; nothing is changed then.
+    """
+    unknown = set(settings) - set(Options.__dataclass_fields__)
+    if unknown:
+        raise UsageError(f"configure() got {sorted(unknown)}; it takes {', '.join(Options.__dataclass_fields__)}")
+    replace(_from_environment(), **{**_configured, **settings})  # type: ignore[arg-type]
+    _configured.update(settings)
+
+
+def current() -> Options:
+    """The options in force: what `configure` set over the environment over the defaults."""
+    return replace(_from_environment(), **_configured)  # type: ignore[arg-type]
+
+
+def _from_environment() -> Options:
+    defaults, found = Options(), {}
+    for name in Options.__dataclass_fields__:
+        variable = f"NARROWGAUGE_{name.upper()}"
+        text = os.environ.get(variable)
+        if not text:
+            continue
+        kind = {"streams": int, "slice_bytes": int, "window_bytes": int, "timeout_s": float}.get(name, str)
+        try:
+            found[name] = kind(text)
+        except ValueError:
+            raise UsageError(f"{variable} is {text!r}; wanted {'a whole number' if kind is int else 'a number'}") from None
+    return replace(defaults, **found)  # type: ignore[arg-type]

@@ -1,0 +1,290 @@
+"""Hosts, sites and the links between them: what the planner knows of a cluster. Plain values, JSON in and out.
+
+Every capacity is a directed link, in bytes of payload per second (TCP/IP's own bytes taken off). A slice from one rank
+to another crosses the links of its route:
+
+    same host           the host's memory
+    different hosts     up of the sender's host, down of the receiver's host, and the pair's link if one is given;
+                        between different sites also up of the one site and down of the other
+
+A host in no site sits at the switch that joins the sites.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from collectives.errors import PlanError
+from collectives.rows import fields_of, read_rows
+
+DEFAULT_BYTES_PER_S = 125e6  # 1 Gbit/s
+DEFAULT_MEMORY_BYTES_PER_S = 5e9
+DEFAULT_LATENCY_S = 100e-6
+MEMORY_LATENCY_S = 10e-6
+
+
+@dataclass(frozen=True)
+class Host:
+    """Ranks that share memory, and the host's links.
+
+    Attributes:
+        name: unlike that of any other host.
+        ranks: at least one, ascending.
+        up_bytes_per_s, down_bytes_per_s: from the host to the network and back, in payload bytes per second.
+        memory_bytes_per_s: what ranks of the host can pass to each other in total.
+        latency_s: one way to another host with the same latency; between unlike hosts their mean counts.
+    """
+
+    name: str
+    ranks: tuple[int, ...]
+    up_bytes_per_s: float = DEFAULT_BYTES_PER_S
+    down_bytes_per_s: float = DEFAULT_BYTES_PER_S
+    memory_bytes_per_s: float = DEFAULT_MEMORY_BYTES_PER_S
+    latency_s: float = DEFAULT_LATENCY_S
+
+
+@dataclass(frozen=True)
+class Site:
+    """Hosts behind one shared uplink.
+
+    Attributes:
+        name: unlike that of any other site.
+        hosts: names of its hosts.
+        up_bytes_per_s, down_bytes_per_s: out of the site and into it, shared by its hosts.
+        latency_s: one way through the uplink, on top of the hosts' own.
+    """
+
+    name: str
+    hosts: tuple[str, ...]
+    up_bytes_per_s: float
+    down_bytes_per_s: float
+    latency_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A limit on what goes from one host to another, where it is lower than the hosts' own links. 0: no way through."""
+
+    source: str
+    target: str
+    bytes_per_s: float
+
+
+class Link(NamedTuple):
+    """A directed capacity that bytes cross. Name: "up of a", "down of a", "memory of a", "up of site s", "a to b"."""
+
+    name: str
+    bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Which rank is on which host, and how fast the links are. Ordered: hosts by lowest rank.
+
+    Raises:
+        PlanError: names not unique, ranks that are not 0 to n - 1 once each, rates or latencies out of range, sites
+            or pairs of unknown hosts. The message begins with the place, such as ``hosts[2].up_bytes_per_s``.
+    """
+
+    hosts: tuple[Host, ...]
+    sites: tuple[Site, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check(self)
+        ordered = sorted((replace(host, ranks=tuple(sorted(host.ranks))) for host in self.hosts), key=lambda h: h.ranks)
+        object.__setattr__(self, "hosts", tuple(ordered))
+
+    @classmethod
+    def from_hosts(cls, names: Sequence[str]) -> Topology:
+        """Equal default links; `names` holds the host's name of each rank, in rank order."""
+        ranks: dict[str, list[int]] = {}
+        for rank, name in enumerate(names):
+            ranks.setdefault(name, []).append(rank)
+        return cls(tuple(Host(name, tuple(members)) for name, members in ranks.items()))
+
+    @cached_property
+    def size(self) -> int:
+        """Number of ranks."""
+        return len(self._host_indices)
+
+    @cached_property
+    def _host_indices(self) -> tuple[int, ...]:
+        found = {rank: index for index, host in enumerate(self.hosts) for rank in host.ranks}
+        return tuple(found[rank] for rank in range(len(found)))
+
+    def host_index(self, rank: int) -> int:
+        """Position of the rank's host in `hosts`."""
+        return self._host_indices[rank]
+
+    def host_of(self, rank: int) -> Host:
+        return self.hosts[self._host_indices[rank]]
+
+    def site_of(self, host_index: int) -> Site | None:
+        """The site of the host at that position in `hosts`."""
+        site = self._site_indices[host_index]
+        return None if site is None else self.sites[site]
+
+    @cached_property
+    def _site_indices(self) -> tuple[int | None, ...]:
+        """For each host the position of its site in `sites`, or None."""
+        found = {name: index for index, site in enumerate(self.sites) for name in site.hosts}
+        return tuple(found.get(host.name) for host in self.hosts)
+
+    @cached_property
+    def site_groups(self) -> tuple[tuple[int, ...], ...]:
+        """Host indices by site, in order of lowest rank; a host in no site is a group of its own."""
+        groups: dict[tuple[str, int], list[int]] = {}
+        for index, site in enumerate(self._site_indices):
+            groups.setdefault(("host", index) if site is None else ("site", site), []).append(index)
+        return tuple(tuple(group) for group in groups.values())
+
+    @cached_property
+    def links(self) -> tuple[Link, ...]:
+        """Every link: up, down and memory of each host, then up and down of each site, then the pairs."""
+        links = []
+        for host in self.hosts:
+            links.append(Link(f"up of {host.name}", host.up_bytes_per_s))
+            links.append(Link(f"down of {host.name}", host.down_bytes_per_s))
+            links.append(Link(f"memory of {host.name}", host.memory_bytes_per_s))
+        for site in self.sites:
+            links.append(Link(f"up of site {site.name}", site.up_bytes_per_s))
+            links.append(Link(f"down of site {site.name}", site.down_bytes_per_s))
+        links.extend(Link(f"{pair.source} to {pair.target}", pair.bytes_per_s) for pair in self.pairs)
+        return tuple(links)
+
+    @cached_property
+    def _pair_links(self) -> dict[tuple[int, int], int]:
+        first = 3 * len(self.hosts) + 2 * len(self.sites)
+        index = {host.name: i for i, host in enumerate(self.hosts)}
+        return {(index[p.source], index[p.target]): first + i for i, p in enumerate(self.pairs)}
+
+    def route(self, source: int, target: int) -> tuple[int, ...]:
+        """The links, as positions in `links`, that bytes from rank `source` to rank `target` cross.
+
+        An edge (child, parent) of a tree takes route(child, parent) up and route(parent, child) down.
+        """
+        a, b = self._host_indices[source], self._host_indices[target]
+        if a == b:
+            return (3 * a + 2,)
+        route = [3 * a, 3 * b + 1]
+        if self.sites:
+            from_site, to_site = self._site_indices[a], self._site_indices[b]
+            if from_site != to_site:
+                first = 3 * len(self.hosts)
+                route += [first + 2 * from_site] if from_site is not None else []
+                route += [first + 2 * to_site + 1] if to_site is not None else []
+        if (a, b) in self._pair_links:
+            route.append(self._pair_links[a, b])
+        return tuple(route)
+
+    def latency_s(self, source: int, target: int) -> float:
+        """Seconds that an empty slice takes from rank `source` to rank `target`, one way."""
+        a, b = self._host_indices[source], self._host_indices[target]
+        if a == b:
+            return MEMORY_LATENCY_S
+        seconds = (self.hosts[a].latency_s + self.hosts[b].latency_s) / 2
+        if self._site_indices[a] != self._site_indices[b]:
+            seconds += sum(
+                self.sites[s].latency_s for s in (self._site_indices[a], self._site_indices[b]) if s is not None
+            )
+        return seconds
+
+    def to_json(self) -> str:
+        """The form that `from_json` reads: an object with hosts, and sites and pairs if there are any."""
+        parts = {key: rows for key, rows in asdict(self).items() if rows}
+        lines = [f'  "{key}": [\n    ' + ",\n    ".join(map(json.dumps, rows)) + "\n  ]" for key, rows in parts.items()]
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "topology") -> Topology:
+        """Read what `to_json` wrote; rates and latencies of hosts may be left out.
+
+        Raises:
+            PlanError: `source`, the place in it, what was found and what was wanted.
+        """
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(f"{source}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+        try:
+            parts = fields_of(cls, document, "the file")
+            return cls(
+                hosts=read_rows(Host, parts["hosts"], "hosts"),
+                sites=read_rows(Site, parts.get("sites", []), "sites"),
+                pairs=read_rows(Pair, parts.get("pairs", []), "pairs"),
+            )
+        except PlanError as error:
+            raise PlanError(f"{source}: {error}") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Topology:
+        """Read a topology file. Raises PlanError as `from_json`, OSError if the file cannot be read."""
+        return cls.from_json(Path(path).read_text(encoding="utf-8"), str(path))
+
+    def fingerprint(self) -> int:
+        """32 bits, equal for topologies whose numbers agree to six digits."""
+
+        def six_digits(number: str) -> str:
+            return f"{float(number):.6g}"
+
+        values = json.loads(json.dumps(asdict(self)), parse_float=six_digits, parse_int=six_digits)
+        return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+
+
+def _check(topology: Topology) -> None:
+    hosts, sites, pairs = topology.hosts, topology.sites, topology.pairs
+    owner: dict[int, str] = {}
+    for i, host in enumerate(hosts):
+        _check_new(host.name, [other.name for other in hosts[:i]], f"hosts[{i}].name")
+        if not host.ranks:
+            raise PlanError(f"hosts[{i}].ranks ({host.name!r}): got none; wanted at least one rank")
+        for rank in host.ranks:
+            if rank in owner:
+                raise PlanError(f"hosts[{i}].ranks ({host.name!r}): rank {rank} is on {owner[rank]!r} already")
+            owner[rank] = host.name
+    for rank in range(max(owner, default=0) + 1):
+        if rank not in owner:
+            raise PlanError(f"hosts: rank {rank} is missing; wanted every rank from 0 to {max(owner, default=0)} once")
+    for rank in owner:
+        if rank < 0:
+            raise PlanError(f"hosts: got rank {rank} on {owner[rank]!r}; ranks start at 0")
+    at_site: dict[str, str] = {}
+    for i, site in enumerate(sites):
+        _check_new(site.name, [other.name for other in sites[:i]], f"sites[{i}].name")
+        for name in site.hosts:
+            _check_known(name, hosts, f"sites[{i}].hosts ({site.name!r})")
+            if name in at_site:
+                raise PlanError(f"sites[{i}].hosts ({site.name!r}): host {name!r} is in site {at_site[name]!r} already")
+            at_site[name] = site.name
+    for i, pair in enumerate(pairs):
+        _check_known(pair.source, hosts, f"pairs[{i}].source")
+        _check_known(pair.target, hosts, f"pairs[{i}].target")
+        if any((pair.source, pair.target) == (other.source, other.target) for other in pairs[:i]):
+            raise PlanError(f"pairs[{i}]: {pair.source!r} to {pair.target!r} is given twice")
+    for part, rows in (("hosts", hosts), ("sites", sites), ("pairs", pairs)):
+        for i, row in enumerate(rows):
+            for name, value in vars(row).items():
+                least_is_ok = name == "latency_s" or part == "pairs"
+                if name.endswith("_s") and not (math.isfinite(value) and (value > 0 or (least_is_ok and value == 0))):
+                    wanted = "at least 0" if least_is_ok else "more than 0"
+                    raise PlanError(f"{part}[{i}].{name}: got {value:g}; wanted {wanted}")
+
+
+def _check_new(name: str, others: list[str], place: str) -> None:
+    if not name or name in others:
+        raise PlanError(f"{place}: got {name!r}" + (" a second time" if name else "; wanted a name"))
+
+
+def _check_known(name: str, hosts: tuple[Host, ...], place: str) -> None:
+    if all(name != host.name for host in hosts):
+        near = difflib.get_close_matches(name, [host.name for host in hosts], 1)
+        raise PlanError(f"{place}: no host is called {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
