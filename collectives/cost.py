@@ -5,12 +5,13 @@ tree t, link l with capacity_l bytes per second:
 
     (1) bytes_t    = N share_t             where trees carry the message; chunk_share_t N / n where they carry chunks
     (2) busy_l     = sum_t bytes_t load(t, l) / capacity_l
-    (3) latency_t  = seconds of the slowest way from a leaf to the root (going up) + from the root to a leaf (down)
-    (4) messages_r = trees' edges at rank r, once for each direction that the collective uses
+    (3) latency_t  = seconds of the slowest way between a leaf and the root, once for each direction
+    (4) messages_r = trees' edges at rank r, once for each direction
     (5) seconds    = max_l busy_l + max_t latency_t + MESSAGE_S max_r messages_r
 
-load(t, l) is how often link l is crossed by what tree t carries. (2) is what a perfect pipeline would take, (3) what it
-takes to fill, (5) adds what a rank spends on messages however short they are. Trees with share 0 count nowhere.
+load(t, l) is how often link l is crossed by what tree t carries. A collective uses one direction of a tree or both. (2)
+is what a perfect pipeline would take, (3) what it takes to fill; (5) adds what a rank spends on messages however short
+they are. Trees with share 0 count nowhere.
 """
 
 from __future__ import annotations
@@ -77,14 +78,12 @@ def cost(topology: Topology, forest: Forest, loads: Sequence[Load] | None = None
 
 def latency_s(topology: Topology, collective: Collective, tree: Tree) -> float:
     """(3): seconds that an empty slice takes through the tree, there and back as the collective asks."""
-    spec, up, down = SPECIFICATIONS[collective], {tree.root: 0.0}, {tree.root: 0.0}
-    order = [tree.root]
+    spec, way_s, order = SPECIFICATIONS[collective], {tree.root: 0.0}, [tree.root]
     for parent in order:
         for child in tree.children_of(parent):
-            up[child] = up[parent] + topology.latency_s(child, parent)
-            down[child] = down[parent] + topology.latency_s(parent, child)
+            way_s[child] = way_s[parent] + topology.latency_s(child, parent)
             order.append(child)
-    return spec.up * max(up.values()) + spec.down * max(down.values())
+    return (spec.up + spec.down) * max(way_s.values())
 
 
 def _messages(forest: Forest, used: Sequence[Tree]) -> list[int]:

@@ -21,8 +21,8 @@ class Options:
             Env NARROWGAUGE_INTERFACE.
         streams: TCP connections for each peer. Env NARROWGAUGE_STREAMS.
         slice_bytes: size of the pipelined unit in bytes. Env NARROWGAUGE_SLICE_BYTES.
-        window_bytes: a larger message is handled window by window, so that scratch stays bounded.
-            Env NARROWGAUGE_WINDOW_BYTES.
+        window_bytes: how much of a message may be on its way at a time; bounds the engine's memory. None takes
+            4 MiB, or more where links are fast and far. Env NARROWGAUGE_WINDOW_BYTES.
         timeout_s: seconds without progress that end an op; None takes the timeout that torch hands the group.
             Env NARROWGAUGE_TIMEOUT_S.
         topology: path of a topology JSON file, or None: hosts from what the ranks say, links equal.
@@ -36,7 +36,7 @@ class Options:
     interface: str | None = None
     streams: int = 1
     slice_bytes: int = 128 * 1024
-    window_bytes: int = 64 * 1024 * 1024
+    window_bytes: int | None = None
     timeout_s: float | None = None
     topology: str | None = None
     log: str | None = None
@@ -48,7 +48,7 @@ class Options:
             raise UsageError(f"streams is {self.streams}; wanted 1 to 64")
         if self.slice_bytes < 1024 or self.slice_bytes % 64:
             raise UsageError(f"slice_bytes is {self.slice_bytes}; wanted a multiple of 64 of at least 1024")
-        if self.window_bytes < self.slice_bytes:
+        if self.window_bytes is not None and self.window_bytes < self.slice_bytes:
             raise UsageError(f"window_bytes is {self.window_bytes}; wanted at least slice_bytes, {self.slice_bytes}")
         if self.timeout_s is not None and self.timeout_s <= 0:
             raise UsageError(f"timeout_s is {self.timeout_s}; wanted more than 0")

@@ -9,9 +9,9 @@ Every algorithm's trees are candidates. Their shares come from a linear program 
 
 and, among its many optima, the most even shares and the shallowest trees: two small terms in the objective. The dual
 values say how much of T hangs on each link; the largest names the bottleneck. Each algorithm is an option with equal
-shares and with the program's, and so are all algorithms together ("mixed"). The plainest option whose predicted
-seconds are within NEAR of the best wins: equal links give the direct forest with equal shares. Small messages get few
-messages and hops by the same comparison, because `cost` counts those.
+shares and with the program's, and so are all algorithms together ("mixed") where none alone comes near the bound. The
+plainest option whose predicted seconds are within NEAR of the best wins: equal links give the direct forest with equal
+shares. Small messages get few messages and hops by the same comparison, because `cost` counts those.
 
 Ranks plan for themselves and must agree: nothing here is random, shares are rounded, and the forest depends on the size
 class, not on the exact size.
@@ -181,7 +181,8 @@ def _options(topology: Topology, collective: Collective, root: int | None) -> tu
         taken = cost(topology, forest, loads[name])
         options.append(Option(name, forest, taken, _busiest(topology, taken)))
         options += _planned(name, topology, collective, root, trees, loads[name])
-    if len(offered) > 1:
+    best, bound = min(option.cost.s_per_byte for option in options), bound_s(topology, collective, 1, root)
+    if len(offered) > 1 and (bound is None or best > NEAR * bound):
         mixed = {tree: crossed for name in offered for tree, crossed in zip(offered[name], loads[name], strict=True)}
         options += _planned("mixed", topology, collective, root, list(mixed), list(mixed.values()))
     return tuple(options)
@@ -238,7 +239,8 @@ def _solve(
     dead = {tree for link, tree, _ in entries if not links[link].bytes_per_s}
     busy = np.zeros((len(links), trees))
     for link, tree, times in entries:
-        busy[link, tree] = times / (links[link].bytes_per_s or 1.0)
+        if links[link].bytes_per_s:
+            busy[link, tree] = times / links[link].bytes_per_s
     unit = busy.mean(axis=1).max() or 1.0
     link_rows = np.hstack([busy / unit, np.full((len(links), 1), -1.0), np.zeros((len(links), 1))])
     even_rows = np.hstack([np.eye(trees), np.zeros((trees, 1)), np.full((trees, 1), -1.0)])

@@ -187,7 +187,7 @@ class Topology:
         return tuple(route)
 
     def latency_s(self, source: int, target: int) -> float:
-        """Seconds that an empty slice takes from rank `source` to rank `target`, one way."""
+        """Seconds that an empty slice takes from one rank to the other, one way; the same both ways."""
         a, b = self._host_indices[source], self._host_indices[target]
         if a == b:
             return MEMORY_LATENCY_S
@@ -268,6 +268,8 @@ def _check(topology: Topology) -> None:
     for i, pair in enumerate(pairs):
         _check_known(pair.source, hosts, f"pairs[{i}].source")
         _check_known(pair.target, hosts, f"pairs[{i}].target")
+        if pair.source == pair.target:
+            raise PlanError(f"pairs[{i}]: source and target are both {pair.source!r}")
         if any((pair.source, pair.target) == (other.source, other.target) for other in pairs[:i]):
             raise PlanError(f"pairs[{i}]: {pair.source!r} to {pair.target!r} is given twice")
     for part, rows in (("hosts", hosts), ("sites", sites), ("pairs", pairs)):

@@ -38,6 +38,7 @@ class Farewells:
 
     def __init__(self, control: dict[int, socket.socket]) -> None:
         self._control = control
+        self._said = False
         self.aborted: dict[int, Abort] = {}
         self.left: set[int] = set()
         self.died: set[int] = set()
@@ -84,6 +85,10 @@ class Farewells:
                 return
 
     def _say(self, words: dict[str, object]) -> None:
+        """Last words are said once."""
+        if self._said:
+            return
+        self._said = True
         payload = json.dumps(words).encode()
         for connection in self._control.values():
             with contextlib.suppress(OSError):  # a peer that is gone needs no word

@@ -24,7 +24,7 @@ def explain(
     where = f"{cards[rank].describe()}, {spec} (op {int(run['op'])})"
     culprit = int(run["culprit"])
     if status == loop.TIMEOUT:
-        return _timed_out(where, cards, table)
+        return _timed_out(where, cards, table, farewells)
     if status == loop.OP_MISMATCH:
         return OpMismatch(
             f"{where}: {cards[culprit].describe()} is in another collective at the same place; all ranks must call the "
@@ -38,6 +38,9 @@ def explain(
         return ProtocolError(f"{where}: poll failed: {os.strerror(int(run['errno']))}")
     if status in (loop.PEER_CLOSED, loop.SOCKET_ERROR):
         farewells.hear_out(culprit)
+    heard = farewells.aborted.get(culprit)
+    if heard is not None and heard.culprit == rank:
+        return _blamed(where, cards, culprit, table)
     return _lost(status, where, cards, culprit, table, farewells)
 
 
@@ -74,14 +77,37 @@ def _lost(
     return PeerLost(f"{where}: lost the connection to {peer.describe()}: {reason}{_log_of(peer)}. {waited}", culprit)
 
 
-def _timed_out(where: str, cards: Sequence[Card], table: Table) -> OpTimeout:
-    waited_for = _peers_still_to_come(table)
-    seconds = int(table.run[0]["timeout_ns"]) / 1e9
+def _timed_out(where: str, cards: Sequence[Card], table: Table, farewells: Farewells) -> OpTimeout:
+    """Whom this rank waited for may itself have waited: say what is known here, hear what the others know."""
+    waited_for, _ = _missing(table)
+    culprit = waited_for[0] if waited_for else None
+    text = f"nothing moved for {int(table.run[0]['timeout_ns']) / 1e9:g} s. {_still_to_come(table, cards)}"
+    farewells.say_abort(culprit, f"{where}: {text}")
+    chain = ""
+    while culprit is not None:
+        farewells.hear_out(culprit)
+        heard = farewells.aborted.get(culprit)
+        if heard is None or heard.culprit is None or cards[heard.culprit].describe() in chain:
+            break
+        culprit = heard.culprit
+        chain += f" That one waited for {cards[culprit].describe()}."
     return OpTimeout(
-        f"{where}: nothing moved for {seconds:g} s. {_still_to_come(table, cards)} Either it is not in this collective "
-        "(another branch, another number of steps, a long pause: then raise the timeout), it hangs, or its link is cut"
-        f"{_log_of(cards[waited_for[0]]) if waited_for else ''}",
-        waited_for[0] if waited_for else None,
+        f"{where}: {text}{chain} A rank that is waited for is not in this collective (another branch or number of "
+        "steps, a long pause: then raise the timeout), or hangs, or its link is cut"
+        f"{_log_of(cards[culprit]) if culprit is not None else ''}",
+        culprit,
+    )
+
+
+def _blamed(where: str, cards: Sequence[Card], teller: int, table: Table) -> CollectiveError:
+    """A peer gave up on this rank, which is well, and itself waits for another."""
+    waited_for, _ = _missing(table)
+    culprit = next((peer for peer in waited_for if peer != teller), None)
+    return OpTimeout(
+        f"{where}: {cards[teller].describe()} gave up waiting for this rank. {_still_to_come(table, cards)} "
+        f"A pause of this rank before it came to this collective looks the same: then raise the timeout"
+        f"{_log_of(cards[culprit]) if culprit is not None else ''}",
+        culprit,
     )
 
 
@@ -100,33 +126,36 @@ def _unreadable(where: str, peer: Card, table: Table, net: Net) -> ProtocolError
     )
 
 
-def _peers_still_to_come(table: Table) -> list[int]:
-    return [peer for peer, queue in enumerate(table.queues) if int(queue["expect"]) > 0]
-
-
 def _still_to_come(table: Table, cards: Sequence[Card]) -> str:
-    """The sentence that names what this rank waited for: peers, and the first tree and slice that is missing."""
-    peers = _peers_still_to_come(table)
-    if not peers:
-        full = [peer for peer, queue in enumerate(table.queues) if int(queue["head"]) < int(queue["tail"])]
-        names = ", ".join(cards[peer].describe() for peer in full[:_RANKS_NAMED])
-        return f"This rank waited for {names or 'its peers'} to take its slices."
-    names = ", ".join(cards[peer].describe() for peer in peers[:_RANKS_NAMED])
+    """The sentence that names what this rank waited for."""
+    peers, place = _missing(table)
+    verb = "waited for" if place else "waited to hand its slices to"
+    names = ", ".join(cards[peer].describe() for peer in peers[:_RANKS_NAMED]) or "its peers"
     more = f" and {len(peers) - _RANKS_NAMED} more" if len(peers) > _RANKS_NAMED else ""
-    return f"This rank waited for {names}{more}{_first_missing(table)}."
+    return f"This rank {verb} {names}{more}{place}."
 
 
-def _first_missing(table: Table) -> str:
-    run = table.run[0]
+def _missing(table: Table) -> tuple[list[int], str]:
+    """Who owes what. Children that owe a slice on its way up come first: a parent may itself be waiting for them.
+
+    Returns:
+        Peers, and the first tree and slice that they owe; "" if they owe nothing but don't take what is sent.
+    """
     for tree in table.trees:
-        first = int(run["window"]) * int(tree["window"])
-        for local in range(min(int(tree["window"]), int(tree["num_slices"]) - first)):
-            arrived = int(table.arrived[int(tree["first_state"]) + local])
-            if tree["up"] and arrived < int(tree["num_edges"]):
-                return f" (tree {int(tree['id'])} slice {first + local}, on its way up)"
-            if tree["down"] and int(tree["parent"]) != NO_PEER and arrived < loop.ARRIVED_DOWN:
-                return f" (tree {int(tree['id'])} slice {first + local}, on its way down)"
-    return ""
+        if tree["up"] and tree["num_edges"]:
+            due = table.due[int(tree["first_slot"]) :][: int(tree["slots"])]
+            slot = int(due.argmin())
+            if due[slot] < int(tree["num_slices"]):
+                edges = table.edges[int(tree["first_edge"]) :][: int(tree["num_edges"])]
+                peers = [int(edge["peer"]) for edge in edges if not table.seen[int(edge["first_seen"]) + slot]]
+                return peers, f" (tree {int(tree['id'])} slice {int(due[slot])}, on its way up)"
+    for tree in table.trees:
+        if tree["down"] and int(tree["parent"]) != NO_PEER:
+            received = table.received[int(tree["first_slice"]) :][: int(tree["num_slices"])]
+            if not received.all():
+                first = int(received.argmin())
+                return [int(tree["parent"])], f" (tree {int(tree['id'])} slice {first}, on its way down)"
+    return [peer for peer, queue in enumerate(table.queues) if int(queue["head"]) < int(queue["tail"])], ""
 
 
 def _log_of(card: Card) -> str:

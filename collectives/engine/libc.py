@@ -12,6 +12,7 @@ from collectives.engine.jit import jit, load_int32
 _int, _size, _address = types.int32, types.int64, types.int64
 
 recv = types.ExternalFunction("recv", _size(_int, _address, _size, _int))
+recvmsg = types.ExternalFunction("recvmsg", _size(_int, _address, _int))
 send = types.ExternalFunction("send", _size(_int, _address, _size, _int))
 sendmsg = types.ExternalFunction("sendmsg", _size(_int, _address, _int))
 poll = types.ExternalFunction("poll", _int(_address, _size, _int))

@@ -51,7 +51,6 @@ CONN = np.dtype(
     ]
 )  # fmt: skip
 POLLFD = np.dtype([("fd", "i4"), ("events", "i2"), ("revents", "i2")])
-ARRIVED_DOWN = 1 << 40  # in `Table.arrived`: the slice's result is here, or on its way in
 
 
 class Net(NamedTuple):
@@ -138,6 +137,7 @@ def _begin_window(net: Net, table: Table) -> None:
     run["to_send"], run["to_receive"] = 0, 0
     table.arrived[:] = 0
     table.seen[:] = 0
+    table.received[:] = 0
     for p in range(len(queues)):
         queues[p]["head"], queues[p]["tail"], queues[p]["expect"] = 0, 0, 0
     longest = 0
@@ -145,7 +145,10 @@ def _begin_window(net: Net, table: Table) -> None:
         tree = trees[t]
         first, stop = _window_of(run, tree)
         n = stop - first
-        longest = max(longest, n)
+        at_once = min(n, tree["slots"]) if run["sliding"] == 1 else n
+        longest = max(longest, at_once)
+        for k in range(tree["slots"]):
+            table.due[tree["first_slot"] + (first + k) % tree["slots"]] = first + k
         has_parent = 1 if tree["parent"] != NO_PEER else 0
         run["to_send"] += n * (tree["up"] * has_parent + tree["down"] * tree["num_edges"])
         run["to_receive"] += n * (tree["up"] * tree["num_edges"] + tree["down"] * has_parent)
@@ -157,7 +160,7 @@ def _begin_window(net: Net, table: Table) -> None:
         for t in range(len(trees)):
             tree = trees[t]
             first, stop = _window_of(run, tree)
-            if first + s >= stop:
+            if first + s >= stop or (run["sliding"] == 1 and s >= tree["slots"]):
                 continue
             if tree["up"] == 1 and tree["num_edges"] == 0:
                 _push(table, tree["parent"], t, first + s, UP)
@@ -169,9 +172,11 @@ def _begin_window(net: Net, table: Table) -> None:
 
 @jit
 def _window_of(run: Any, tree: Any) -> tuple[int, int]:
-    """First and past-the-last slice of a tree in the current window."""
-    first = run["window"] * tree["window"]
-    return min(first, tree["num_slices"]), min(first + tree["window"], tree["num_slices"])
+    """First and past-the-last slice of a tree in the current window; a sliding one passes over all."""
+    if run["sliding"] == 1 or run["num_windows"] == 1:
+        return np.int64(0), tree["num_slices"]
+    first = run["window"] * tree["slots"]
+    return min(first, tree["num_slices"]), min(first + tree["slots"], tree["num_slices"])
 
 
 @jit
@@ -195,7 +200,7 @@ def _slice_elems(tree: Any, s: int) -> int:
 
 @jit
 def _receive(net: Net, table: Table, c: int) -> int:
-    """Read once from a connection: a header, or as much of a payload as is there."""
+    """Read once from a connection: a header, or as much of a payload as is there, with the header that follows it."""
     conn = net.conns[c]
     if conn["rx_ready"] == 0 or conn["parked"] == 1 or table.queues[conn["peer"]]["expect"] == 0:
         return _IDLE
@@ -213,21 +218,24 @@ def _receive(net: Net, table: Table, c: int) -> int:
         if status >= 0 or conn["parked"] == 1:
             return status
     left = conn["payload_length"] - conn["payload_got"]
-    got = libc.recv(conn["fd"], conn["payload_at"] + conn["payload_got"], left, libc.MSG_DONTWAIT)
+    net.iov[0], net.iov[1] = conn["payload_at"] + conn["payload_got"], left
+    net.iov[2], net.iov[3] = net.rx_headers.ctypes.data + c * HEADER_BYTES, HEADER_BYTES
+    got = libc.recvmsg(conn["fd"], net.message.ctypes.data, libc.MSG_DONTWAIT)
     if got <= 0:
         return _after_failed_recv(table, conn, got)
     table.run[0]["bytes_received"] += got
-    conn["payload_got"] += got
-    if got < left:
+    if got < left + HEADER_BYTES:
         conn["rx_ready"] = 0
+    if got < left:
+        conn["payload_got"] += got
         return _MOVED
-    conn["header_got"], conn["accepted"] = 0, 0
+    conn["header_got"], conn["accepted"] = got - left, 0
     table.run[0]["to_receive"] -= 1
     table.queues[conn["peer"]]["expect"] -= 1
     if conn["direction"] == UP:
         _child_arrived(net, table, conn["tree"], conn["slice"])
     else:
-        _push_down(table, conn["tree"], conn["slice"])
+        _came_down(table, conn["tree"], conn["slice"])
     return _MOVED
 
 
@@ -266,18 +274,18 @@ def _accept_header(net: Net, table: Table, c: int) -> int:
     if s >= stop:
         conn["parked"] = 1
         return _MOVED
-    local, n = s - first, _slice_elems(tree, s)
+    slot, n = s % tree["slots"], _slice_elems(tree, s)
     if header["direction"] == UP and tree["up"] == 1:
         e = _edge_from(table, tree, conn["peer"])
-        if e < 0 or table.seen[table.edges[e]["first_seen"] + local] == 1:
+        if e < 0 or table.due[tree["first_slot"] + slot] != s or table.seen[table.edges[e]["first_seen"] + slot] == 1:
             return BAD_HEADER
-        table.seen[table.edges[e]["first_seen"] + local] = 1
+        table.seen[table.edges[e]["first_seen"] + slot] = 1
         item = table.edges[e]["wire_size"]
-        at = run["scratch"] + table.edges[e]["scratch_offset"] + local * tree["slice_elems"] * item
+        at = run["scratch"] + table.edges[e]["scratch_offset"] + slot * tree["slice_elems"] * item
     elif header["direction"] == DOWN and tree["down"] == 1 and tree["parent"] == conn["peer"]:
-        if table.arrived[tree["first_state"] + local] == ARRIVED_DOWN:
+        if table.received[tree["first_slice"] + s] == 1:
             return BAD_HEADER
-        table.arrived[tree["first_state"] + local] = ARRIVED_DOWN
+        table.received[tree["first_slice"] + s] = 1
         item = run["item_size"]
         at = run["target"] + tree["target_offset"] + s * tree["slice_elems"] * item
     else:
@@ -299,24 +307,27 @@ def _edge_from(table: Table, tree: Any, peer: int) -> int:
 
 @jit
 def _child_arrived(net: Net, table: Table, t: int, s: int) -> None:
-    """Count a child's slice; once all are there fold them and send the sum on."""
+    """Count a child's slice; once all are there fold them, free the slot and send the sum on."""
     run, tree = table.run[0], table.trees[t]
-    first, _ = _window_of(run, tree)
-    local = s - first
-    table.arrived[tree["first_state"] + local] += 1
-    if table.arrived[tree["first_state"] + local] < tree["num_edges"]:
+    slot = s % tree["slots"]
+    at = tree["first_slot"] + slot
+    table.arrived[at] += 1
+    if table.arrived[at] < tree["num_edges"]:
         return
+    table.arrived[at] = 0
+    table.due[at] += tree["slots"]
     begin = s * tree["slice_elems"]
     for k in range(tree["num_edges"]):
         edge = table.edges[tree["first_edge"] + k]
         table.wire_sizes[k] = edge["wire_size"]
-        table.operands[k] = run["scratch"] + edge["scratch_offset"] + local * tree["slice_elems"] * edge["wire_size"]
+        table.operands[k] = run["scratch"] + edge["scratch_offset"] + slot * tree["slice_elems"] * edge["wire_size"]
+        table.seen[edge["first_seen"] + slot] = 0
     own = run["source"] + tree["source_offset"] + begin * run["item_size"]
     is_root = tree["parent"] == NO_PEER
     if is_root:
         dst = run["target"] + tree["target_offset"] + begin * run["item_size"]
     else:
-        dst = run["scratch"] + tree["partial_offset"] + local * tree["slice_elems"] * run["acc_size"]
+        dst = run["scratch"] + tree["partial_offset"] + slot * tree["slice_elems"] * run["acc_size"]
     fold(
         run["dtype"], run["reduction"], run["divisor"] if is_root else np.int64(1), run["item_size"],
         table.steps, tree["first_step"], tree["num_steps"], table.operands, table.wire_sizes,
@@ -326,6 +337,16 @@ def _child_arrived(net: Net, table: Table, t: int, s: int) -> None:
         _push(table, tree["parent"], t, s, UP)
     elif tree["down"] == 1:
         _push_down(table, t, s)
+
+
+@jit
+def _came_down(table: Table, t: int, s: int) -> None:
+    """Hand a result on. It says that the parent's slot is free, so a leaf may send the slice after next in it."""
+    tree = table.trees[t]
+    _push_down(table, t, s)
+    later = s + tree["slots"]
+    if tree["up"] == 1 and tree["num_edges"] == 0 and later < tree["num_slices"]:
+        _push(table, tree["parent"], t, later, UP)
 
 
 @jit
@@ -371,12 +392,11 @@ def _begin_frame(net: Net, table: Table, c: int, entry: int) -> None:
     conn, header, run = net.conns[c], net.tx_headers[c], table.run[0]
     t, s, direction = entry >> 34, (entry >> 2) & 0xFFFFFFFF, entry & 3
     tree = table.trees[t]
-    first, _ = _window_of(run, tree)
-    local, begin, n = s - first, s * tree["slice_elems"], _slice_elems(tree, s)
+    slot, begin, n = s % tree["slots"], s * tree["slice_elems"], _slice_elems(tree, s)
     item = run["item_size"]
     if direction == UP and tree["num_edges"] > 0:
         item = run["acc_size"]
-        at = run["scratch"] + tree["partial_offset"] + local * tree["slice_elems"] * item
+        at = run["scratch"] + tree["partial_offset"] + slot * tree["slice_elems"] * item
     elif direction == UP or (tree["up"] == 0 and tree["parent"] == NO_PEER):
         at = run["source"] + tree["source_offset"] + begin * item
     else:

@@ -105,9 +105,11 @@ def form(store: Store, rank: int, size: int, group: str, epoch: int, options: Op
         finally:
             acceptor.join()
         made.update(acceptor.result(cards))
-    for connection in made.values():
+    for (other, _), connection in made.items():
         connection.settimeout(None)
         tcp.tune(connection)
+        if cards[other].machine == card.machine:
+            tcp.tune_within_machine(connection)
     control = {other: connection for (other, stream), connection in made.items() if stream == CONTROL_STREAM}
     data = [(other, connection) for (other, stream), connection in sorted(made.items()) if stream != CONTROL_STREAM]
     return Mesh(cards, control, data)
@@ -189,22 +191,18 @@ class _Acceptor(threading.Thread):
         self.wanted, self.deadline = wanted, deadline
         self.admitted: dict[tuple[int, int], socket.socket] = {}
         self.refused: list[str] = []
+        self.over = False
         self.lock = threading.Lock()
 
     def run(self) -> None:
-        handshakes: list[threading.Thread] = []
+        self.server.settimeout(0.01)
         while len(self.admitted) < len(self.wanted) and time.monotonic() < self.deadline:
-            self.server.settimeout(0.05)
             try:
                 connection, (address, *_) = self.server.accept()
             except TimeoutError:
                 continue
             # Each on its own thread: a stranger that connects and says nothing holds up nobody.
-            thread = threading.Thread(target=self._admit, args=(connection, address), daemon=True)
-            thread.start()
-            handshakes.append(thread)
-        for thread in handshakes:
-            thread.join(max(0.0, self.deadline - time.monotonic()))
+            threading.Thread(target=self._admit, args=(connection, address), daemon=True).start()
 
     def _admit(self, connection: socket.socket, address: str) -> None:
         connection.settimeout(HANDSHAKE_S)
@@ -212,7 +210,7 @@ class _Acceptor(threading.Thread):
             hello = admit(connection, self.group, self.epoch, self.token)
             key = (hello.rank, hello.stream)
             with self.lock:
-                if key not in self.wanted or key in self.admitted:
+                if key not in self.wanted or key in self.admitted or self.over:
                     raise Refused(f"nobody waits for rank {hello.rank} stream {hello.stream}")
                 self.admitted[key] = connection
         except Refused as refusal:
@@ -221,6 +219,8 @@ class _Acceptor(threading.Thread):
                 self.refused.append(f"{address}: {refusal}")
 
     def result(self, cards: list[Card]) -> dict[tuple[int, int], socket.socket]:
+        with self.lock:
+            self.over = True
         missing = sorted({rank for rank, _ in self.wanted - set(self.admitted)})
         if missing:
             for connection in self.admitted.values():

@@ -16,6 +16,7 @@ import socket
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from collectives.topology import Topology
 
 Done = Callable[[BaseException | None], None]
 TABLES_KEPT = 256
+LEAST_WINDOW_BYTES = 4 * 1024 * 1024
 DEFAULT_TIMEOUT_S = 1800.0
 
 
@@ -106,6 +108,7 @@ class Engine:
         self._hosts = [topology.host_index(each) for each in range(self.size)]
         self._tables: collections.OrderedDict[OpSpec, table.Layout] = collections.OrderedDict()
         self._scratch = np.empty(0, np.uint8)
+        self._window_bytes = options.window_bytes or _window_bytes(topology)
         self._ops = itertools.count()
         self._waker, self._wake = socket.socketpair()
         self._farewells = farewell.Farewells(formed.control)
@@ -132,10 +135,13 @@ class Engine:
 
         Raises:
             UsageError: the spec cannot be carried out. Nothing was queued.
+            GroupClosed: `close` was called. Nothing was queued.
         """
         spec.check(self.size)
         call = _Call(spec, source, target, timeout_s or self._timeout_s, done)
         with self._lock:
+            if self._closing:
+                raise self._closed(spec)
             self._calls.append(call)
             self._lock.notify_all()
 
@@ -235,7 +241,7 @@ class Engine:
         if self._failure is not None:
             raise type(self._failure)(str(self._failure), self._failure.culprit)
         if self._closing:
-            raise GroupClosed(f"rank {self.rank}: group {self.name} was closed before {spec} ran", self.rank)
+            raise self._closed(spec)
         started = time.perf_counter()
         layout = self._layout(spec)
         run = layout.table.run[0]
@@ -253,6 +259,9 @@ class Engine:
         counters.poll_s += int(run["poll_ns"]) / 1e9
         counters.bytes_sent += int(run["bytes_sent"])
         counters.bytes_received += int(run["bytes_received"])
+
+    def _closed(self, spec: OpSpec) -> GroupClosed:
+        return GroupClosed(f"rank {self.rank}: group {self.name} was closed before {spec} ran", self.rank)
 
     def _react(self, status: int, spec: OpSpec, current: table.Table) -> None:
         """Go on after a signal or a harmless goodbye; raise what a status means otherwise."""
@@ -278,9 +287,9 @@ class Engine:
         options = self._options
         layout = table.build(
             in_force.forest, spec, self.rank, self._hosts,
-            slice_bytes=options.slice_bytes, window_bytes=options.window_bytes,
+            slice_bytes=options.slice_bytes, window_bytes=self._window_bytes,
         )  # fmt: skip
-        layout.table.run["spec"] = (spec.fingerprint() ^ in_force.fingerprint() ^ options.slice_bytes) & 0xFFFFFFFF
+        layout.table.run["spec"] = _agreed(spec, in_force, options.slice_bytes, self._window_bytes)
         self._tables[spec] = layout
         if len(self._tables) > TABLES_KEPT:
             self._tables.popitem(last=False)
@@ -291,6 +300,19 @@ class Engine:
         if len(self._scratch) < num_bytes + 64:
             self._scratch = np.empty(num_bytes + 64, np.uint8)
         return (self._scratch.ctypes.data + 63) // 64 * 64
+
+
+def _window_bytes(topology: Topology) -> int:
+    """Enough to keep every link busy for two round trips, and no less than LEAST_WINDOW_BYTES."""
+    fastest = max(min(host.up_bytes_per_s, host.down_bytes_per_s) for host in topology.hosts)
+    hosts = [host.ranks[0] for host in topology.hosts]
+    longest = max((topology.latency_s(a, b) for a in hosts for b in hosts if a != b), default=0.0)
+    return max(LEAST_WINDOW_BYTES, int(4 * longest * fastest * len(hosts)))
+
+
+def _agreed(spec: OpSpec, in_force: Plan, slice_bytes: int, window_bytes: int) -> int:
+    """32 bits in every header: equal only if op, plan and slicing are."""
+    return spec.fingerprint() ^ in_force.fingerprint() ^ zlib.crc32(f"{slice_bytes} {window_bytes}".encode())
 
 
 def warm_up() -> float:

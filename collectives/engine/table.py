@@ -5,8 +5,12 @@ table and may use nothing else of the plan.
 
 A tree's range of the message is cut into slices. On the way up a node waits for a slice of all its children (they lie
 in scratch, one place for each child), folds them with its own and passes the sum on; on the way down a slice goes
-straight into the target. Messages over `window_bytes` go window by window, so that scratch is bounded: a window holds
-the slices [k * window, (k + 1) * window) of every tree, and scratch has room for one window.
+straight into the target.
+
+Scratch has room for `slots` slices of each (tree, child), and slice s waits in slot s % slots. Where a tree goes up and
+down, a slice that comes down says that its slot is free above, so a child sends slice s + slots up once it has s: the
+window slides, scratch stays small enough for the processor's cache, and no message is needed for it. Where trees go
+only up, the message goes window by window: the slices [k * slots, (k + 1) * slots) of every tree, then the next.
 
 The fold order is canonical: contributions are grouped by host, ranks of a host ascending, hosts in order of their
 lowest rank; a host's contributions are folded first, then the hosts' results. It does not depend on what arrives
@@ -32,6 +36,8 @@ Records = npt.NDArray[np.void]
 
 NO_PEER = -1
 UP, DOWN = 0, 1  # direction of a slice
+LEAST_SLOTS = 2  # one slice in work while the next is on its way
+UP_ONLY_WINDOW = 16  # nothing comes back to say that a slot is free, so windows are larger and fewer
 
 TREE = np.dtype(
     [
@@ -41,8 +47,9 @@ TREE = np.dtype(
         ("first_step", "i8"), ("num_steps", "i8"),  # fold steps
         ("up", "i8"), ("down", "i8"),  # which ways the tree is used
         ("count", "i8"), ("slice_elems", "i8"), ("num_slices", "i8"),
-        ("window", "i8"),  # slices in a window
-        ("first_state", "i8"),  # where the tree's slices start in `arrived`
+        ("slots", "i8"),
+        ("first_slot", "i8"),  # where the tree's slots start in `arrived` and `due`
+        ("first_slice", "i8"),  # where the tree's slices start in `received`
         ("source_offset", "i8"), ("target_offset", "i8"),  # bytes from the buffers' start
         ("partial_offset", "i8"),  # bytes into scratch: what an inner node passes up
     ]
@@ -51,8 +58,8 @@ EDGE = np.dtype(
     [
         ("peer", "i8"),  # the child's rank
         ("wire_size", "i8"),  # bytes of an element on its way up: a leaf's own type, or the accumulator's
-        ("scratch_offset", "i8"),  # bytes into scratch where its slices of a window wait
-        ("first_seen", "i8"),  # where its slices start in `seen`
+        ("scratch_offset", "i8"),  # bytes into scratch where its slots are
+        ("first_seen", "i8"),  # where its slots start in `seen`
     ]
 )
 STEP = np.dtype([("dst", "i8"), ("a", "i8"), ("b", "i8")])
@@ -63,6 +70,7 @@ RUN = np.dtype(
         ("op", "i8"), ("spec", "i8"), ("epoch", "i8"),
         ("dtype", "i8"), ("reduction", "i8"), ("divisor", "i8"), ("item_size", "i8"), ("acc_size", "i8"),
         ("source", "i8"), ("target", "i8"), ("scratch", "i8"),  # addresses
+        ("sliding", "i8"),  # 1: trees go up and down, one sliding window; 0: window by window
         ("num_windows", "i8"), ("window", "i8"), ("started", "i8"),
         ("to_send", "i8"), ("to_receive", "i8"),  # slices still to go in this window
         ("timeout_ns", "i8"), ("last_move_ns", "i8"), ("last_move_bytes", "i8"),
@@ -82,8 +90,10 @@ class Table(NamedTuple):
     local_tree: npt.NDArray[np.int64]  # tree id -> index in `trees`, or -1
 
     run: Records  # one RUN
-    arrived: npt.NDArray[np.int64]  # for each (tree, slice of the window): children that have arrived
-    seen: npt.NDArray[np.uint8]  # for each (edge, slice of the window)
+    due: npt.NDArray[np.int64]  # for each (tree, slot): the slice that waits there
+    arrived: npt.NDArray[np.int64]  # and how many children's have arrived
+    seen: npt.NDArray[np.uint8]  # for each (edge, slot): whether that child's has
+    received: npt.NDArray[np.uint8]  # for each (tree, slice): whether it has come down, or begun to
     queues: Records  # for each peer: a ring of slices to send, and how many slices are still to come
     pending: npt.NDArray[np.int64]  # the queues' entries: (tree, slice, direction), see `loop.py`
     operands: npt.NDArray[np.int64]  # a fold's addresses
@@ -106,23 +116,25 @@ def build(
     Args:
         hosts: for each rank the index of its host.
         slice_bytes: bytes of a slice in the op's dtype.
-        window_bytes: bytes of the message that are in work at a time; bounds scratch to about as much
-            (twice for a forest with inner nodes, twice again for partial sums of 16-bit types).
+        window_bytes: bytes of the message that may be on their way at a time where trees go up and down (at least
+            two slices a tree); bounds scratch to about as much, twice for a forest with inner nodes, twice again for
+            partial sums of 16-bit types. Where they go only up, UP_ONLY_WINDOW times as much.
     """
     is_half = spec.dtype in ("bfloat16", "float16")
     acc_size = 4 if is_half else spec.item_size
     up = spec.collective in REDUCING
     down = spec.collective not in ("reduce", "reduce_scatter")
-    num_windows = max(1, math.ceil(spec.num_bytes / window_bytes)) if up else 1
+    sliding = up and down
+    num_windows = max(1, math.ceil(spec.num_bytes / (window_bytes * UP_ONLY_WINDOW))) if up and not down else 1
     slice_elems = max(1, slice_bytes // spec.item_size)
 
     trees: list[tuple[int, ...]] = []
     edges: list[tuple[int, int, int, int]] = []
     steps: list[tuple[int, int, int]] = []
     copies = _own_copies(spec, rank, forest.size)
-    scratch = states = seen = 0
+    scratch = all_slots = all_slices = seen = 0
     local_tree = np.full(len(forest.trees), -1, np.int64)
-    peer_slots = np.zeros(forest.size, np.int64)
+    to_peer = np.zeros(forest.size, np.int64)
     for index, (tree, part) in enumerate(zip(forest.trees, _parts(forest, spec), strict=True)):
         count, source_offset, target_offset = part.of(tree, rank)
         children = tree.children_of(rank)
@@ -134,34 +146,38 @@ def build(
                 copies.append((source_offset, target_offset, count * spec.item_size))
             continue
         num_slices = math.ceil(count / slice_elems)
-        window = math.ceil(num_slices / num_windows)
-        window_elems = min(count, window * slice_elems)
+        slots = math.ceil(num_slices / num_windows)
+        if sliding:
+            in_flight = math.ceil(count / sum(spec.counts) * window_bytes / slice_bytes)
+            slots = min(num_slices, max(LEAST_SLOTS, in_flight))
+        slot_elems = min(count, slots * slice_elems)
         first_edge, first_step = len(edges), len(steps)
         for child in children:
             wire_size = acc_size if tree.children_of(child) else spec.item_size
             edges.append((child, wire_size, scratch, seen))
             if up:
-                scratch += _aligned(window_elems * wire_size)
-                seen += window
+                scratch += _aligned(slot_elems * wire_size)
+                seen += slots
             if down:
-                peer_slots[child] += window
+                to_peer[child] += num_slices
         partial_offset = scratch
         if up and children:
             steps += _fold_steps(rank, children, hosts)
             if parent is not None:
-                scratch += _aligned(window_elems * acc_size)
+                scratch += _aligned(slot_elems * acc_size)
         if up and parent is not None:
-            peer_slots[parent] += window
+            to_peer[parent] += num_slices
         local_tree[index] = len(trees)
         trees.append(
             (
                 index, NO_PEER if parent is None else parent,
                 first_edge, len(children), first_step, len(steps) - first_step,
-                int(up), int(down), count, slice_elems, num_slices, window, states,
+                int(up), int(down), count, slice_elems, num_slices, slots, all_slots, all_slices,
                 source_offset, target_offset, partial_offset,
             )
         )  # fmt: skip
-        states += window
+        all_slots += slots
+        all_slices += num_slices
 
     run = np.zeros(1, RUN)
     run["spec"] = spec.fingerprint()
@@ -171,10 +187,10 @@ def build(
         run["reduction"] = codes[spec.reduction]
     run["divisor"] = forest.size if spec.reduction == "avg" else 1
     run["item_size"], run["acc_size"] = spec.item_size, acc_size
-    run["num_windows"] = num_windows
+    run["num_windows"], run["sliding"] = num_windows, int(sliding)
 
     queues = np.zeros(forest.size, QUEUE)
-    queues["base"] = np.concatenate(([0], np.cumsum(peer_slots)[:-1]))
+    queues["base"] = np.concatenate(([0], np.cumsum(to_peer)[:-1]))
     most_children = max((tree[3] for tree in trees), default=0)
     table = Table(
         trees=np.array(trees, TREE),
@@ -183,10 +199,12 @@ def build(
         copies=np.array([copy for copy in copies if copy[2]], COPY),
         local_tree=local_tree,
         run=run,
-        arrived=np.zeros(states, np.int64),
+        due=np.zeros(all_slots, np.int64),
+        arrived=np.zeros(all_slots, np.int64),
         seen=np.zeros(seen, np.uint8),
+        received=np.zeros(all_slices, np.uint8),
         queues=queues,
-        pending=np.zeros(int(peer_slots.sum()), np.int64),
+        pending=np.zeros(int(to_peer.sum()), np.int64),
         operands=np.zeros(most_children, np.int64),
         wire_sizes=np.zeros(most_children, np.int64),
     )

@@ -1,0 +1,281 @@
+"""What goes wrong, made to go wrong: each error must come soon, on every rank, and say who."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from collectives.engine import farewell, loop, mesh, tcp
+from collectives.engine.handshake import Hello, Refused, admit, introduce
+from collectives.engine.op import OpSpec
+from collectives.engine.runner import Engine, connect
+from collectives.errors import (
+    CollectiveError,
+    GroupClosed,
+    OpMismatch,
+    OpTimeout,
+    PeerLost,
+    ProtocolError,
+    RendezvousError,
+    UsageError,
+)
+from collectives.options import Options
+from tests.collectives.engine.group import MemoryStore, engines, errors_of, on_all
+
+HOSTS = ["farm-a", "farm-a", "farm-b"]
+
+
+def all_reduce(engine: Engine, count: int = 100_000, reduction: str = "sum", timeout_s: float | None = None) -> None:
+    value = np.ones(count, np.float32)
+    at = value.ctypes.data
+    engine.run(OpSpec("all_reduce", "float32", reduction, None, (count,)), at, at, timeout_s)
+
+
+def die(engine: Engine) -> None:
+    """What the kernel does for a killed process: every socket closes, no last words."""
+    engine._farewells._control.clear()
+    for connection in [*engine._mesh.control.values(), *(connection for _, connection in engine._mesh.data)]:
+        farewell.shut(connection)
+
+
+def test_a_dead_rank_is_named_on_all_others_with_its_host_and_log() -> None:
+    with engines(HOSTS, log="logs/rank.log") as group:
+        on_all(3, lambda rank: all_reduce(group[rank]))
+        started = time.monotonic()
+        errors = errors_of(3, lambda rank: die(group[2]) if rank == 2 else all_reduce(group[rank]))
+        assert time.monotonic() - started < 3
+        for error in errors[:2]:
+            assert isinstance(error, PeerLost), error
+            assert error.culprit == 2
+            assert "rank 2 (farm-b) died" in str(error) or "lost rank 2 (farm-b)" in str(error)
+            assert "see logs/rank.log" in str(error)
+
+
+def test_a_rank_that_dies_in_the_middle_of_a_large_op() -> None:
+    """Slices are under way in both directions when the sockets close."""
+    with engines(HOSTS) as group:
+        threading.Timer(0.05, die, [group[1]]).start()
+
+        def keep_going(rank: int) -> None:
+            for _ in range(10_000):
+                all_reduce(group[rank], 2_000_000)
+
+        errors = errors_of(3, keep_going)
+        for rank in (0, 2):
+            assert isinstance(errors[rank], PeerLost), errors[rank]
+            assert errors[rank].culprit == 1, str(errors[rank])
+
+
+def test_after_a_failure_the_group_stays_broken_and_says_why() -> None:
+    with engines(HOSTS) as group:
+        errors_of(3, lambda rank: die(group[2]) if rank == 2 else all_reduce(group[rank]))
+        for rank in (0, 1):
+            with pytest.raises(CollectiveError, match=r"broke in an earlier op.*rank 2"):
+                all_reduce(group[rank])
+
+
+def test_different_ops_at_the_same_place() -> None:
+    with engines(HOSTS) as group:
+        errors = errors_of(3, lambda rank: all_reduce(group[rank], 100 + (rank == 1)))
+        assert all(isinstance(error, CollectiveError) for error in errors), errors
+        mismatches = [error for error in errors if isinstance(error, OpMismatch)]
+        assert mismatches
+        assert "same collectives in the same order" in str(mismatches[0])
+        assert any("all_reduce sum of 101 float32" in str(error) for error in errors)
+
+
+def test_different_reductions_at_the_same_place() -> None:
+    with engines(HOSTS) as group:
+        errors = errors_of(3, lambda rank: all_reduce(group[rank], reduction="max" if rank == 2 else "sum"))
+        assert any(isinstance(error, OpMismatch) for error in errors)
+        assert all(isinstance(error, CollectiveError) for error in errors)
+
+
+def test_a_rank_that_does_not_come_is_named_after_the_timeout() -> None:
+    with engines(HOSTS) as group:
+        started = time.monotonic()
+        errors = errors_of(3, lambda rank: None if rank == 1 else all_reduce(group[rank], timeout_s=0.5))
+        assert 0.4 < time.monotonic() - started < 5
+        for error in (errors[0], errors[2]):
+            assert isinstance(error, OpTimeout), error
+            assert isinstance(error, TimeoutError)
+            assert error.culprit == 1, error
+            assert "rank 1 (farm-a)" in str(error), error
+            assert "slice 0, on its way up" in str(error), error
+        assert any("nothing moved for 0.5 s" in str(error) for error in errors)
+
+
+def test_a_rank_that_leaves_early_is_not_called_dead() -> None:
+    with engines(HOSTS) as group:
+        errors = errors_of(3, lambda rank: group[2].close() if rank == 2 else all_reduce(group[rank]))
+        for error in errors[:2]:
+            assert isinstance(error, CollectiveError), error
+            assert "rank 2 (farm-b) has left the group" in str(error), error
+
+
+def test_close_interrupts_an_op_and_is_idempotent() -> None:
+    with engines(HOSTS[:2]) as group:
+        outcome: list[BaseException | None] = []
+        value = np.ones(10, np.float32)
+        spec = OpSpec("all_reduce", "float32", "sum", None, (10,))
+        group[0].start(spec, value.ctypes.data, value.ctypes.data, outcome.append)
+        group[0].start(spec, value.ctypes.data, value.ctypes.data, outcome.append)
+        time.sleep(0.1)
+        group[0].close()
+        group[0].close()
+        assert len(outcome) == 2
+        assert all(isinstance(error, CollectiveError) for error in outcome)
+        assert isinstance(outcome[0], GroupClosed)
+        with pytest.raises(GroupClosed, match="was closed before"):
+            all_reduce(group[0])
+
+
+def test_usage_errors_do_not_break_the_group() -> None:
+    with engines(HOSTS) as group:
+        with pytest.raises(UsageError):
+            group[0].run(OpSpec("broadcast", "float32", None, 7, (1,)), 0, 0)
+        on_all(3, lambda rank: all_reduce(group[rank]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": 9},
+        {"tree": 4_000_000},
+        {"slice": 4_000_000},
+        {"direction": 7},
+        {"length": 3},
+        {"op": -1},
+    ],
+)
+def test_a_header_that_cannot_be_is_refused_and_shown(change: dict[str, int]) -> None:
+    """Rank 0 speaks the protocol wrongly after a rightful handshake: rank 1 must not write a byte where it says."""
+    with engines(["farm-a", "farm-b"]) as group:
+        spec = OpSpec("all_reduce", "float32", "sum", None, (100,))
+        layout = group[0]._layout(spec)
+        header = np.zeros(1, loop.HEADER)
+        header["spec"] = layout.table.run[0]["spec"]
+        header["length"] = 400
+        for field, value in change.items():
+            header[field] = value
+        ((_, connection),) = group[0]._mesh.data
+        connection.sendall(header.tobytes())
+        with pytest.raises(ProtocolError, match=r"rank 0 \(farm-a\) announced a slice that does not belong here"):
+            all_reduce(group[1], 100)
+
+
+def test_noise_on_a_connection_is_refused() -> None:
+    with engines(["farm-a", "farm-b"]) as group:
+        ((_, connection),) = group[0]._mesh.data
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: somebody-lost\r\n\r\n")
+        with pytest.raises(CollectiveError, match=r"rank 0 \(farm-a\)"):
+            all_reduce(group[1], 100, timeout_s=2)
+
+
+def test_wrong_token_is_refused_by_both_ends() -> None:
+    store = MemoryStore()
+
+    def join(rank: int) -> None:
+        options = Options(host=f"h{rank}", token="right" if rank == 0 else "wrong")
+        connect(store, rank, 2, "test", 1.5, options).close()
+
+    errors = errors_of(2, join)
+    assert isinstance(errors[1], RendezvousError)
+    assert "does not hold this group's token" in str(errors[1])
+    assert isinstance(errors[0], RendezvousError)
+    assert "rank 1 (h1) did not connect; turned away: 127.0.0.1" in str(errors[0])
+
+
+def test_a_rank_that_never_comes_is_named_by_the_rendezvous() -> None:
+    store = MemoryStore(timeout_s=0.3)
+    with pytest.raises(RendezvousError, match="rank 1 of 2 did not come to the rendezvous"):
+        connect(store, 0, 2, "test", 1.0, Options(host="h0"))
+
+
+def test_strangers_do_not_hold_up_the_rendezvous() -> None:
+    """Connections that say nothing, and one that says something else, while the group forms."""
+    store = MemoryStore()
+    strangers: list[socket.socket] = []
+
+    def join(rank: int) -> Engine:
+        if rank == 1:
+            card = mesh._read_card(store, 0, 2)
+            for words in (b"", b"", b"GET / HTTP/1.1\r\n\r\n"):
+                stranger = socket.create_connection(("127.0.0.1", card.port))
+                stranger.sendall(words)
+                strangers.append(stranger)
+        return connect(store, rank, 2, "test", 10.0, Options(host=f"h{rank}"))
+
+    started = time.monotonic()
+    group = on_all(2, join)
+    assert time.monotonic() - started < 5
+    on_all(2, lambda rank: all_reduce(group[rank]))
+    on_all(2, lambda rank: group[rank].close())
+    for stranger in strangers:
+        stranger.close()
+
+
+HELLO = Hello("group", 0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("hello", "token", "words"),
+    [
+        (HELLO, b"wrong", "does not hold this group's token|broke off"),
+        (replace(HELLO, group="other"), b"right", "it wants other epoch 0"),
+        (replace(HELLO, epoch=3), b"right", "it wants group epoch 3"),
+        (replace(HELLO, protocol="narrowgauge/0"), b"right", "narrowgauge/0"),
+    ],
+)
+def test_handshake_refuses(hello: Hello, token: bytes, words: str) -> None:
+    near, far = socket.socketpair()
+    near.settimeout(2)
+    far.settimeout(2)
+    with near, far:
+
+        def knock() -> None:
+            with contextlib.suppress(Refused):
+                introduce(near, hello, token)
+            near.close()
+
+        thread = threading.Thread(target=knock)
+        thread.start()
+        with pytest.raises(Refused, match=words):
+            admit(far, "group", 0, b"right")
+        far.close()
+        thread.join()
+
+
+def test_handshake_frames_are_bounded() -> None:
+    near, far = socket.socketpair()
+    far.settimeout(2)
+    with near, far:
+        near.sendall(b"\xff\xff\xff\x7f")
+        with pytest.raises(Refused, match="2147483647 bytes where at most"):
+            admit(far, "group", 0, b"right")
+
+
+def test_an_interface_that_is_not_here_is_named_with_those_that_are() -> None:
+    with pytest.raises(RendezvousError, match=r"interface 'eth9' is not here.*there are: .*lo"):
+        tcp.own_addresses("eth9", None)
+
+
+def test_a_port_where_nobody_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(RendezvousError, match=f"127.0.0.1:{port}: Connection refused"):
+        tcp.connect(["127.0.0.1"], port, time.monotonic() + 0.3)
+
+
+def test_two_machines_of_one_name_are_two_hosts() -> None:
+    def card(rank: int, machine: str, emulated: bool = False) -> mesh.Card:
+        return mesh.Card(rank, "ubuntu", emulated, machine, (), 0, 1, None)
+
+    assert mesh.host_names([card(0, "m1"), card(1, "m2"), card(2, "m1")]) == ["ubuntu", "ubuntu#2", "ubuntu"]
+    assert mesh.host_names([card(0, "m1", True), card(1, "m2", True)]) == ["ubuntu", "ubuntu"]

@@ -1,0 +1,256 @@
+"""Plans against known optima, against brute force, and as all ranks must have them: equal, plain and cheap."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+
+from collectives.algorithms import candidates
+from collectives.cost import cost, load
+from collectives.engine.op import Collective
+from collectives.errors import PlanError
+from collectives.forest import Forest, Tree, verify
+from collectives.planner import LARGEST_CLASS, SMALLEST_CLASS, plan, size_class
+from collectives.specification import SPECIFICATIONS
+from collectives.topology import Host, Pair, Site, Topology
+
+LARGE = 25_000_000
+
+
+def switched(*rates: float) -> Topology:
+    return Topology(tuple(Host(f"h{rank}", (rank,), rate, rate) for rank, rate in enumerate(rates)))
+
+
+def root_for(collective: str) -> int | None:
+    return 0 if SPECIFICATIONS[collective].rooted else None
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "kind"),
+    [
+        (0, 5),
+        (1, 5),
+        (1024, 5),
+        (1025, 6),
+        (4096, 6),
+        (4097, 7),
+        (LARGE, 13),
+        (4**13, 13),
+        (4**13 + 1, 13),
+        (10**12, 13),
+    ],
+)
+def test_size_class(num_bytes: int, kind: int) -> None:
+    assert size_class(num_bytes) == kind
+    assert SMALLEST_CLASS <= kind <= LARGEST_CLASS
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 8, 16])
+def test_equal_hosts_get_the_direct_forest_with_equal_shares(size: int) -> None:
+    made = plan(switched(*[125e6] * size), "all_reduce", LARGE)
+    assert made.algorithm == "direct"
+    assert made.forest.trees == tuple(Tree.star(root, range(size)) for root in range(size))
+    assert made.forest.shares == (1 / size,) * size
+    assert made.bound_s == pytest.approx(2 * (size - 1) / size * LARGE / 125e6)
+    assert made.predicted_s == pytest.approx(made.bound_s, rel=0.01)
+
+
+def test_three_fast_hosts_and_a_slow_one_reach_the_optimum() -> None:
+    made = plan(switched(125e6, 125e6, 125e6, 12.5e6), "all_reduce", LARGE)
+    assert made.bound_s == pytest.approx(LARGE / 12.5e6)
+    assert made.predicted_s == pytest.approx(made.bound_s, rel=0.002)
+    assert made.algorithm == "direct, planned shares"
+    assert made.forest.shares == pytest.approx((1 / 3,) * 3, abs=1e-5)
+    assert {tree.root for tree in made.forest.trees} == {0, 1, 2}
+    assert made.bottleneck in ("up of h3", "down of h3")
+    assert dict(made.options)["ring"] > 1.49 * made.predicted_s
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_hosts_behind_one_switch_reach_the_optimum(seed: int) -> None:
+    rng = random.Random(seed)
+    rates = [rng.choice([10e6, 50e6, 125e6, 312e6, 1250e6]) * rng.uniform(0.8, 1) for _ in range(rng.randint(2, 9))]
+    made = plan(switched(*rates), "all_reduce", 4**13)
+    assert made.predicted_s == pytest.approx(made.bound_s, rel=0.015)
+    assert made.bound_s == pytest.approx(4**13 * max(1 / min(rates), 2 * (len(rates) - 1) / sum(rates)))
+
+
+@pytest.mark.parametrize("names", ["aaaabbbb", "aabbccdd", "aaaabbcd"])
+def test_hosts_with_several_ranks_reach_the_bound_of_their_hosts(names: str) -> None:
+    made = plan(Topology.from_hosts(names), "all_reduce", 4**13)
+    assert made.algorithm.startswith("hierarchical")
+    assert made.predicted_s == pytest.approx(made.bound_s, rel=0.015)
+
+
+@pytest.mark.parametrize("collective", ["reduce_scatter", "all_gather", "broadcast", "reduce", "all_to_all"])
+def test_other_collectives_reach_their_bound_on_equal_hosts(collective: Collective) -> None:
+    made = plan(switched(*[125e6] * 5), collective, 4**13, root_for(collective))
+    assert made.predicted_s == pytest.approx(made.bound_s, rel=0.015)
+
+
+def test_sites_send_one_copy_over_the_trunk() -> None:
+    hosts = tuple(Host(name, (rank,)) for rank, name in enumerate("abcdef"))
+    sites = (Site("s", ("a", "b", "c"), 12.5e6, 12.5e6), Site("t", ("d", "e", "f"), 12.5e6, 12.5e6))
+    made = plan(Topology(hosts, sites), "all_reduce", 4**13)
+    assert made.algorithm.startswith("hierarchical")
+    assert made.predicted_s == pytest.approx(made.bound_s, rel=0.015)
+
+
+def best_on_grid(topology: Topology, trees: list[Tree], steps: int) -> float:
+    """Seconds per byte of the best shares that are multiples of 1/steps, by trying all."""
+    capacity = [link.bytes_per_s for link in topology.links]
+    loads = [load(topology, "all_reduce", tree) for tree in trees]
+    best = float("inf")
+    for cuts in itertools.combinations(range(steps + len(trees) - 1), len(trees) - 1):
+        edges = [-1, *cuts, steps + len(trees) - 1]
+        parts = [edges[i + 1] - edges[i] - 1 for i in range(len(trees))]
+        busy = [0.0] * len(capacity)
+        for part, crossed in zip(parts, loads, strict=True):
+            for link, times in crossed.items():
+                busy[link] += part / steps * times / capacity[link]
+        best = min(best, max(busy))
+    return best
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_shares_are_as_good_as_any_tried_by_brute_force(seed: int) -> None:
+    rng = random.Random(seed)
+    rates = [(rng.uniform(10e6, 125e6), rng.uniform(10e6, 125e6)) for _ in range(3)]
+    topology = Topology(tuple(Host(str(rank), (rank,), up, down) for rank, (up, down) in enumerate(rates)))
+    trees = list(dict.fromkeys(itertools.chain(*candidates(topology, "all_reduce").values())))
+    made = plan(topology, "all_reduce", 4**13)
+    assert cost(topology, made.forest).s_per_byte <= best_on_grid(topology, trees, steps=12) * 1.01
+
+
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("collective", SPECIFICATIONS)
+def test_random_plans_are_right(collective: Collective, seed: int) -> None:
+    rng = random.Random(f"{collective} {seed}")
+    bare = Topology.from_hosts([rng.choice("abcde") for _ in range(rng.randint(1, 10))])
+    hosts = tuple(Host(h.name, h.ranks, rng.uniform(1e6, 2e8), rng.uniform(1e6, 2e8)) for h in bare.hosts)
+    topology = Topology(hosts)
+    root = rng.randrange(topology.size) if SPECIFICATIONS[collective].rooted else None
+    made = plan(topology, collective, 10 ** rng.randint(0, 9), root)
+    verify(made.forest)
+    assert made.predicted_s >= (made.bound_s or 0) * (1 - 1e-9)
+    assert Forest.parse(str(made.forest)) == made.forest
+    json.dumps(made.summary())
+    assert made.algorithm in made.explain()
+
+
+@pytest.mark.parametrize("collective", SPECIFICATIONS)
+def test_one_rank(collective: Collective) -> None:
+    made = plan(Topology.from_hosts("a"), collective, LARGE, root_for(collective))
+    assert made.forest == Forest(collective, 1, root_for(collective), (Tree(0, ()),), (1.0,))
+    assert made.predicted_s == 0
+    assert made.bound_s is None
+    assert made.bottleneck is None
+    made.explain()
+
+
+def test_small_messages_take_few_messages() -> None:
+    small, large = (plan(Topology.from_hosts("abcd"), "all_reduce", size) for size in (64, LARGE))
+    assert (small.algorithm, large.algorithm) == ("shallow", "direct")
+
+
+def test_one_forest_for_a_size_class() -> None:
+    topology = switched(125e6, 100e6, 50e6)
+    first, second = plan(topology, "all_reduce", 4**12 + 1), plan(topology, "all_reduce", 4**13)
+    assert first.forest == second.forest
+    assert first.fingerprint() == second.fingerprint()
+    assert first.predicted_s < second.predicted_s
+
+
+def test_the_choice_is_within_a_hundredth_of_the_best_for_the_class() -> None:
+    for kind in range(SMALLEST_CLASS, LARGEST_CLASS + 1):
+        made = plan(switched(125e6, 100e6, 50e6), "all_reduce", 4**kind)
+        assert made.predicted_s <= 1.01 * min(seconds for _, seconds in made.options)
+
+
+def test_fingerprint_differs_with_the_plan() -> None:
+    topology = switched(125e6, 100e6, 50e6)
+    made = [
+        plan(topology, "all_reduce", LARGE),
+        plan(topology, "all_reduce", 2_000_000),
+        plan(topology, "reduce_scatter", LARGE),
+        plan(topology, "broadcast", LARGE, 0),
+        plan(topology, "broadcast", LARGE, 1),
+        plan(switched(125e6, 100e6, 51e6), "all_reduce", LARGE),
+    ]
+    assert len({one.fingerprint() for one in made}) == len(made)
+
+
+def test_fingerprint_ignores_float_noise() -> None:
+    noisy = switched(125e6 * (1 + 1e-12), 100e6 * (1 - 1e-12), 50e6)
+    assert (
+        plan(noisy, "all_reduce", LARGE).fingerprint()
+        == plan(switched(125e6, 100e6, 50e6), "all_reduce", LARGE).fingerprint()
+    )
+
+
+def test_another_process_makes_the_same_plan() -> None:
+    script = (
+        "from collectives.planner import plan; from collectives.topology import *;"
+        "t = Topology(tuple(Host(f'h{i}', (i,), r, r) for i, r in enumerate([125e6, 100e6, 50e6, 12.5e6])));"
+        "print(plan(t, 'all_reduce', 25_000_000).fingerprint())"
+    )
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert int(printed) == plan(switched(125e6, 100e6, 50e6, 12.5e6), "all_reduce", LARGE).fingerprint()
+
+
+def pairs_between(size: int, rate: float, chosen: object) -> tuple[Pair, ...]:
+    return tuple(
+        Pair(f"h{a}", f"h{b}", rate)
+        for a in range(size)
+        for b in range(size)
+        if a != b and chosen(a, b)  # type: ignore[operator]
+    )
+
+
+def test_a_ring_where_only_neighbours_are_connected() -> None:
+    apart = pairs_between(6, 0.0, lambda a, b: (a - b) % 6 not in (1, 5))
+    made = plan(Topology(switched(*[125e6] * 6).hosts, pairs=apart), "all_reduce", LARGE)
+    assert made.algorithm == "ring"
+    assert "+inf" not in made.explain().split("compared")[0]
+
+
+def test_planned_shares_get_round_a_slow_pair() -> None:
+    slow = pairs_between(4, 5e6, lambda a, b: {a, b} == {0, 1})
+    made = plan(Topology(switched(*[125e6] * 4).hosts, pairs=slow), "all_reduce", LARGE)
+    assert made.predicted_s < 0.5 * dict(made.options)["direct"]
+
+
+def test_planned_shares_leave_out_trees_that_a_dead_pair_cuts() -> None:
+    """Of a triangle only the path 1 - 0 - 2 is left, which the star around 0 follows."""
+    dead = pairs_between(3, 0.0, lambda a, b: {a, b} == {1, 2})
+    made = plan(Topology(switched(1e8, 2e8, 3e8).hosts, pairs=dead), "all_reduce", LARGE)
+    assert made.forest.trees == (Tree.star(0, range(3)),)
+    assert made.predicted_s == pytest.approx(2 * LARGE / 1e8, rel=0.01)
+
+
+def test_hosts_that_cannot_be_joined_are_refused() -> None:
+    apart = pairs_between(3, 0.0, lambda a, b: 2 in (a, b))
+    with pytest.raises(PlanError, match="no algorithm joins them without crossing h0 to h2"):
+        plan(Topology(switched(1e8, 1e8, 1e8).hosts, pairs=apart), "all_reduce", LARGE)
+
+
+@pytest.mark.parametrize(
+    ("collective", "root"), [("all_reduce", 0), ("broadcast", None), ("broadcast", 3), ("reduce", -1)]
+)
+def test_roots_are_checked(collective: Collective, root: int | None) -> None:
+    with pytest.raises(PlanError, match=f"{collective} of 3 ranks: got root {root}"):
+        plan(Topology.from_hosts("abc"), collective, LARGE, root)
+
+
+@pytest.mark.parametrize("collective", ["all_reduce", "reduce_scatter", "broadcast", "all_to_all"])
+def test_64_ranks_are_planned_within_a_second(collective: Collective) -> None:
+    topology = Topology(tuple(Host(f"h{rank}", (rank,), 1e8 + rank, 1e8 - rank) for rank in range(64)))
+    start = time.process_time()
+    plan(topology, collective, LARGE, root_for(collective))
+    assert time.process_time() - start < 1
