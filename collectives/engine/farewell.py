@@ -21,8 +21,9 @@ _PATIENCE_S = 0.5
 
 @dataclass(frozen=True)
 class Abort:
-    """Why a peer gave up: its words, and the rank at fault as far as it knew."""
+    """Why a peer gave up: the name of its error's type, its words, and the rank at fault as far as it knew."""
 
+    kind: str
     culprit: int | None
     text: str
 
@@ -46,8 +47,8 @@ class Farewells:
     def say_goodbye(self) -> None:
         self._say({"goodbye": True})
 
-    def say_abort(self, culprit: int | None, text: str) -> None:
-        self._say({"culprit": culprit, "text": text[:TEXT_LIMIT]})
+    def say_abort(self, kind: str, culprit: int | None, text: str) -> None:
+        self._say({"kind": kind, "culprit": culprit, "text": text[:TEXT_LIMIT]})
 
     def read(self, rank: int) -> None:
         """Take the last words of a rank whose control connection is readable."""
@@ -61,7 +62,8 @@ class Farewells:
                 self.left.add(rank)
             else:
                 culprit = words["culprit"]
-                self.aborted[rank] = Abort(None if culprit is None else int(culprit), str(words["text"]))
+                culprit = None if culprit is None else int(culprit)
+                self.aborted[rank] = Abort(str(words["kind"]), culprit, str(words["text"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             self.died.add(rank)
         finally:

@@ -14,6 +14,7 @@ from collectives.engine.table import NO_PEER, UP, Table
 from collectives.errors import CollectiveError, GroupClosed, OpMismatch, OpTimeout, PeerLost, ProtocolError
 
 _RANKS_NAMED = 6
+_KINDS = {kind.__name__: kind for kind in (PeerLost, OpMismatch, OpTimeout, GroupClosed, ProtocolError)}
 
 
 def explain(
@@ -39,7 +40,7 @@ def explain(
     if status in (loop.PEER_CLOSED, loop.SOCKET_ERROR):
         farewells.hear_out(culprit)
     heard = farewells.aborted.get(culprit)
-    if heard is not None and heard.culprit == rank:
+    if heard is not None and heard.culprit == rank and heard.kind == OpTimeout.__name__:
         return _blamed(where, cards, culprit, table)
     return _lost(status, where, cards, culprit, table, farewells)
 
@@ -64,9 +65,8 @@ def _lost(
     tellers = [teller for teller, abort in sorted(farewells.aborted.items()) if abort.culprit == culprit]
     if tellers:
         text = farewells.aborted[tellers[0]].text
-        return PeerLost(
-            f"{where}: lost {peer.describe()}{_log_of(peer)}. {cards[tellers[0]].describe()} says: {text}", culprit
-        )
+        kind = _KINDS.get(farewells.aborted[tellers[0]].kind, CollectiveError)
+        return kind(f"{where}: {cards[tellers[0]].describe()} gave up: {text}", culprit)
     if culprit in farewells.left:
         return GroupClosed(
             f"{where}: {peer.describe()} has left the group (it finished, or called destroy_process_group) while this "
@@ -82,7 +82,7 @@ def _timed_out(where: str, cards: Sequence[Card], table: Table, farewells: Farew
     waited_for, _ = _missing(table)
     culprit = waited_for[0] if waited_for else None
     text = f"nothing moved for {int(table.run[0]['timeout_ns']) / 1e9:g} s. {_still_to_come(table, cards)}"
-    farewells.say_abort(culprit, f"{where}: {text}")
+    farewells.say_abort(OpTimeout.__name__, culprit, f"{where}: {text}")
     chain = ""
     while culprit is not None:
         farewells.hear_out(culprit)

@@ -232,7 +232,7 @@ class Engine:
         culprit = error.culprit if isinstance(error, CollectiveError) else self.rank
         text = str(error) if isinstance(error, CollectiveError) else f"{type(error).__name__}: {error}"
         self._failure = CollectiveError(f"this group broke in an earlier op: {text}", culprit)
-        self._farewells.say_abort(culprit, text)
+        self._farewells.say_abort(type(error).__name__, culprit, text)
         # Nothing of ours may reach a peer that has not yet noticed, and none should wait for more.
         for _, connection in self._mesh.data:
             farewell.shut(connection)

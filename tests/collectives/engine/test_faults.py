@@ -53,7 +53,7 @@ def test_a_dead_rank_is_named_on_all_others_with_its_host_and_log() -> None:
         for error in errors[:2]:
             assert isinstance(error, PeerLost), error
             assert error.culprit == 2
-            assert "rank 2 (farm-b) died" in str(error) or "lost rank 2 (farm-b)" in str(error)
+            assert "rank 2 (farm-b) died" in str(error)
             assert "see logs/rank.log" in str(error)
 
 
@@ -107,8 +107,9 @@ def test_a_rank_that_does_not_come_is_named_after_the_timeout() -> None:
             assert isinstance(error, TimeoutError)
             assert error.culprit == 1, error
             assert "rank 1 (farm-a)" in str(error), error
-            assert "slice 0, on its way up" in str(error), error
-        assert any("nothing moved for 0.5 s" in str(error) for error in errors)
+        told = " ".join(map(str, errors))
+        assert "nothing moved for 0.5 s" in told
+        assert "slice 0, on its way up" in told
 
 
 def test_a_rank_that_leaves_early_is_not_called_dead() -> None:
