@@ -10,12 +10,14 @@ MIN and MAX of floats hand NaN on. Integers wrap around; their average is the (w
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numba
 import numpy as np
+from numba import types
 
-from collectives.engine.jit import jit, void_pointer
+from collectives.engine.jit import compiled_address, jit, void_pointer
 
 # Codes of dtypes and reductions, as they stand in a table.
 DTYPE_CODE = {
@@ -104,10 +106,28 @@ def _divide_floats(values: Any, divisor: int) -> None:
 
 
 @jit
-def _divide_integers(values: Any, divisor: int) -> None:
-    for i in range(len(values)):
-        value = np.int64(values[i])
-        values[i] = value // divisor if value >= 0 else -((-value) // divisor)
+def _divide_integers(dtype: int, address: int, divisor: int, n: int) -> None:
+    """One plain loop for all integers: averages of them are rare, and five loops would be slow to compile."""
+    p, shape = void_pointer(address), (n,)
+    int8, uint8 = numba.carray(p, shape, np.int8), numba.carray(p, shape, np.uint8)
+    int16, int32 = numba.carray(p, shape, np.int16), numba.carray(p, shape, np.int32)
+    int64 = numba.carray(p, shape, np.int64)
+    for i in range(n):
+        if dtype == INT8:
+            int8[i] = _toward_zero(np.int64(int8[i]), divisor)
+        elif dtype == UINT8:
+            uint8[i] = _toward_zero(np.int64(uint8[i]), divisor)
+        elif dtype == INT16:
+            int16[i] = _toward_zero(np.int64(int16[i]), divisor)
+        elif dtype == INT32:
+            int32[i] = _toward_zero(np.int64(int32[i]), divisor)
+        else:
+            int64[i] = _toward_zero(int64[i], divisor)
+
+
+@jit
+def _toward_zero(value: int, divisor: int) -> int:
+    return value // divisor if value >= 0 else -((-value) // divisor)
 
 
 @jit
@@ -202,62 +222,62 @@ def divide(dtype: int, values: int, divisor: int, n: int) -> None:
         _divide_floats(numba.carray(p, shape, np.float32), divisor)
     elif dtype == FLOAT64:
         _divide_floats(numba.carray(p, shape, np.float64), divisor)
-    elif dtype == INT8:
-        _divide_integers(numba.carray(p, shape, np.int8), divisor)
-    elif dtype == UINT8:
-        _divide_integers(numba.carray(p, shape, np.uint8), divisor)
-    elif dtype == INT16:
-        _divide_integers(numba.carray(p, shape, np.int16), divisor)
-    elif dtype == INT32:
-        _divide_integers(numba.carray(p, shape, np.int32), divisor)
     else:
-        _divide_integers(numba.carray(p, shape, np.int64), divisor)
+        _divide_integers(dtype, values, divisor, n)
 
 
-@jit
-def fold(
-    dtype: int,
-    reduction: int,
-    divisor: int,
-    item_size: int,
-    steps: Any,
-    first_step: int,
-    num_steps: int,
-    addresses: Any,
-    wire_sizes: Any,
-    own: int,
-    dst: int,
-    dst_is_partial: bool,
-    n: int,
-    work: int,
-) -> None:
-    """Run a tree's fold steps on n elements.
+# What `fold` is told, as the fields of an array of int64.
+(
+    F_DTYPE,
+    F_REDUCTION,
+    F_DIVISOR,  # the result is divided by it where it is above 1 (average, at the root)
+    F_ITEM_SIZE,
+    F_STEPS,  # address of the tree's fold steps, int64 triples (dst, a, b), and their number
+    F_NUM_STEPS,
+    F_OPERANDS,  # address of an int64 for each child: where its slice lies
+    F_WIRE_SIZES,  # and of one for each child: bytes of an element there
+    F_OWN,  # address of the own contribution
+    F_DST,  # address of the result
+    F_DST_IS_PARTIAL,  # 1: it travels on as a partial sum (float32 for 16-bit types)
+    F_COUNT,  # elements
+    F_WORK,  # address of WORK_BYTES of scratch
+) = range(13)
+FOLD_FIELDS = 13
 
-    Args:
-        divisor: the result is divided by it where it is above 1 (average, at the root).
-        addresses, wire_sizes: for each child, where its slice lies and bytes of an element there.
-        own, dst: addresses of the own contribution and of the result.
-        dst_is_partial: the result travels on as a partial sum (float32 for 16-bit types).
-        work: address of WORK_BYTES of scratch.
-    """
+
+@functools.cache
+def fold_address() -> int:
+    """Where the compiled `fold` is."""
+    return compiled_address(_fold, types.void(types.int64))
+
+
+def _fold(arguments: int) -> None:
+    """Run a tree's fold steps on the elements of one slice; `arguments` is the address of the fields above."""
+    f = numba.carray(void_pointer(arguments), (FOLD_FIELDS,), np.int64)
+    dtype, reduction, item_size, n = f[F_DTYPE], f[F_REDUCTION], f[F_ITEM_SIZE], f[F_COUNT]
+    own, dst, dst_is_partial = f[F_OWN], f[F_DST], f[F_DST_IS_PARTIAL] == 1
+    operands = numba.carray(void_pointer(f[F_OPERANDS]), (1 << 20,), np.int64)
+    wire_sizes = numba.carray(void_pointer(f[F_WIRE_SIZES]), (1 << 20,), np.int64)
+    steps = numba.carray(void_pointer(f[F_STEPS]), (f[F_NUM_STEPS], 3), np.int64)
     is_half = dtype in (BFLOAT16, FLOAT16)
     acc_size = 4 if is_half else item_size
-    step_bytes = CHUNK * 8
-    acc, tmp, left, right = work, work + step_bytes, work + 2 * step_bytes, work + 3 * step_bytes
+    buffer_bytes = CHUNK * 8
+    acc = f[F_WORK]
+    tmp, left, right = acc + buffer_bytes, acc + 2 * buffer_bytes, acc + 3 * buffer_bytes
     start = 0
     while start < n:
         m = min(CHUNK, n - start)
-        for s in range(first_step, first_step + num_steps):
-            a, b, d = np.int64(0), np.int64(0), np.int64(0)
+        for s in range(len(steps)):
+            a, b = np.int64(0), np.int64(0)
             for side in range(2):
-                operand = steps[s]["a"] if side == 0 else steps[s]["b"]
+                operand = steps[s, 1 + side]
                 if operand == ACC:
                     address = acc
                 elif operand == TMP:
                     address = tmp
                 else:
                     size = item_size if operand == OWN else wire_sizes[operand]
-                    address = (own if operand == OWN else addresses[operand]) + start * size
+                    address = (own if operand == OWN else operands[operand]) + start * size
                     if is_half and size == 2:
                         widened = left if side == 0 else right
                         widen(dtype, address, widened, m)
@@ -266,7 +286,7 @@ def fold(
                     a = address
                 else:
                     b = address
-            target = steps[s]["dst"]
+            target = steps[s, 0]
             if target == ACC or (target == DST and is_half and not dst_is_partial):
                 d = acc
             elif target == TMP:
@@ -275,8 +295,8 @@ def fold(
                 d = dst + start * acc_size
             combine(dtype, reduction, d, a, b, m)
             if target == DST:
-                if divisor > 1:
-                    divide(dtype, d, divisor, m)
+                if f[F_DIVISOR] > 1:
+                    divide(dtype, d, f[F_DIVISOR], m)
                 if is_half and not dst_is_partial:
                     narrow(dtype, d, dst + start * 2, m)
         start += m

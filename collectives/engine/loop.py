@@ -16,9 +16,26 @@ import numpy as np
 import numpy.typing as npt
 
 from collectives.engine import libc
-from collectives.engine.jit import jit
-from collectives.engine.kernels import WORK_BYTES, fold
-from collectives.engine.table import DOWN, NO_PEER, UP, Records, Table
+from collectives.engine.jit import call, jit
+from collectives.engine.kernels import (
+    F_COUNT,
+    F_DIVISOR,
+    F_DST,
+    F_DST_IS_PARTIAL,
+    F_DTYPE,
+    F_ITEM_SIZE,
+    F_NUM_STEPS,
+    F_OPERANDS,
+    F_OWN,
+    F_REDUCTION,
+    F_STEPS,
+    F_WIRE_SIZES,
+    F_WORK,
+    FOLD_FIELDS,
+    WORK_BYTES,
+    fold_address,
+)  # fmt: skip
+from collectives.engine.table import DOWN, NO_PEER, STEP, UP, Records, Table
 
 # What `advance` returns. Where it names a peer, `run.culprit` holds its rank.
 DONE, INTERRUPTED, CONTROL, PEER_CLOSED, SOCKET_ERROR, TIMEOUT, BAD_HEADER, OP_MISMATCH = range(8)
@@ -39,6 +56,7 @@ HEADER = np.dtype(
     ]
 )
 HEADER_BYTES = HEADER.itemsize
+STEP_BYTES = STEP.itemsize
 CONN = np.dtype(
     [
         ("fd", "i8"), ("peer", "i8"),
@@ -66,6 +84,8 @@ class Net(NamedTuple):
     iov: npt.NDArray[np.int64]  # two struct iovec
     clock: npt.NDArray[np.int64]  # a struct timespec
     work: npt.NDArray[np.uint8]  # a fold's chunks
+    fold: npt.NDArray[np.int64]  # a fold's arguments
+    fold_address: npt.NDArray[np.int64]  # one address: the compiled kernels
 
 
 def make_net(fds: list[tuple[int, int]], control: list[int], waker: int) -> Net:
@@ -86,6 +106,8 @@ def make_net(fds: list[tuple[int, int]], control: list[int], waker: int) -> Net:
         iov=iov,
         clock=np.zeros(2, np.int64),
         work=np.zeros(WORK_BYTES + 64, np.uint8),
+        fold=np.zeros(FOLD_FIELDS, np.int64),
+        fold_address=np.array([fold_address()], np.int64),
     )
 
 
@@ -328,11 +350,15 @@ def _child_arrived(net: Net, table: Table, t: int, s: int) -> None:
         dst = run["target"] + tree["target_offset"] + begin * run["item_size"]
     else:
         dst = run["scratch"] + tree["partial_offset"] + slot * tree["slice_elems"] * run["acc_size"]
-    fold(
-        run["dtype"], run["reduction"], run["divisor"] if is_root else np.int64(1), run["item_size"],
-        table.steps, tree["first_step"], tree["num_steps"], table.operands, table.wire_sizes,
-        own, dst, not is_root, _slice_elems(tree, s), (net.work.ctypes.data + 63) // 64 * 64,
-    )  # fmt: skip
+    f = net.fold
+    f[F_DTYPE], f[F_REDUCTION], f[F_ITEM_SIZE] = run["dtype"], run["reduction"], run["item_size"]
+    f[F_DIVISOR] = run["divisor"] if is_root else 1
+    f[F_STEPS] = table.steps.ctypes.data + tree["first_step"] * STEP_BYTES
+    f[F_NUM_STEPS] = tree["num_steps"]
+    f[F_OPERANDS], f[F_WIRE_SIZES] = table.operands.ctypes.data, table.wire_sizes.ctypes.data
+    f[F_OWN], f[F_DST], f[F_DST_IS_PARTIAL] = own, dst, 0 if is_root else 1
+    f[F_COUNT], f[F_WORK] = _slice_elems(tree, s), (net.work.ctypes.data + 63) // 64 * 64
+    call(net.fold_address[0], f.ctypes.data)
     if not is_root:
         _push(table, tree["parent"], t, s, UP)
     elif tree["down"] == 1:
