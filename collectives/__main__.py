@@ -1,9 +1,13 @@
-"""`python -m collectives explain`: what a plan would look like, without torch and without peers."""
+"""`python -m collectives explain`: what a plan would look like, without torch and without peers.
+
+`torchrun ... -m collectives bench`: what a collective takes, ours and Gloo in turn; see `collectives.bench`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -13,6 +17,7 @@ from collectives.planner import plan
 from collectives.specification import SPECIFICATIONS
 from collectives.topology import Topology
 
+DEFAULT_SIZES = "8,4k,64k,1M,25M"
 SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
@@ -20,11 +25,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 2 for a mistake in the arguments or the topology."""
     options = _parser().parse_args(arguments)
     try:
-        print(_explain(options))
+        print(_COMMANDS[options.command](options), end="")
     except (NarrowgaugeError, OSError) as error:
         print(f"python -m collectives {options.command}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _bench(options: argparse.Namespace) -> str:
+    sizes = [num_bytes(text) for text in options.sizes.split(",")]
+    if "RANK" not in os.environ:
+        raise UsageError("bench runs on several ranks; start it as: torchrun --nproc-per-node 4 -m collectives bench")
+    from collectives import bench
+
+    return _line(bench.main(options, sizes))
+
+
+def _line(text: str) -> str:
+    return text + "\n" if text else ""
 
 
 def _explain(options: argparse.Namespace) -> str:
@@ -36,8 +54,11 @@ def _explain(options: argparse.Namespace) -> str:
     root = (options.root or 0) if rooted else None
     chosen = plan(topology, collective, num_bytes(options.bytes), root)
     if options.json:
-        return json.dumps(chosen.summary(), indent=2)
-    return chosen.explain() + (f"\n\n{chosen.forest}" if options.trees else "")
+        return _line(json.dumps(chosen.summary(), indent=2))
+    return _line(chosen.explain() + (f"\n\n{chosen.forest}" if options.trees else ""))
+
+
+_COMMANDS = {"explain": _explain, "bench": _bench}
 
 
 def _topology(options: argparse.Namespace) -> Topology:
@@ -78,6 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--root", type=int, help="for broadcast and reduce (default 0)")
     command.add_argument("--trees", action="store_true", help="print the whole forest, too; it reads back")
     command.add_argument("--json", action="store_true", help="print the summary as JSON instead")
+    command = commands.add_parser("bench", help="time a collective on this group of ranks, ours and Gloo in turn")
+    command.add_argument("--collective", choices=list(SPECIFICATIONS), default="all_reduce")
+    command.add_argument("--sizes", default=DEFAULT_SIZES, help=f"message sizes (default {DEFAULT_SIZES})")
+    command.add_argument("--no-gloo", action="store_true", help="time ours alone")
+    command.add_argument("--json", action="store_true", help="print rows as JSON instead; seconds, bytes per second")
     return parser
 
 

@@ -86,5 +86,7 @@ def _from_environment() -> Options:
         try:
             found[name] = kind(text)
         except ValueError:
-            raise UsageError(f"{variable} is {text!r}; wanted {'a whole number' if kind is int else 'a number'}") from None
+            raise UsageError(
+                f"{variable} is {text!r}; wanted {'a whole number' if kind is int else 'a number'}"
+            ) from None
     return replace(defaults, **found)  # type: ignore[arg-type]

@@ -1,0 +1,166 @@
+"""Collectives for narrow and unequal links: a torch.distributed backend, and the calls around it.
+
+    import collectives
+    dist.init_process_group("narrowgauge")
+
+Importing this package is cheap: it loads neither torch nor numba. The backend is registered with torch at once if torch
+is loaded, and otherwise as soon as torch.distributed is, so the order of the imports doesn't matter. numba comes with
+the first group or with `warm_up`. The plain modules (`collectives.planner`, `collectives.topology`, ...) need neither.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from collectives.errors import (
+    CollectiveError,
+    GroupClosed,
+    NarrowgaugeError,
+    OpMismatch,
+    OpTimeout,
+    PeerLost,
+    PlanError,
+    ProtocolError,
+    RendezvousError,
+    UsageError,
+)
+from collectives.meter import stats
+from collectives.options import Options, configure
+from collectives.version import __version__
+
+if TYPE_CHECKING:
+    import torch
+
+    from collectives.drop_in import install, uninstall
+    from collectives.planner import Plan
+
+__all__ = [
+    "all_reduce",
+    "configure",
+    "install",
+    "plan",
+    "stats",
+    "uninstall",
+    "warm_up",
+    "Options",
+    "NarrowgaugeError",
+    "UsageError",
+    "RendezvousError",
+    "PlanError",
+    "CollectiveError",
+    "PeerLost",
+    "OpMismatch",
+    "OpTimeout",
+    "GroupClosed",
+    "ProtocolError",
+    "__version__",
+]
+
+BACKEND = "narrowgauge"
+_TORCH_DISTRIBUTED = "torch.distributed.distributed_c10d"
+
+
+def all_reduce(tensor: torch.Tensor, op: str = "sum", group: object = None, async_op: bool = False) -> object:
+    """Reduce `tensor` over the ranks of a group, in place.
+
+    Args:
+        tensor: any dense tensor, same shape and dtype on all ranks.
+        op: "sum", "avg", "min", "max", "product", "band", "bor" or "bxor".
+        group: a process group; None takes the default one.
+        async_op: return at once.
+
+    Returns:
+        With `async_op` a torch Work, else None.
+
+    Raises:
+        UsageError: unknown op, or one that the dtype lacks.
+        CollectiveError: the op failed on this or another rank.
+    """
+    from collectives.c10d import dist
+
+    name = op.upper()
+    if name not in dist.ReduceOp.RedOpType.__members__ or name == "PREMUL_SUM":
+        raise UsageError(f"op is {op!r}; wanted sum, avg, min, max, product, band, bor or bxor")
+    return dist.all_reduce(tensor, getattr(dist.ReduceOp, name), group, async_op)
+
+
+def plan(group: object = None, collective: str = "all_reduce", num_bytes: int = 25_000_000) -> Plan:
+    """The plan that a group follows; ``print(plan().explain())`` tells why.
+
+    Args:
+        group: a group of backend narrowgauge; None takes the default one.
+        collective: "all_reduce", "reduce", "reduce_scatter", "broadcast", "all_gather" or "all_to_all".
+        num_bytes: message size in bytes.
+
+    Raises:
+        UsageError: the group is not ours, or runs on Gloo.
+    """
+    from collectives.c10d import dist
+    from collectives.process_group import NarrowgaugeGroup
+
+    chosen = dist.group.WORLD if group is None else group
+    if not isinstance(chosen, NarrowgaugeGroup):
+        raise UsageError(f"got a {type(chosen).__name__}; only groups of backend {BACKEND} follow a plan")
+    return chosen.plan(collective, num_bytes)  # type: ignore[arg-type]
+
+
+def warm_up() -> float:
+    """Compile the engine, or load it from Numba's cache on disk, before the first group needs it.
+
+    Returns:
+        Seconds it took: tens the first time on a machine, well under one after that.
+    """
+    from collectives.engine.runner import warm_up as warm_up_engine
+
+    return warm_up_engine()
+
+
+def __getattr__(name: str) -> Any:
+    """`install` and `uninstall` bring torch with them, so they are loaded when they are asked for."""
+    if name in ("install", "uninstall"):
+        return getattr(importlib.import_module("collectives.drop_in"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _register(c10d: ModuleType) -> None:
+    """Make the backend known to torch; its code is loaded when the first group is made."""
+
+    def create(torch_options: Any, pg_options: object = None) -> Any:
+        from collectives.process_group import create as create_group
+
+        return create_group(torch_options, pg_options)
+
+    c10d.Backend.register_backend(BACKEND, create, extended_api=True, devices=["cpu", "cuda", "xpu"])
+
+
+class _WhenTorchComes(importlib.abc.MetaPathFinder):
+    """Waits for torch.distributed to be imported, registers the backend with it, and leaves."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != _TORCH_DISTRIBUTED:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def load_and_register(module: ModuleType) -> None:
+                load(module)
+                _register(module)
+
+            spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
+        return spec
+
+
+if _TORCH_DISTRIBUTED in sys.modules:
+    _register(sys.modules[_TORCH_DISTRIBUTED])
+else:
+    sys.meta_path.insert(0, _WhenTorchComes())

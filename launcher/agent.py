@@ -1,0 +1,187 @@
+"""Sits next to a worker on its node: starts it, passes on what it says, tells how it ended, ends it.
+
+It knows nothing of Ray; `cluster.py` makes an actor of it. A worker is a child process with a session of its own, so
+that a Ctrl-C in the terminal doesn't reach it and everything that it started can be ended with it. One thread starts
+the child and stays until the child has ended: the kernel kills the child when that thread is gone (see worker.py), so
+no worker outlives its agent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from launcher.events import Event, Exited, Logged, Started, from_script
+from launcher.progress import REPORT_FD
+from launcher.worker import PARENT
+
+MASTER_PORTS = range(20000, 30000)
+"""Below the range that the kernel hands out by itself, so that a port found free stays free until rank 0 takes it."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to start: one rank's entrypoint with arguments, environment, working directory and log."""
+
+    rank: int
+    entrypoint: str
+    args: tuple[str, ...]
+    env: dict[str, str]
+    cwd: str
+    log: Path
+    address: str
+
+
+class Agent:
+    """Watches one worker. Methods may be called from several threads."""
+
+    def __init__(self) -> None:
+        self._events: queue.Queue[Event] = queue.Queue()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def free_port(self, address: str) -> int:
+        """A TCP port that rank 0 can listen on at `address`."""
+        for port in random.sample(MASTER_PORTS, 200):
+            with socket.socket() as probe, suppress(OSError):
+                probe.bind((address, port))
+                return port
+        raise OSError(f"no free port at {address} among 200 tried of {MASTER_PORTS.start} to {MASTER_PORTS.stop - 1}")
+
+    def warm_up(self) -> float:
+        """Compile the engine into this node's cache, if it isn't there; seconds that took.
+
+        Raises:
+            RuntimeError: it doesn't compile; the message is the compiler's.
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", "import collectives; print(collectives.warm_up())"], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"the engine does not compile on {socket.gethostname()}:\n{done.stderr.strip()}")
+        return float(done.stdout.split()[-1])
+
+    def start(self, order: Order) -> None:
+        """Start the worker; returns once its process runs."""
+        running = threading.Event()
+        threading.Thread(target=self._keep, args=(order, running), daemon=True).start()
+        running.wait()
+
+    def next_events(self, timeout_s: float) -> list[Event]:
+        """What happened since the last call; waits up to `timeout_s` seconds for something to happen."""
+        with suppress(queue.Empty):
+            first = self._events.get(timeout=timeout_s)
+            return [first, *self._waiting()]
+        return []
+
+    def stop(self, force: bool) -> None:
+        """Send SIGTERM, or SIGKILL if forced, to the worker and all that it started."""
+        if self._process is not None and self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL if force else signal.SIGTERM)
+
+    def _waiting(self) -> list[Event]:
+        events: list[Event] = []
+        with suppress(queue.Empty):
+            while True:
+                events.append(self._events.get_nowait())
+        return events
+
+    def _keep(self, order: Order, running: threading.Event) -> None:
+        """The life of the worker, from start to end."""
+        report_read, report_write = os.pipe()
+        with _Output(order, self._events.put) as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-u", "-m", "launcher.worker", order.entrypoint, *order.args],
+                env=_environment(order, output.log, report_write),
+                cwd=order.cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=output.fd,
+                stderr=subprocess.STDOUT,
+                pass_fds=[report_write],
+                start_new_session=True,
+            )
+            os.close(report_write)
+        self._events.put(Started(order.rank, time.time(), self._process.pid, str(output.log)))
+        reports = threading.Thread(target=self._read_reports, args=(report_read,), daemon=True)
+        reports.start()
+        running.set()
+        code = self._process.wait()
+        ended_at = time.time()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        reports.join(timeout=2)
+        output.join(timeout_s=2)
+        self._events.put(Exited(order.rank, ended_at, code))
+
+    def _read_reports(self, fd: int) -> None:
+        with os.fdopen(fd, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    self._events.put(from_script(json.loads(line)))
+                except ValueError as error:
+                    print(f"unreadable report: {error}", file=sys.stderr)
+
+
+class _Output:
+    """Where a worker writes: the run's own log, or, on a node that doesn't share the run folder, a local log whose text
+    is also passed on as events."""
+
+    def __init__(self, order: Order, emit: Callable[[Event], None]) -> None:
+        self._rank, self._emit = order.rank, emit
+        self._shipper: threading.Thread | None = None
+        if order.log.parent.is_dir():
+            self.log = order.log
+            self.fd = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            return
+        self.log = Path(tempfile.gettempdir()) / "narrowgauge" / order.log.parent.parent.name / order.log.name
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        read, self.fd = os.pipe()
+        self._shipper = threading.Thread(target=self._ship, args=(read,), daemon=True)
+        self._shipper.start()
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+    def join(self, timeout_s: float) -> None:
+        if self._shipper is not None:
+            self._shipper.join(timeout_s)
+
+    def _ship(self, fd: int) -> None:
+        with os.fdopen(fd, encoding="utf-8", errors="replace") as lines, self.log.open("a", encoding="utf-8") as copy:
+            for line in lines:
+                copy.write(line)
+                copy.flush()
+                self._emit(Logged(self._rank, time.time(), line))
+
+
+def _environment(order: Order, log: Path, report_fd: int) -> dict[str, str]:
+    own = {REPORT_FD: str(report_fd), PARENT: str(os.getpid()), "NARROWGAUGE_LOG": str(log)}
+    interface = _interface(order.address)
+    network = {"GLOO_SOCKET_IFNAME": interface, "NARROWGAUGE_INTERFACE": interface} if interface else {}
+    return {**os.environ, **network, **order.env, **own}
+
+
+def _interface(address: str) -> str | None:
+    """The network interface that has this address, so that no library takes 127.0.1.1 from a hosts file instead."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(found.address == address for found in addresses):
+            return name
+    return None

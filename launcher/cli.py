@@ -1,0 +1,90 @@
+"""The `launcher` command.
+
+Exit status: 0 all is well, 1 the run failed or a check did, 2 the user's input is wrong, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher import config
+from launcher.errors import ConfigError, LauncherError
+from launcher.job import Job
+
+EXIT = {"finished": 0, "failed": 1, "stopped": 130}
+
+app = typer.Typer(
+    help="Train over narrow links: start, watch and stop jobs on whatever machines there are.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(metavar="CONFIG", help="The job file, such as configs/quickstart.yaml.")],
+    overrides: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the job file, such as workers.count=2."),
+    ] = [],  # noqa: B006 - typer copies it
+    logs: Annotated[bool, typer.Option("--logs", help="Show what the workers print, as they print it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Only the summary on stdout, as JSON.")] = False,
+) -> None:
+    """Run a job and wait for its end."""
+    job = config.load(file, overrides)
+    from launcher.run import run  # after the check: a mistake in the file shouldn't wait for Ray's import
+    from launcher.view import open_view, tell_end
+
+    progress = sys.stderr if as_json else sys.stdout
+    view = open_view(progress)
+    try:
+        summary = run(job, view, follow_logs=logs)
+    finally:
+        view.close()
+    tell_end(summary, progress)
+    if as_json:
+        print(json.dumps(summary, indent=2))
+    raise typer.Exit(EXIT[summary["status"]])
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="The checks as JSON.")] = False) -> None:
+    """Check this machine: versions, network, shared memory, the engine, and an all-reduce of two processes."""
+    from launcher.doctor import examine, told
+
+    checks = []
+    for check in examine():
+        checks.append(check)
+        if not as_json:
+            print(told(check), flush=True)
+    if as_json:
+        print(json.dumps([vars(check) for check in checks], indent=2))
+    raise typer.Exit(1 if any(check.state == "wrong" for check in checks) else 0)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of the job file, for editors."""
+    print(json.dumps(Job.model_json_schema(), indent=2))
+
+
+def main() -> None:
+    """The console command. Mistakes of the user end in one message and status 2, never in a traceback."""
+    try:
+        app()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except LauncherError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

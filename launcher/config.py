@@ -1,0 +1,353 @@
+"""From a job file to a `Job`, or one clear error with its line.
+
+Reading goes text -> YAML nodes -> plain values and the mark of each -> `Job`. Marks are kept apart from values, keyed
+by the same path that pydantic reports ("workers", "count"), so that every mistake can be shown with its line.
+
+This is the only file that reads YAML.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.machinery
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from launcher.errors import ConfigError, Place
+from launcher.job import Job, described, is_file
+
+WORKERS_PER_CORE = 4
+MEMORY_PER_WORKER_BYTES = 512 * 1024**2
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the local machine can carry: usable cores and free memory in bytes."""
+
+    cores: int
+    memory_bytes: int
+
+    @classmethod
+    def here(cls) -> Machine:
+        return cls(cores=len(os.sched_getaffinity(0)), memory_bytes=psutil.virtual_memory().available)
+
+
+def load(path: Path, overrides: Sequence[str] = (), machine: Machine | None = None) -> Job:
+    """Read a job file, apply `key.key=value` overrides, and check it against this machine.
+
+    Args:
+        path: YAML file.
+        overrides: as given to `--set`; the value is YAML.
+        machine: what the workers must fit on if the cluster is local; None measures this machine.
+
+    Raises:
+        ConfigError: the file can't be read, isn't YAML, says something that `Job` has no place for, points to a script
+            that isn't there, or asks for more than the machine has. The first mistake in the file is the one told.
+    """
+    document = _read(path)
+    for override in overrides:
+        document.apply(override)
+    try:
+        job = Job.model_validate(document.values)
+    except ValidationError as error:
+        raise _told(error, document) from None
+    _check_files(job, document)
+    if job.cluster.address is None:
+        _check_machine(job, document, machine or Machine.here())
+    return job
+
+
+def to_yaml(job: Job) -> str:
+    """The job as a file that `load` reads back to the same job."""
+    return yaml.safe_dump(job.model_dump(), sort_keys=False)
+
+
+# ---- text to values and marks --------------------------------------------------------------------------------------
+
+_Path = tuple[str | int, ...]
+
+
+@dataclass
+class _Document:
+    """Plain values of a file, and where each of them stands."""
+
+    source: str
+    values: Any = None
+    keys: dict[_Path, Place] = field(default_factory=dict)
+    places: dict[_Path, Place] = field(default_factory=dict)
+
+    def place(self, path: Sequence[str | int], of_key: bool = False) -> Place:
+        """The mark of the value (or key) at the longest part of `path` that is in the file."""
+        for length in range(len(path), 0, -1):
+            found = (self.keys if of_key else self.places).get(tuple(path[:length]))
+            if found:
+                return found
+        return self.places.get((), Place(self.source))
+
+    def value(self, path: Sequence[str | int]) -> Any:
+        """The value at the longest part of `path` that is in the file."""
+        value = self.values
+        for part in path:
+            if not (isinstance(value, dict) and part in value):
+                break
+            value = value[part]
+        return value
+
+    def apply(self, override: str) -> None:
+        """Set one value as `key.key=value` says."""
+        place = Place(f"--set {override}")
+        name, equals, text = override.partition("=")
+        path = tuple(name.strip().split("."))
+        if not equals or not all(path):
+            raise ConfigError(place, "an override that sets nothing", got=override, wanted="key=value or key.key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(
+                place, "the value is not YAML", got=text, wanted="a YAML value, such as 4 or gloo"
+            ) from None
+        node = self.values
+        for depth, part in enumerate(path[:-1], start=1):
+            if not isinstance(node.get(part), dict):
+                short = {"workers": "count"}.get(path[0]) if depth == 1 else None
+                node[part] = {short: node[part]} if short and part in node else {}
+            node = node[part]
+        node[path[-1]] = value
+        for stale in [*self.places]:
+            if stale[: len(path)] == path:
+                self.places.pop(stale), self.keys.pop(stale, None)
+        self.keys[path] = self.places[path] = place
+
+
+def _read(path: Path) -> _Document:
+    document = _Document(str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise _missing(Place(str(path)), "no such file", path, "*.y*ml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(Place(str(path)), "cannot be read", got=str(error), wanted="a YAML text file") from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        document.values = {} if root is None else _plain(root, (), document)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = Place(str(path), mark.line + 1, mark.column + 1) if mark else Place(str(path))
+        line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+        tab = "\t" in line[: len(line) - len(line.lstrip())] or "'\\t'" in str(error.problem)
+        raise ConfigError(
+            place,
+            "not YAML: a tab where spaces are wanted" if tab else f"not YAML: {error.problem or error.context}",
+            got=repr(line.rstrip()),
+            wanted="spaces for indentation" if tab else "key: value lines, indented by spaces",
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(Place(str(path)), "not YAML", got=str(error).splitlines()[0], wanted="a text file") from None
+    if not isinstance(document.values, dict):
+        raise ConfigError(
+            document.place(()),
+            "not a job",
+            got=described(document.values),
+            wanted="keys: " + ", ".join(Job.model_fields),
+        )
+    return document
+
+
+def _plain(node: yaml.Node, path: _Path, document: _Document) -> Any:
+    """The node as dicts, lists and scalars; notes every mark, refuses a key that stands twice."""
+    document.places[path] = _place(document.source, node)
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item, (*path, index), document) for index, item in enumerate(node.value)]
+    if not isinstance(node, yaml.MappingNode):
+        return _scalar(node)
+    values: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = _scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else str(key_node.value)
+        place = _place(document.source, key_node)
+        if key in values:
+            first = document.keys[(*path, key)]
+            raise ConfigError(
+                place,
+                f"key {key!r} stands twice",
+                got=f"first in line {first.line}, again in line {place.line}",
+                wanted="each key once",
+                next_step="remove one of the two lines",
+            )
+        document.keys[(*path, key)] = place
+        values[key] = _plain(value_node, (*path, key), document)
+    return values
+
+
+def _scalar(node: yaml.Node) -> Any:
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_object(node, deep=True)
+    finally:
+        loader.dispose()
+
+
+def _place(source: str, node: yaml.Node) -> Place:
+    return Place(source, node.start_mark.line + 1, node.start_mark.column + 1)
+
+
+# ---- mistakes to sentences -----------------------------------------------------------------------------------------
+
+_WANTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping of keys to values",
+    "model_type": "a mapping of keys to values",
+    "model_attributes_type": "a mapping of keys to values",
+}
+
+
+def _told(error: ValidationError, document: _Document) -> ConfigError:
+    """The first mistake in the order of the file."""
+
+    def position(found: Any) -> tuple[int, int]:
+        place = document.place(found["loc"], of_key=found["type"] == "extra_forbidden")
+        return place.line or 0, place.column or 0
+
+    found = sorted(error.errors(), key=position)
+    first, others = found[0], len(found) - 1
+    path, kind, context = first["loc"], first["type"], first.get("ctx", {})
+    name = ".".join(map(str, path))
+    model = _model_at(path[:-1])
+    fields = list(model.model_fields) if model else []
+    if kind == "extra_forbidden":
+        return ConfigError(
+            document.place(path, of_key=True),
+            f"unknown key {str(path[-1])!r}" + (f" in {'.'.join(map(str, path[:-1]))!r}" if path[:-1] else ""),
+            got=f"{path[-1]}: {described(first['input'])}",
+            wanted="one of " + ", ".join(fields),
+            nearest=_nearest(str(path[-1]), fields),
+            others=others,
+        )
+    if kind == "missing":
+        return ConfigError(
+            document.place(path),
+            f"key {name!r} is missing",
+            got="only " + ", ".join(map(str, first["input"])) if first["input"] else "nothing",
+            wanted=f"{path[-1]}: " + (_meaning(model, str(path[-1]))),
+            next_step="`launcher schema` prints every key with its meaning",
+            others=others,
+        )
+    expected = str(context.get("expected", "")).replace("'", "").replace(" or ", ", ").split(", ")
+    wanted = {
+        "literal_error": "one of " + ", ".join(expected),
+        "value_error": str(context.get("error", "")).partition("; wanted ")[2] or str(context.get("error", "")),
+        "string_pattern_mismatch": "letters, digits, '.', '_' and '-', starting with a letter or digit, at most 64",
+    }.get(kind, _WANTED.get(kind) or first["msg"].replace("Input should be", "").strip())
+    return ConfigError(
+        document.place(path),
+        f"{name!r} cannot be that",
+        got=described(document.value(path)),
+        wanted=wanted,
+        nearest=_nearest(str(first["input"]), expected) if kind == "literal_error" else None,
+        next_step=_meaning(model, str(path[-1])) if path else None,
+        others=others,
+    )
+
+
+def _model_at(path: Sequence[str | int]) -> type[BaseModel] | None:
+    model: type[BaseModel] = Job
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return None
+        model = annotation
+    return model
+
+
+def _meaning(model: type[BaseModel] | None, name: str) -> str:
+    found = model.model_fields.get(name) if model else None
+    if found is None:
+        return "see `launcher schema`"
+    if found.description is None and isinstance(found.annotation, type):
+        return " ".join((found.annotation.__doc__ or "").split())
+    return found.description or "see `launcher schema`"
+
+
+def _nearest(word: str, choices: Sequence[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.5)), None)
+
+
+# ---- what the file points to ---------------------------------------------------------------------------------------
+
+
+def _check_files(job: Job, document: _Document) -> None:
+    if is_file(job.entrypoint):
+        if not Path(job.entrypoint).is_file():
+            place = document.place(("entrypoint",))
+            raise _missing(place, f"no script {job.entrypoint!r}", Path(job.entrypoint), "*.py")
+    elif not _module_exists(job.entrypoint.partition(":")[0]):
+        raise ConfigError(
+            document.place(("entrypoint",)),
+            f"no module {job.entrypoint.partition(':')[0]!r}",
+            got=job.entrypoint,
+            wanted="file.py, package.module or package.module:function that can be imported here",
+            next_step=f"install it, or submit from the folder that it can be imported from (now {Path.cwd()})",
+        )
+    topology = job.collectives.topology
+    if topology and not Path(topology).is_file():
+        place = document.place(("collectives", "topology"))
+        raise _missing(place, f"no topology file {topology!r}", Path(topology), "*.json")
+
+
+def _missing(place: Place, what: str, path: Path, pattern: str) -> ConfigError:
+    """The error of a file that isn't there, with what its folder has instead."""
+    folder = path.parent
+    names = sorted(found.name for found in folder.glob(pattern)) if folder.is_dir() else []
+    nearest = _nearest(path.name, names)
+    examples = f", such as {', '.join(names[:6])}" if names else ""
+    return ConfigError(
+        place,
+        what,
+        got=str(path),
+        wanted=f"a file in {folder.resolve()}{examples}" if folder.is_dir() else f"a folder {folder.resolve()}",
+        nearest=str(folder / nearest) if nearest else None,
+        next_step=f"correct the path; relative ones start at {Path.cwd()}",
+    )
+
+
+def _module_exists(name: str) -> bool:
+    """Whether `import name` would find it from the working directory; imports nothing, not even parent packages."""
+    path: list[str] | None = None
+    for depth, _ in enumerate(parts := name.split("."), start=1):
+        spec = _find(".".join(parts[:depth]), path)
+        if spec is None:
+            return False
+        path = list(spec.submodule_search_locations or [])
+    return True
+
+
+def _find(name: str, path: list[str] | None) -> importlib.machinery.ModuleSpec | None:
+    here = importlib.machinery.PathFinder.find_spec(name, [os.getcwd(), *sys.path]) if path is None else None
+    found = (finder.find_spec(name, path) for finder in sys.meta_path)
+    return here or next((spec for spec in found if spec), None)
+
+
+def _check_machine(job: Job, document: _Document, machine: Machine) -> None:
+    """Refuse more workers than could make progress: they may share cores, up to a bound, and each needs memory."""
+    by_cores = machine.cores * WORKERS_PER_CORE // job.workers.cpus
+    by_memory = machine.memory_bytes // MEMORY_PER_WORKER_BYTES
+    if job.workers.count > min(by_cores, by_memory):
+        raise ConfigError(
+            document.place(("workers", "count")),
+            "more workers than this machine can carry",
+            got=f"{job.workers.count} workers of {job.workers.cpus} CPU(s) each",
+            wanted=f"at most {min(by_cores, by_memory)}: {machine.cores} cores at {WORKERS_PER_CORE} CPUs each carry "
+            f"{by_cores}, {machine.memory_bytes / 1024**3:.1f} GiB of free memory at 512 MiB each carry {by_memory}",
+            next_step="lower workers.count, or name a larger cluster with cluster: {address: ...}",
+        )

@@ -1,0 +1,155 @@
+"""What a job file may say: each field's name, unit, default, meaning and check in one place."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from collectives.options import Options
+
+_SET_BY_LAUNCHER = re.compile(
+    r"(RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK|MASTER_ADDR|MASTER_PORT|NARROWGAUGE_.*)"
+)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Workers(_Section):
+    """How many processes, and over how many hosts. `workers: 4` is short for `workers: {count: 4}`."""
+
+    count: int = Field(ge=1, le=4096, description="Number of worker processes, one for each rank.")
+    hosts: int | None = Field(
+        default=None,
+        ge=1,
+        description="Hosts to spread the workers over, in even blocks of ranks. On the local cluster they are "
+        "emulated, so that ranks of different hosts talk over TCP. null: one host, or as few cluster nodes as "
+        "have room.",
+    )
+    cpus: int = Field(default=1, ge=1, description="CPU cores that a worker counts for, and threads that it may use.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"count": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("hosts")
+    @classmethod
+    def _no_empty_host(cls, hosts: int | None, info: ValidationInfo) -> int | None:
+        if hosts is not None and hosts > info.data.get("count", hosts):
+            raise ValueError(f"at most as many hosts as workers, {info.data['count']}")
+        return hosts
+
+
+class Cluster(_Section):
+    """Where the workers run. `cluster: local` is short for `cluster: {address: null}`."""
+
+    address: str | None = Field(
+        default=None,
+        min_length=1,
+        description='Address of a running Ray cluster, "host:port" of its head or "auto". null: a Ray of its own on '
+        "this machine, started for the run and ended with it.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {} if value == "local" else value
+
+
+class Collectives(_Section):
+    """How gradients travel; the defaults are those of `collectives.Options`."""
+
+    backend: Literal["narrowgauge", "gloo"] = Field(
+        default="narrowgauge", description="narrowgauge: the compiled engine. gloo: torch's own Gloo."
+    )
+    streams: int = Field(default=Options.streams, description="TCP connections for each pair of peers.")
+    slice_bytes: int = Field(default=Options.slice_bytes, description="Size of the pipelined unit, in bytes.")
+    timeout_s: float | None = Field(
+        default=Options.timeout_s, description="Seconds without progress that end an op. null: torch's timeout."
+    )
+    topology: str | None = Field(
+        default=Options.topology, description="Path of a topology JSON file. null: hosts as found, links equal."
+    )
+
+    @field_validator("streams", "slice_bytes", "timeout_s")
+    @classmethod
+    def _as_the_engine_says(cls, value: Any, info: ValidationInfo) -> Any:
+        Options(**{str(info.field_name): value})
+        return value
+
+
+class Job(_Section):
+    """Everything that a job file may say. Relative paths are relative to the working directory of `launcher submit`."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name of the run; its folder starts with it."
+    )
+    entrypoint: str = Field(
+        min_length=1,
+        description="What every worker runs: a file (train.py), a module as under `python -m` (package.train) or a "
+        "function without arguments (package.train:main).",
+    )
+    args: list[str] = Field(
+        default=[],
+        description="Command line of the entrypoint. A mapping is written out as flags: {steps: 20, fast: true, "
+        "slow: false} is --steps 20 --fast.",
+    )
+    env: dict[str, str] = Field(default={}, description="Environment variables of the workers.")
+    workers: Workers
+    cluster: Cluster = Cluster()
+    collectives: Collectives = Collectives()
+    timeout_s: float | None = Field(
+        default=None, gt=0, description="Seconds after which a run is stopped as failed. null: no limit."
+    )
+    runs_dir: str = Field(default="runs", min_length=1, description="Folder that gets one folder for each run.")
+
+    @field_validator("args", mode="before")
+    @classmethod
+    def _as_command_line(cls, args: Any) -> Any:
+        if isinstance(args, dict):
+            return [word for name, value in args.items() for word in _flag(name, value)]
+        if isinstance(args, list):
+            return [_word(value, f"argument {index + 1}") for index, value in enumerate(args)]
+        raise ValueError("a list of words or a mapping of flags")
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _as_texts(cls, env: Any) -> Any:
+        if not isinstance(env, dict):
+            return env
+        for name in env:
+            if _SET_BY_LAUNCHER.fullmatch(str(name)):
+                raise ValueError(f"no {name}: the launcher sets it for each worker")
+        return {name: str(value) if type(value) in (int, float) else value for name, value in env.items()}
+
+
+def _flag(name: Any, value: Any) -> list[str]:
+    if value is None or value is False:
+        return []
+    if value is True:
+        return [f"--{name}"]
+    values = value if isinstance(value, list) else [value]
+    return [f"--{name}", *(_word(item, f"flag {name!r}") for item in values)]
+
+
+def _word(value: Any, where: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"text or a number for {where}, not {described(value)}")
+    return str(value)
+
+
+def is_file(entrypoint: str) -> bool:
+    """Whether an entrypoint is a path; otherwise it is `module` or `module:function`."""
+    return entrypoint.endswith(".py") or "/" in entrypoint
+
+
+def described(value: Any) -> str:
+    """A value of a job file and its kind, in words: "'four' (text)"."""
+    if value is None:
+        return "nothing (null)"
+    kinds = {bool: "a truth value", int: "a whole number", float: "a number", str: "text", list: "a list"}
+    return f"{value!r} ({kinds.get(type(value), 'a mapping')})"

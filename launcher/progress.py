@@ -1,0 +1,139 @@
+"""What a training script tells about itself. Under the launcher it goes to the live view and the summary; without one
+(plain python, torchrun) rank 0 prints it.
+
+    from launcher import progress
+
+    progress.report(step=10, of=300, loss=2.7, tokens=4096)
+    progress.note(heldout_loss=2.1)
+    torch.save(state, progress.checkpoint_dir() / "last.pt")
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import collectives
+
+REPORT_FD = "NARROWGAUGE_REPORT_FD"
+CHECKPOINT_DIR = "NARROWGAUGE_CHECKPOINT_DIR"
+
+
+def report(step: int, *, of: int | None = None, loss: float | None = None, tokens: int = 0, **values: float) -> None:
+    """Tell how far this rank is. Call it on every rank, each step or every few steps.
+
+    Args:
+        step: steps done, counted from 1.
+        of: the last step that will be done, if known; gives the time left.
+        loss: this rank's loss; the launcher shows the mean over ranks.
+        tokens: tokens (or samples) that this rank trained on since its last report.
+        values: further numbers to keep in events.jsonl.
+
+    The seconds spent waiting for communication since the last report are added from `collectives.stats()`.
+    """
+    _teller.report(step, of, loss, tokens, values)
+
+
+def note(**values: Any) -> None:
+    """Tell facts for the summary, such as `heldout_loss=2.1`: numbers, texts, lists or mappings of these."""
+    _teller.note(values)
+
+
+def checkpoint_dir() -> Path:
+    """The folder for checkpoints, made if need be: the run's own, or ./checkpoints without a launcher."""
+    folder = Path(os.environ.get(CHECKPOINT_DIR, "checkpoints"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def finished() -> None:
+    """Tell what communication cost in all; the launcher's own worker calls this when the script has ended."""
+    if isinstance(_teller, _ToLauncher) and _rank() == 0:
+        _teller.note({"collectives": collectives.stats()})
+
+
+def raised(error: BaseException) -> None:
+    """Tell that the script ended by an exception; the launcher's own worker calls this."""
+    if isinstance(_teller, _ToLauncher):
+        culprit = getattr(error, "culprit", None)
+        kind = type(error).__qualname__
+        _teller.send(
+            "Raised", kind=kind, message=str(error)[:2000], culprit=culprit if isinstance(culprit, int) else None
+        )
+
+
+class _ToLauncher:
+    """Sends each message as a line of JSON through the pipe that the launcher left open."""
+
+    def __init__(self, fd: int) -> None:
+        self._pipe = os.fdopen(fd, "w", buffering=1, encoding="utf-8")
+        self._waited_s = 0.0
+        self._planned = False
+
+    def report(self, step: int, of: int | None, loss: float | None, tokens: int, values: dict[str, float]) -> None:
+        waited_s = float(collectives.stats()["wait_s"])
+        self.send(
+            "Reported", step=step, of=of, loss=loss, tokens=tokens, wait_s=waited_s - self._waited_s, values=values
+        )
+        self._waited_s = waited_s
+        if not self._planned:
+            self.plan()
+
+    def plan(self) -> None:
+        """Tell the plan of the default group, once, from rank 0. A group on Gloo has none."""
+        self._planned = True
+        if _rank() == 0:
+            with suppress(collectives.UsageError):
+                self.send("Planned", plan=collectives.plan().summary())
+
+    def note(self, values: dict[str, Any]) -> None:
+        self.send("Noted", values=values)
+
+    def send(self, event: str, **content: Any) -> None:
+        message = {"event": event, "rank": _rank(), "at": time.time(), **content}
+        self._pipe.write(json.dumps(message) + "\n")
+
+
+class _ToTerminal:
+    """Prints on rank 0; the speeds are those of rank 0 times the number of ranks."""
+
+    def __init__(self) -> None:
+        self._last: tuple[int, float, float] | None = None
+
+    def report(self, step: int, of: int | None, loss: float | None, tokens: int, values: dict[str, float]) -> None:
+        if _rank() != 0:
+            return
+        now, waited_s = time.perf_counter(), float(collectives.stats()["wait_s"])
+        line = [f"step {step}" + (f"/{of}" if of else ""), *([f"loss {loss:.4f}"] if loss is not None else [])]
+        if self._last and step > self._last[0]:
+            elapsed_s = now - self._last[1]
+            line += [f"{tokens * int(os.environ.get('WORLD_SIZE', 1)) / elapsed_s:,.0f} tokens/s"] if tokens else []
+            line += [f"{1000 * elapsed_s / (step - self._last[0]):.1f} ms/step"]
+            line += [f"waiting {(waited_s - self._last[2]) / elapsed_s:.0%}"]
+        print("  ".join(line + [f"{name} {value:.4g}" for name, value in values.items()]), flush=True)
+        self._last = (step, now, waited_s)
+
+    def note(self, values: dict[str, Any]) -> None:
+        if _rank() == 0:
+            for name, value in values.items():
+                print(f"{name}: {value}", flush=True)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def _from_environment() -> _ToLauncher | _ToTerminal:
+    """The launcher's pipe if there is one; it is not handed on to processes that the script starts."""
+    fd = os.environ.pop(REPORT_FD, None)
+    if fd is None:
+        return _ToTerminal()
+    os.set_inheritable(int(fd), False)
+    return _ToLauncher(int(fd))
+
+
+_teller = _from_environment()

@@ -1,0 +1,65 @@
+"""All ranks take Gloo if one must or wants to, and say why. That it then does everything: see the contract."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import collectives
+from tests.processes import run
+
+
+def outcome(rank: int, size: int, store: Any) -> tuple[bool, list[str]]:
+    """Whether the group runs natively, and the warnings that forming it gave."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dist.init_process_group("narrowgauge", store=store, rank=rank, world_size=size)
+    native = dist.group.WORLD.engine is not None  # type: ignore[union-attr]
+    tensor = torch.ones(1000, dtype=torch.bfloat16)
+    dist.all_reduce(tensor, dist.ReduceOp.AVG)
+    assert tensor[0].item() == 1.0
+    dist.destroy_process_group()
+    return native, [str(each.message) for each in caught if issubclass(each.category, RuntimeWarning)]
+
+
+def failing_on_rank_1(rank: int, size: int, store: Any) -> tuple[bool, list[str]]:
+    if rank == 1:
+        from collectives.engine import runner
+
+        def broken() -> float:
+            raise OSError("no compiler in this machine")
+
+        runner.warm_up = broken
+    return outcome(rank, size, store)
+
+
+def asked_for_by_rank_2(rank: int, size: int, store: Any) -> tuple[bool, list[str]]:
+    if rank == 2:
+        collectives.configure(backend="gloo")
+    return outcome(rank, size, store)
+
+
+def test_failed_self_test_moves_all_ranks_and_names_the_culprit() -> None:
+    for native, said in run(failing_on_rank_1, 3):
+        assert not native
+        assert said == [
+            "this group runs on Gloo, since the native engine failed its self-test on "
+            "rank 1: OSError: no compiler in this machine"
+        ]
+
+
+def test_one_rank_that_asks_for_gloo_moves_all_and_is_named() -> None:
+    for native, said in run(asked_for_by_rank_2, 3):
+        assert not native
+        assert said == ["this group runs on Gloo, since ranks [2] ask for it by their options and the others do not"]
+
+
+def test_asking_on_all_ranks_is_no_reason_to_warn() -> None:
+    assert run(outcome, 2, environment={"NARROWGAUGE_BACKEND": "gloo"}) == [(False, [])] * 2
+
+
+def test_native_is_the_rule() -> None:
+    assert run(outcome, 2) == [(True, [])] * 2

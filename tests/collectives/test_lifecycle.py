@@ -1,0 +1,206 @@
+"""Beginnings and ends: what is left after destroy, and what survivors are told when something goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import collectives
+from tests.processes import Died, run
+
+
+def join(store: Any, rank: int, size: int, name: str = "", timeout_s: float = 30.0) -> None:
+    dist.init_process_group(
+        "narrowgauge",
+        store=dist.PrefixStore(name, store),
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=timeout_s),
+    )
+
+
+def holdings() -> tuple[set[str], int, set[str]]:
+    """Threads by name (Python's) and number (the kernel's), number of open files, names of shared-memory segments."""
+    segments = {entry.name for entry in Path("/dev/shm").iterdir() if "narrowgauge" in entry.name}
+    threads = {thread.name for thread in threading.enumerate()}
+    return threads | set(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd")), segments
+
+
+def settled(wanted: tuple[set[str], int, set[str]]) -> tuple[set[str], int, set[str]]:
+    """The holdings, once they are as wanted; the kernel takes a moment to bury a thread that has been joined."""
+    deadline = time.monotonic() + 2
+    while (has := holdings()) != wanted and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return has
+
+
+def come_and_go(rank: int, size: int, store: Any, backend: str) -> list[str]:
+    collectives.configure(backend=backend)
+    problems = []
+    for cycle in range(11):
+        join(store, rank, size, f"{cycle}/")
+        pairs = dist.new_group([0, 1])
+        work = dist.all_reduce(torch.ones(1000), async_op=True)
+        dist.all_reduce(torch.ones(10), group=pairs)
+        if rank == 0:
+            dist.send(torch.ones(3), 1)
+        elif rank == 1:
+            dist.recv(torch.ones(3), 0)
+        work.wait()
+        group = dist.group.WORLD
+        dist.destroy_process_group()
+        with pytest.raises(collectives.GroupClosed):
+            group.allreduce([torch.ones(3)])  # type: ignore[union-attr]
+        del pairs, work, group
+        if cycle == 0:
+            time.sleep(0.5)
+            before = holdings()
+        elif (after := settled(before)) != before:
+            problems.append(f"rank {rank}, cycle {cycle}: had {before}, has {after}")
+    return problems
+
+
+@pytest.mark.parametrize("backend", ["narrowgauge", "gloo"])
+def test_destroy_leaves_nothing_behind(backend: str) -> None:
+    assert run(come_and_go, 3, backend) == [[]] * 3
+
+
+def reduce_until(tensor: torch.Tensor, deadline: float) -> None:
+    while time.monotonic() < deadline:
+        dist.all_reduce(tensor, dist.ReduceOp.AVG)
+
+
+def die_in_the_middle(rank: int, size: int, store: Any, victim: int) -> tuple[float, str, int | None]:
+    join(store, rank, size)
+    tensor = torch.ones(2_000_000)
+    dist.all_reduce(tensor)
+    started = time.monotonic()
+    if rank == victim:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    with pytest.raises(collectives.PeerLost) as caught:
+        reduce_until(tensor, started + 20)
+    took_s = time.monotonic() - started
+    with pytest.raises(collectives.CollectiveError, match="broke"):
+        dist.barrier()
+    dist.destroy_process_group()
+    return took_s, str(caught.value), caught.value.culprit
+
+
+def test_a_dead_rank_is_named_by_all_survivors() -> None:
+    results = run(die_in_the_middle, 4, 2, may_die={2})
+    assert results[2] == Died(-signal.SIGKILL)
+    for took_s, message, culprit in (results[0], results[1], results[3]):
+        assert took_s < 5
+        assert "rank 2" in message
+        assert culprit == 2
+
+
+def mismatched(rank: int, size: int, store: Any) -> str:
+    join(store, rank, size)
+    with pytest.raises(collectives.CollectiveError) as caught:
+        dist.all_reduce(torch.ones(10 if rank else 11))
+    dist.destroy_process_group()
+    return type(caught.value).__name__
+
+
+def test_mismatched_ops_are_told() -> None:
+    assert "OpMismatch" in run(mismatched, 2)
+
+
+def late(rank: int, size: int, store: Any) -> list[str]:
+    """Rank 1 comes too late: for the wait, for the op, for the group."""
+    said = []
+    for name, group_timeout_s, op_timeout_s in (("op", 30.0, 0.5), ("group", 0.5, None)):
+        join(store, rank, size, name, group_timeout_s)
+        options = dist.AllreduceOptions()
+        options.asyncOp = False
+        if op_timeout_s is not None:
+            options.timeout = timedelta(seconds=op_timeout_s)
+        if rank == 0:
+            started = time.monotonic()
+            with pytest.raises(collectives.OpTimeout) as caught:
+                dist.group.WORLD.allreduce([torch.ones(3)], options)  # type: ignore[union-attr]
+            said.append(str(caught.value))
+            assert 0.4 < time.monotonic() - started < 3
+        else:
+            time.sleep(1.5)
+        dist.destroy_process_group()
+    join(store, rank, size, "wait")
+    if rank == 1:
+        time.sleep(1.0)
+    tensor = torch.ones(3)
+    work = dist.all_reduce(tensor, async_op=True)
+    if rank == 0:
+        with pytest.raises(collectives.OpTimeout, match=r"waited 0\.2 s") as caught:
+            work.wait(timedelta(seconds=0.2))
+        said.append(str(caught.value))
+    work.wait()
+    assert tensor.tolist() == [2.0] * 3
+    dist.destroy_process_group()
+    return said
+
+
+def unfinished(rank: int, size: int, store: Any) -> str:
+    """Rank 0 destroys the group while its op still waits for rank 1."""
+    join(store, rank, size)
+    if rank == 0:
+        work = dist.all_reduce(torch.ones(3), async_op=True)
+        time.sleep(0.2)
+        dist.destroy_process_group()
+        with pytest.raises(collectives.GroupClosed) as caught:
+            work.wait()
+        return str(caught.value)
+    time.sleep(0.4)
+    with pytest.raises(collectives.CollectiveError) as lost:
+        dist.all_reduce(torch.ones(3))
+    dist.destroy_process_group()
+    return str(lost.value)
+
+
+def test_destroy_ends_unfinished_ops_on_all_ranks() -> None:
+    for said in run(unfinished, 2):
+        assert "rank 0" in said
+
+
+def leave_without_a_word(rank: int, size: int, store: Any) -> None:
+    join(store, rank, size)
+    dist.all_reduce(torch.ones(3))
+
+
+def test_a_process_may_end_without_destroy() -> None:
+    run(leave_without_a_word, 3)
+
+
+def test_timeouts_of_op_group_and_wait() -> None:
+    said, _ = run(late, 2)
+    assert len(said) == 3
+    assert all("rank 1" in words for words in said[:2]), said
+
+
+def fail_in_backward(rank: int, size: int, store: Any) -> str:
+    join(store, rank, size)
+    model = DistributedDataParallel(torch.nn.Linear(100, 100))
+    model(torch.ones(2, 100)).sum().backward()
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(RuntimeError) as caught:
+        model(torch.ones(2, 100)).sum().backward()
+    dist.destroy_process_group()
+    return str(caught.value)
+
+
+def test_a_failure_reaches_the_backward_pass_of_ddp() -> None:
+    message, _, other = run(fail_in_backward, 3, may_die={1})
+    for text in (message, other):
+        assert "PeerLost" in text
+        assert "rank 1" in text

@@ -1,0 +1,204 @@
+"""`launcher submit` for real: a process, Ray, workers, and what is left when it is over."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+MARK = "TEST_OF_SUBMIT"
+SCRIPTED = {"entrypoint": "tests/launcher/scripted.py", "name": "scripted"}
+TINY_GPT = {
+    "name": "tiny",
+    "entrypoint": "launcher.examples.train_gpt",
+    "args": {
+        "steps": 4, "batch": 2, "context": 16, "layers": 1, "width": 16, "heads": 2,
+        "report-every": 1, "heldout-windows": 8, "sample-bytes": 5,
+    },
+    "workers": {"count": 2, "hosts": 2},
+}  # fmt: skip
+
+
+class Submitted:
+    """A running `launcher submit`, in a session of its own; what it starts can be told by a mark in the environment."""
+
+    def __init__(self, folder: Path, job: dict[str, Any], *arguments: str) -> None:
+        self.runs = folder / "runs"
+        file = folder / "job.yaml"
+        file.write_text(json.dumps({**job, "runs_dir": str(self.runs)}))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "launcher.cli", "submit", str(file), *arguments],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, MARK: str(folder)},
+        )
+
+    def finish(self) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=240)
+        return self.process.returncode, out, err
+
+    @property
+    def folder(self) -> Path:
+        (found,) = self.runs.iterdir()
+        return found
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return dict(json.loads((self.folder / "summary.json").read_text()))
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        paths = list(self.runs.glob("*/events.jsonl"))
+        lines = paths[0].read_text().splitlines() if paths else []
+        return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+    def wait_for(self, check: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 240
+        while not check():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def processes(self) -> list[psutil.Process]:
+        """It and everything that it started, whoever its parent is by now: Ray's processes, agents, workers."""
+        return [process for process in psutil.process_iter() if marked(process, str(self.runs.parent))]
+
+    def nothing_left(self) -> bool:
+        """Whether all that is gone, or goes within some seconds."""
+        _, alive = psutil.wait_procs(self.processes(), timeout=10)
+        return not alive
+
+
+def marked(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+def test_a_model_is_trained_over_the_engine_and_alike_over_gloo(tmp_path: Path) -> None:
+    losses = {}
+    for backend in ("narrowgauge", "gloo"):
+        folder = tmp_path / backend
+        folder.mkdir()
+        submitted = Submitted(folder, {**TINY_GPT, "collectives": {"backend": backend}}, "--json")
+        status, out, err = submitted.finish()
+        assert status == 0, err
+        summary = json.loads(out)
+        assert summary == submitted.summary
+        reports = sorted(submitted.events("Reported"), key=lambda event: (event["rank"], event["step"]))
+        assert [(event["rank"], event["step"]) for event in reports] == [(r, s) for r in (0, 1) for s in (1, 2, 3, 4)]
+        losses[backend] = [event["loss"] for event in reports]
+        check_summary(summary, backend)
+        check_folder(submitted.folder)
+    assert losses["narrowgauge"] == pytest.approx(losses["gloo"], rel=1e-4)
+
+
+def check_summary(summary: dict[str, Any], backend: str) -> None:
+    assert (summary["status"], summary["backend"], summary["world_size"]) == ("finished", backend, 2)
+    assert [line.split()[0] for line in summary["hosts"]] == ["host-0", "host-1"]
+    assert summary["steps"] == 4
+    assert 5 < summary["first_loss"] < 6
+    assert summary["final_loss"] < summary["first_loss"]
+    assert 4 < summary["heldout_loss"] < 6
+    assert summary["tokens_per_s"] > 0
+    assert summary["step_s"] > 0
+    assert 0 < summary["comm_wait_s"] < summary["step_s"]
+    assert 0 < summary["seconds_to_first_step"] < summary["wall_s"]
+    assert summary["failure"] is None
+    assert summary["collectives"]["ops"] >= 4
+    assert 2.5 < summary["notes"]["unigram_entropy"] < 4
+    assert set(summary["versions"]) == {"python", "narrowgauge", "torch", "ray", "numba", "numpy"}
+    assert (summary["plan"] is not None) == (backend == "narrowgauge")
+
+
+def check_folder(folder: Path) -> None:
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    logs = {"logs/rank-0.log", "logs/rank-1.log"}
+    assert names == {"config.yaml", "plan.json", "events.jsonl", "summary.json", "checkpoints/last.pt", *logs}
+    plan = json.loads((folder / "plan.json").read_text())
+    assert [(seat["rank"], seat["host"]) for seat in plan["seats"]] == [(0, "host-0"), (1, "host-1")]
+    text = "".join((folder / name).read_text() for name in names - {"checkpoints/last.pt"})
+    assert "TOKEN" not in text.upper().replace("TOKENS", "")
+
+
+def test_an_exception_in_one_worker(tmp_path: Path) -> None:
+    job = {**SCRIPTED, "workers": {"count": 3, "hosts": 3}, "args": {"steps": 50, "step-s": 0.05, "end": "raise@1:3"}}
+    submitted = Submitted(tmp_path, job)
+    status, out, err = submitted.finish()
+    assert status == 1
+    assert "Traceback" not in err
+    failure = submitted.summary["failure"]
+    assert (failure["rank"], failure["host"]) == (1, "host-1")
+    assert failure["what"] == "ValueError: the test wanted this"
+    assert sorted(other["rank"] for other in failure["others"]) == [0, 2]
+    last = out.rstrip().splitlines()
+    assert last[-1] == f"its log: {submitted.folder}/logs/rank-1.log"
+    assert last[-2] == "rank 1 on host-1: ValueError: the test wanted this"
+    assert "    Traceback (most recent call last):" in last
+    assert '    raise ValueError("the test wanted this")' in out
+
+
+def test_a_worker_killed_in_the_middle_of_training(tmp_path: Path) -> None:
+    job = {**SCRIPTED, "workers": {"count": 4, "hosts": 2}, "args": {"steps": 100000, "step-s": 0.02}}
+    submitted = Submitted(tmp_path, job)
+    submitted.wait_for(lambda: len(submitted.events("Reported")) > 12)
+    (victim,) = [event for event in submitted.events("Started") if event["rank"] == 2]
+    killed_at = time.time()
+    os.kill(victim["pid"], signal.SIGKILL)
+    status, out, _ = submitted.finish()
+    assert status == 1
+    for event in submitted.events("Exited"):
+        assert event["at"] - killed_at < 5
+        assert event["code"] == (-9 if event["rank"] == 2 else 1)
+    for survivor in (0, 1, 3):
+        said = (submitted.folder / "logs" / f"rank-{survivor}.log").read_text()
+        error = said[said.rindex("PeerLost") :]
+        assert re.search(r"\brank 2\b", error)
+        assert "host-1" in error
+        assert victim["log"] in error
+    assert out.rstrip().splitlines()[-2:] == [
+        "rank 2 on host-1: killed by signal 9 (SIGKILL)",
+        f"its log: {victim['log']}",
+    ]
+    assert submitted.nothing_left()
+
+
+@pytest.mark.parametrize("when", ["starting", "training"])
+def test_ctrl_c_stops_everything(tmp_path: Path, when: str) -> None:
+    job = {**SCRIPTED, "workers": 2, "args": {"steps": 100000, "step-s": 0.02}, "collectives": {"backend": "gloo"}}
+    submitted = Submitted(tmp_path, job)
+    if when == "training":
+        submitted.wait_for(lambda: len(submitted.events("Reported")) > 4)
+    else:
+        submitted.wait_for(lambda: len(submitted.processes()) > 3)
+    os.killpg(submitted.process.pid, signal.SIGINT)
+    status, _, err = submitted.finish()
+    assert status == 130
+    assert "Traceback" not in err
+    assert submitted.summary["status"] == "stopped"
+    assert submitted.summary["failure"] is None
+    assert submitted.nothing_left()
+
+
+def test_a_script_that_knows_nothing_of_us_runs_on_the_engine(tmp_path: Path) -> None:
+    job = {"name": "plain", "entrypoint": "launcher/examples/plain_ddp.py", "args": ["--steps", "5"], "workers": 2}
+    submitted = Submitted(tmp_path, job, "--logs")
+    status, out, err = submitted.finish()
+    assert status == 0, err
+    assert re.search(r"\[rank 0\] step 4: loss \d", out)
+    assert submitted.summary["collectives"]["ops"] >= 5
+    assert submitted.summary["steps"] is None

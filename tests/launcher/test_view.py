@@ -1,0 +1,137 @@
+"""What a person sees."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.events import Exited, Reported, Started
+from launcher.job import Workers
+from launcher.placement import Node, place
+from launcher.supervisor import Supervisor
+from launcher.tally import Line, Tally
+from launcher.view import LiveView, PlainView, as_text, duration, open_view, seating, tell_end
+
+BOX = Node("a", "box", "127.0.0.1", 8)
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (Line(1, 0.0, 300, 5.54321), "step 1/300  loss 5.5432"),
+        (
+            Line(20, 0.0, 300, 2.5, tokens_per_s=12345.6, step_s=0.1234, wait_share=0.183, left_s=125.0),
+            "step 20/300  loss 2.5000  12,346 tokens/s  123 ms/step  waiting 18%  2 min 05 s left",
+        ),
+        (Line(7, 0.0, None, None, step_s=2.0, wait_share=0.0), "step 7  2000 ms/step  waiting 0%"),
+    ],
+)
+def test_a_line_of_progress(line: Line, text: str) -> None:
+    assert as_text(line) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.2, "3 s"), (59.9, "60 s"), (61, "1 min 01 s"), (3599, "59 min 59 s"), (7500, "2 h 05 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_seating() -> None:
+    assert seating(place([BOX], Workers(count=3, hosts=2), emulate_hosts=True)) == [
+        "host-0 (emulated) on box (127.0.0.1): ranks 0, 1",
+        "host-1 (emulated) on box (127.0.0.1): ranks 2",
+    ]
+    assert seating(place([BOX], Workers(count=2), emulate_hosts=True)) == ["box (127.0.0.1): ranks 0, 1"]
+
+
+def test_a_pipe_gets_plain_lines() -> None:
+    out = io.StringIO()
+    view = open_view(out)
+    assert type(view) is PlainView
+    view.stage("starting")
+    view.lines([Line(1, 0.0, None, 2.0)])
+    view.print("[rank 0] hello")
+    assert out.getvalue() == "starting\nstep 1  loss 2.0000\n[rank 0] hello\n"
+
+
+def test_a_terminal_gets_a_table_of_the_ranks() -> None:
+    out = io.StringIO()
+    view = LiveView(out)
+    view.seats(place([BOX], Workers(count=2, hosts=2), emulate_hosts=True))
+    supervisor, tally = Supervisor(2, 0.0), Tally(2)
+    for event in (
+        Started(0, 1.0, 100, "rank-0.log"),
+        Started(1, 1.0, 101, "rank-1.log"),
+        Reported(0, 2.0, step=5, of=10, loss=2.0),
+        Reported(1, 2.0, step=5, of=10, loss=3.0),
+        Exited(1, 3.0, -9),
+    ):
+        supervisor.on(event, event.at)
+        tally.on(event)
+    view.refresh(supervisor, tally)
+    view.close()
+    shown = out.getvalue()
+    for words in ("step 5/10  loss 2.5000", "50%", "host-0  running", "host-1  failed", "3.0000"):
+        assert words in shown
+
+
+def test_the_cause_of_a_failure_and_its_log_come_last(tmp_path: Path) -> None:
+    log = tmp_path / "rank-1.log"
+    log.write_text("step 1\nTraceback (most recent call last):\n  File 'train.py'\nValueError: boom\n")
+    summary: dict[str, Any] = {
+        **dict.fromkeys(("first_loss", "heldout_loss", "step_s", "tokens_per_s", "seconds_to_first_step")),
+        **{"name": "demo", "status": "failed", "wall_s": 12.0, "notes": {}, "folder": str(tmp_path)},
+        "failure": {
+            "rank": 1,
+            "host": "host-0",
+            "what": "ValueError: boom",
+            "log": str(log),
+            "others": [{"rank": 0, "host": "host-0", "what": "PeerLost: rank 1", "log": "rank-0.log"}],
+        },
+    }
+    out = io.StringIO()
+    tell_end(summary, out)
+    lines = out.getvalue().rstrip().splitlines()
+    assert "demo failed after 12 s" in lines
+    assert "  then       rank 0 (host-0): PeerLost: rank 1" in lines
+    assert lines[-6:] == [
+        "    Traceback (most recent call last):",
+        "      File 'train.py'",
+        "    ValueError: boom",
+        "",
+        "rank 1 on host-0: ValueError: boom",
+        f"its log: {log}",
+    ]
+
+
+@pytest.mark.parametrize(("rank", "shown"), [("0", True), ("1", False)])
+def test_without_a_launcher_rank_0_prints_its_progress(tmp_path: Path, rank: str, shown: bool) -> None:
+    program = (
+        "from launcher import progress\n"
+        "progress.report(1, of=3, loss=2.5, tokens=10)\nprogress.report(2, of=3, loss=1.5, tokens=10, lr=0.1)\n"
+        "progress.note(answer=42)\nprint(progress.checkpoint_dir())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "RANK": rank, "WORLD_SIZE": "2", "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "checkpoints"
+    assert (tmp_path / "checkpoints").is_dir()
+    if shown:
+        assert lines[0] == "step 1/3  loss 2.5000"
+        assert lines[1].startswith("step 2/3  loss 1.5000  ")
+        assert lines[1].endswith("lr 0.1")
+        assert lines[2] == "answer: 42"
+    else:
+        assert len(lines) == 1
