@@ -10,7 +10,7 @@ Columns, as nccl-tests defines them:
     wrong    elements of the result that are not what they should be, over all ranks
 
 and the limit. Between hosts it is the plan's bound: the topology's links, whatever the algorithm. On one machine it is
-the time that its cores need to copy the bytes into the kernel and out again, at memcpy's speed measured in the same run.
+the time that its cores need to copy the bytes into the kernel and out again, at the speed of memcpy here.
 """
 
 from __future__ import annotations

@@ -89,4 +89,4 @@ def _from_environment() -> Options:
             raise UsageError(
                 f"{variable} is {text!r}; wanted {'a whole number' if kind is int else 'a number'}"
             ) from None
-    return replace(defaults, **found)  # type: ignore[arg-type]
+    return replace(defaults, **found)

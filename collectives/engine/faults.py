@@ -14,6 +14,7 @@ from collectives.engine.table import NO_PEER, UP, Table
 from collectives.errors import CollectiveError, GroupClosed, OpMismatch, OpTimeout, PeerLost, ProtocolError
 
 _RANKS_NAMED = 6
+_GAVE_UP = " gave up: "
 _KINDS = {kind.__name__: kind for kind in (PeerLost, OpMismatch, OpTimeout, GroupClosed, ProtocolError)}
 
 
@@ -61,12 +62,12 @@ def _lost(
             f"{where}: {peer.describe()} died: its connections closed without a word{_log_of(peer)}. {waited}", culprit
         )
     if culprit in farewells.aborted:
-        return CollectiveError(f"{where}: {peer.describe()} gave up: {farewells.aborted[culprit].text}", culprit)
+        return CollectiveError(f"{where}: {peer.describe()}{_GAVE_UP}{farewells.aborted[culprit].text}", culprit)
     tellers = [teller for teller, abort in sorted(farewells.aborted.items()) if abort.culprit == culprit]
     if tellers:
-        text = farewells.aborted[tellers[0]].text
+        text = farewells.aborted[tellers[0]].text.rsplit(_GAVE_UP)[-1]  # the first of those who quote each other
         kind = _KINDS.get(farewells.aborted[tellers[0]].kind, CollectiveError)
-        return kind(f"{where}: {cards[tellers[0]].describe()} gave up: {text}", culprit)
+        return kind(f"{where}: {cards[tellers[0]].describe()}{_GAVE_UP}{text}", culprit)
     if culprit in farewells.left:
         return GroupClosed(
             f"{where}: {peer.describe()} has left the group (it finished, or called destroy_process_group) while this "

@@ -78,7 +78,8 @@ def train(rank: int, variant: str) -> tuple[list[float], list[Tensor]]:
 def compare(rank: int, size: int, store: Any, carrier: str) -> dict[str, tuple[float, float, float]]:
     """By variant: first loss on Gloo, largest difference of a loss, largest difference of a parameter."""
     collectives.configure(backend=carrier)
-    # torch's Gloo aborts the process if its last reference goes on one of its own threads, as after PowerSGD's callbacks.
+    # Kept, because torch's Gloo aborts the process if its last reference goes on one of its own threads, and PowerSGD's
+    # callbacks can bring that about.
     figures, kept = {}, []
     for name in VARIANTS:
         outcomes = []

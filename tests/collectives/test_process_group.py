@@ -149,6 +149,17 @@ def works_and_futures(rank: int) -> None:
 
 
 @check
+def callbacks_may_communicate(rank: int) -> None:
+    def again(future: Any) -> Tensor:
+        tensor = dist.all_reduce(future.value()[0], async_op=True).get_future().wait()[0]
+        dist.all_reduce(tensor)
+        return tensor
+
+    work = dist.all_reduce(full(rank, 3), async_op=True)
+    assert work.get_future().then(again).wait().tolist() == [TOTAL * SIZE * SIZE] * 3
+
+
+@check
 def refusals_leave_the_group_whole(rank: int) -> None:
     refused: list[tuple[str, Callable[[], Any]]] = [
         ("PREMUL_SUM", lambda: dist.all_reduce(torch.ones(1), torch._C._distributed_c10d._make_nccl_premul_sum(2.0))),
