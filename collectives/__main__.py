@@ -100,8 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--trees", action="store_true", help="print the whole forest, too; it reads back")
     command.add_argument("--json", action="store_true", help="print the summary as JSON instead")
     command = commands.add_parser("bench", help="time a collective on this group of ranks, ours and Gloo in turn")
-    command.add_argument("--collective", choices=list(SPECIFICATIONS), default="all_reduce")
+    command.add_argument("--collective", choices=["all", *SPECIFICATIONS], default="all_reduce")
     command.add_argument("--sizes", default=DEFAULT_SIZES, help=f"message sizes (default {DEFAULT_SIZES})")
+    command.add_argument("--round-s", type=float, default=0.25, help="seconds of each round (default 0.25)")
     command.add_argument("--no-gloo", action="store_true", help="time ours alone")
     command.add_argument("--json", action="store_true", help="print rows as JSON instead; seconds, bytes per second")
     return parser

@@ -8,6 +8,7 @@ Columns, as nccl-tests defines them:
     busbw    algbw times what each rank must send for one byte of it: 2 (n - 1) / n for an all-reduce,
              (n - 1) / n for reduce-scatter, all-gather and all-to-all, 1 for broadcast and reduce
     wrong    elements of the result that are not what they should be, over all ranks
+    memory   by how much a rank's resident memory rose at most during the first call, over its size; the worst rank
 
 and the limit. Between hosts it is the plan's bound: the topology's links, whatever the algorithm. On one machine it is
 the time that its cores need to copy the bytes into the kernel and out again, at the speed of memcpy here.
@@ -22,6 +23,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,14 +31,14 @@ from torch import Tensor
 
 import collectives
 from collectives.c10d import dist
+from collectives.specification import SPECIFICATIONS
 
 ROUNDS = 7
-ROUND_S = 0.25  # a round has as many calls as fit, at least one
 
 
 @dataclass(frozen=True)
 class Row:
-    """One size's result; seconds and bytes per second. Gloo's are None where it was not asked for."""
+    """One size's result; seconds, bytes, bytes per second. Gloo's are None where it was not asked for."""
 
     collective: str
     num_bytes: int
@@ -44,6 +46,7 @@ class Row:
     algbw: float
     busbw: float
     wrong: int
+    memory_bytes: int
     limit_s: float | None
     gloo_time_s: float | None
     gloo_wrong: int | None
@@ -63,39 +66,48 @@ class Trial:
     wrong: Callable[[], int]
 
 
-def run(options: argparse.Namespace, sizes: Sequence[int]) -> list[Row]:
-    """Measure on all ranks; needs torchrun's environment.
+def run(names: Sequence[str], sizes: Sequence[int], with_gloo: bool, round_s: float) -> list[Row]:
+    """Measure collectives on all ranks; needs torchrun's environment.
+
+    Args:
+        round_s: seconds of a round, which has as many calls as fit, at least one.
 
     Returns:
-        A row for each size, equal on all ranks.
+        A row for each collective and size, equal on all ranks.
     """
     torch.set_num_threads(1)
     dist.init_process_group("narrowgauge")
-    ours, gloo = dist.group.WORLD, None if options.no_gloo else dist.new_group(backend="gloo")
+    ours, gloo = dist.group.WORLD, dist.new_group(backend="gloo") if with_gloo else None
     copy_bytes_per_s = _copy_bytes_per_s()
-    rows = []
-    for num_bytes in sizes:
-        trial = trial_of(options.collective, num_bytes)
-        groups = [ours] if gloo is None else [ours, gloo]
-        wrong = [_wrong(trial, group) for group in groups]
-        seconds = _measure(trial, groups)
-        size = dist.get_world_size()
-        factor = bus_factor(options.collective, size)
-        rows.append(
-            Row(
-                collective=options.collective,
-                num_bytes=num_bytes,
-                time_s=seconds[0],
-                algbw=num_bytes / seconds[0],
-                busbw=num_bytes / seconds[0] * factor,
-                wrong=wrong[0],
-                limit_s=_limit_s(options.collective, num_bytes, factor * size * num_bytes, copy_bytes_per_s),
-                gloo_time_s=seconds[1] if gloo is not None else None,
-                gloo_wrong=wrong[1] if gloo is not None else None,
-            )
-        )
+    rows = [
+        _row(collective, num_bytes, ours, gloo, copy_bytes_per_s, round_s)
+        for collective in names
+        for num_bytes in sizes
+    ]
     dist.destroy_process_group()
     return rows
+
+
+def _row(collective: str, num_bytes: int, ours: Any, gloo: Any, copy_bytes_per_s: float, round_s: float) -> Row:
+    """One line of the table: what a size takes on our group, and in turn on Gloo's if there is one."""
+    trial = trial_of(collective, num_bytes)
+    groups = [ours] if gloo is None else [ours, gloo]
+    wrong, memory_bytes = zip(*(_first_call(trial, group) for group in groups), strict=True)
+    seconds = _measure(trial, groups, round_s)
+    size = dist.get_world_size()
+    factor = bus_factor(collective, size)
+    return Row(
+        collective=collective,
+        num_bytes=num_bytes,
+        time_s=seconds[0],
+        algbw=num_bytes / seconds[0],
+        busbw=num_bytes / seconds[0] * factor,
+        wrong=wrong[0],
+        memory_bytes=memory_bytes[0],
+        limit_s=_limit_s(collective, num_bytes, factor * size * num_bytes, copy_bytes_per_s),
+        gloo_time_s=seconds[1] if gloo is not None else None,
+        gloo_wrong=wrong[1] if gloo is not None else None,
+    )
 
 
 def bus_factor(collective: str, size: int) -> float:
@@ -155,20 +167,36 @@ def _differ(tensor: Tensor, wanted: float | Tensor) -> int:
     return int((tensor != wanted).sum())
 
 
-def _wrong(trial: Trial, group: Any) -> int:
-    """Wrong elements of one call, over all ranks. Also the warm-up."""
+def _first_call(trial: Trial, group: Any) -> tuple[int, int]:
+    """Wrong elements of one call over all ranks, and the most that a rank's memory rose. Also the warm-up."""
     trial.fill()
+    trial.wrong()  # so that the memory of the comparison is not counted as the call's
+    before = _reset_peak_memory()
     trial.call(group)
-    return int(_over_ranks(float(trial.wrong()), dist.ReduceOp.SUM))
+    rise = max(0, _status("VmHWM") - before)
+    wrong = _over_ranks(float(trial.wrong()), dist.ReduceOp.SUM)
+    return int(wrong), int(_over_ranks(float(rise), dist.ReduceOp.MAX))
 
 
-def _measure(trial: Trial, groups: Sequence[Any]) -> list[float]:
+def _reset_peak_memory() -> int:
+    """Bytes resident now; the kernel's high-water mark starts from here."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _status(field: str) -> int:
+    """A size from /proc/self/status, in bytes."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:")]
+    return int(line.split()[1]) * 1024
+
+
+def _measure(trial: Trial, groups: Sequence[Any], round_s: float) -> list[float]:
     """Seconds of a call on each group, in turn, so that a change of the machine's mood meets them alike."""
     calls = []
     for group in groups:
         started = time.perf_counter()
         trial.call(group)
-        calls.append(max(1, int(ROUND_S / _over_ranks(time.perf_counter() - started, dist.ReduceOp.MAX))))
+        calls.append(max(1, int(round_s / _over_ranks(time.perf_counter() - started, dist.ReduceOp.MAX))))
     rounds: list[list[float]] = [[] for _ in groups]
     for _ in range(ROUNDS):
         for group, number, seconds in zip(groups, calls, rounds, strict=True):
@@ -207,30 +235,36 @@ def _copy_bytes_per_s() -> float:
 
 def table(rows: Sequence[Row]) -> str:
     """For people: milliseconds and Mbit/s."""
-    lines = [
-        f"{'size':>12} {'time':>10} {'algbw':>9} {'busbw':>9} {'wrong':>6} {'limit':>10} {'of limit':>8}"
-        f" {'Gloo':>10} {'wrong':>6} {'ratio':>7}",
-        f"{'bytes':>12} {'ms':>10} {'Mbit/s':>9} {'Mbit/s':>9} {'':>6} {'ms':>10} {'':>8} {'ms':>10} {'':>6} {'':>7}",
+    columns: list[tuple[str, str, int, Callable[[Row], str]]] = [
+        ("size", "bytes", 12, lambda row: str(row.num_bytes)),
+        ("time", "ms", 10, lambda row: _ms(row.time_s)),
+        ("algbw", "Mbit/s", 9, lambda row: f"{row.algbw * 8e-6:.0f}"),
+        ("busbw", "Mbit/s", 9, lambda row: f"{row.busbw * 8e-6:.0f}"),
+        ("wrong", "", 6, lambda row: str(row.wrong)),
+        ("memory", "x size", 7, lambda row: f"{row.memory_bytes / row.num_bytes:.2f}"),
+        ("limit", "ms", 10, lambda row: _ms(row.limit_s)),
+        ("of limit", "", 9, lambda row: "-" if row.limit_s is None else f"{row.limit_s / row.time_s:.2f}"),
+        ("Gloo", "ms", 10, lambda row: _ms(row.gloo_time_s)),
+        ("wrong", "", 6, lambda row: "-" if row.gloo_wrong is None else str(row.gloo_wrong)),
+        ("ratio", "", 7, lambda row: "-" if row.ratio is None else f"{row.ratio:.2f}"),
     ]
-    for row in rows:
-        limit = "-" if row.limit_s is None else f"{row.limit_s * 1e3:.3f}"
-        reached = "-" if row.limit_s is None else f"{row.limit_s / row.time_s:.2f}"
-        gloo = "-" if row.gloo_time_s is None else f"{row.gloo_time_s * 1e3:.3f}"
-        gloo_wrong = "-" if row.gloo_wrong is None else row.gloo_wrong
-        ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
-        lines.append(
-            f"{row.num_bytes:>12} {row.time_s * 1e3:>10.3f} {row.algbw * 8e-6:>9.0f} {row.busbw * 8e-6:>9.0f}"
-            f" {row.wrong:>6} {limit:>10} {reached:>8} {gloo:>10} {gloo_wrong:>6} {ratio:>7}"
-        )
+    lines = ["".join(f"{name:>{width}}" for name, _, width, _ in columns)]
+    lines.append("".join(f"{unit:>{width}}" for _, unit, width, _ in columns))
+    lines += ["".join(f"{told(row):>{width}}" for _, _, width, told in columns) for row in rows]
     return "\n".join(lines)
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:.3f}"
 
 
 def main(options: argparse.Namespace, sizes: Sequence[int]) -> str:
     """Measure; what rank 0 should print, "" on the others."""
-    rows = run(options, sizes)
+    names = list(SPECIFICATIONS) if options.collective == "all" else [options.collective]
+    rows = run(names, sizes, not options.no_gloo, options.round_s)
     if int(os.environ["RANK"]) != 0:
         return ""
     if options.json:
         return json.dumps([{**asdict(row), "ratio": row.ratio} for row in rows], indent=2)
-    world = os.environ["WORLD_SIZE"]
-    return f"{options.collective}, float32, {world} ranks; ratio: how many times Gloo's speed\n{table(rows)}"
+    what = f"float32, {os.environ['WORLD_SIZE']} ranks; ratio: how many times Gloo's speed"
+    return "\n\n".join(f"{name}, {what}\n{table([row for row in rows if row.collective == name])}" for name in names)

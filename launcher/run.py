@@ -82,7 +82,7 @@ def _start(going: _Run, cluster: Cluster) -> Gang:
     _write_plan(going)
     gang = cluster.hire(seats)
     if job.collectives.backend == "narrowgauge":
-        view.stage("loading the engine; the first time on a machine it is compiled, which takes about a minute")
+        view.stage("loading the engine; the first time on a machine it is compiled, which takes some 15 seconds")
         gang.warm_up()
     view.stage(f"starting {len(seats)} workers")
     master = (seats[0].node.address, gang.free_port())
