@@ -116,7 +116,7 @@ def warm_up() -> float:
     Returns:
         Seconds it took: tens the first time on a machine, well under one after that.
     """
-    from collectives.engine.runner import warm_up as warm_up_engine
+    from collectives.engine.selftest import warm_up as warm_up_engine
 
     return warm_up_engine()
 

@@ -76,7 +76,7 @@ def _agree_on_gloo(store: Store, rank: int, size: int, settings: Options) -> boo
 def _self_test() -> str | None:
     """What keeps the native engine from running in this process; None if nothing does."""
     try:
-        from collectives.engine.runner import warm_up
+        from collectives.engine.selftest import warm_up
 
         logger.debug("the engine was ready after %.1f s", warm_up())
     except Exception as problem:

@@ -75,6 +75,7 @@ def main(arguments: list[str]) -> int:
         traceback.print_exception(type(error), error, _from_user_code(error.__traceback__))
         sys.stderr.flush()
         progress.raised(error)
+        sys.last_value = error  # as Python does where nobody catches it; exit handlers tell the peers
         _end_now(1)
     progress.finished()
     return 0

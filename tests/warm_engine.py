@@ -1,5 +1,5 @@
 """Imported by the server from which test processes are forked: they find the engine compiled."""
 
-from collectives.engine.runner import warm_up
+from collectives.engine.selftest import warm_up
 
 warm_up()

@@ -7,26 +7,24 @@ that wait and all later ones raise, and every peer has been told why.
 
 from __future__ import annotations
 
+import atexit
 import collections
-import fcntl
-import functools
 import itertools
-import os
 import socket
-import tempfile
+import sys
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from collectives.engine import farewell, loop, mesh, table
 from collectives.engine.faults import explain
-from collectives.engine.jit import source_stamp
 from collectives.engine.op import Collective, OpSpec
+from collectives.engine.selftest import warm_up
 from collectives.errors import CollectiveError, GroupClosed
 from collectives.options import Options
 from collectives.planner import Plan, plan
@@ -80,6 +78,15 @@ class Counters:
     bytes_received: int = 0
 
 
+_alive: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _leave_all() -> None:
+    for engine in list(_alive):
+        engine.leave()
+
+
 @dataclass
 class _Call:
     spec: OpSpec
@@ -121,6 +128,7 @@ class Engine:
         self._working = False  # an op is in work, on the thread or inline
         self._closing = False
         self._failure: CollectiveError | None = None
+        _alive.add(self)
         self._thread = threading.Thread(target=self._serve, name=f"narrowgauge-{name}", daemon=True)
         self._thread.start()
 
@@ -187,9 +195,19 @@ class Engine:
             self._lock.wait_for(lambda: not self._working)
         if self._failure is None:
             self._farewells.say_goodbye()
+        _alive.discard(self)
         self._mesh.close()
         self._waker.close()
         self._wake.close()
+
+    def leave(self) -> None:
+        """The process ends without `close`: tell the peers, who may still need this rank, whether it ends well."""
+        error = getattr(sys, "last_value", None)
+        if error is None:
+            self._farewells.say_goodbye()
+        else:
+            words = f"rank {self.rank} ended with {type(error).__name__}: {error}"
+            self._farewells.say_abort(CollectiveError.__name__, self.rank, words)
 
     def _run_queued(self, spec: OpSpec, source: int, target: int, timeout_s: float | None) -> None:
         finished, outcome = threading.Event(), []
@@ -313,27 +331,3 @@ def _window_bytes(topology: Topology) -> int:
 def _agreed(spec: OpSpec, in_force: Plan, slice_bytes: int, window_bytes: int) -> int:
     """32 bits in every header: equal only if op, plan and slicing are."""
     return spec.fingerprint() ^ in_force.fingerprint() ^ zlib.crc32(f"{slice_bytes} {window_bytes}".encode())
-
-
-def warm_up() -> float:
-    """Compile the engine into Numba's cache, or load it from there. Of several processes one compiles, the others wait.
-
-    Returns:
-        Seconds it took; well under one from the cache.
-    """
-    return _warm_up()
-
-
-@functools.cache
-def _warm_up() -> float:
-    started = time.perf_counter()
-    name = f"narrowgauge-{os.getuid()}-{source_stamp()[:16]}.lock"
-    with open(Path(tempfile.gettempdir()) / name, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        spec = OpSpec("all_reduce", "float32", "sum", None, (1,))
-        alone = Topology.from_hosts(["alone"])
-        layout = table.build(plan(alone, "all_reduce", 4).forest, spec, 0, [0], slice_bytes=1024, window_bytes=1024)
-        buffers = np.zeros(2, np.float32)
-        layout.table.run["source"], layout.table.run["target"] = buffers.ctypes.data, buffers.ctypes.data + 4
-        loop.advance(loop.make_net([], [-1], -1), layout.table)
-    return time.perf_counter() - started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -118,6 +119,23 @@ def test_a_rank_that_leaves_early_is_not_called_dead() -> None:
         for error in errors[:2]:
             assert isinstance(error, CollectiveError), error
             assert "rank 2 (farm-b) has left the group" in str(error), error
+
+
+def test_a_process_that_ends_by_an_exception_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    with engines(HOSTS) as group:
+
+        def do(rank: int) -> None:
+            if rank == 2:
+                monkeypatch.setattr(sys, "last_value", ValueError("no data left"), raising=False)
+                group[2].leave()
+                die(group[2])
+            else:
+                all_reduce(group[rank])
+
+        for error in errors_of(3, do)[:2]:
+            assert isinstance(error, CollectiveError), error
+            assert "ended with ValueError: no data left" in str(error), error
+        monkeypatch.undo()
 
 
 def test_close_interrupts_an_op_and_is_idempotent() -> None:
