@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 from collectives.errors import UsageError
 
+LONGEST_TIMEOUT_S = 1e9  # thirty years; the engine counts nanoseconds in 64 bits
+
 
 @dataclass(frozen=True)
 class Options:
@@ -46,12 +48,14 @@ class Options:
             raise UsageError(f"backend is {self.backend!r}; wanted 'narrowgauge' or 'gloo'")
         if not 1 <= self.streams <= 64:
             raise UsageError(f"streams is {self.streams}; wanted 1 to 64")
-        if self.slice_bytes < 1024 or self.slice_bytes % 64:
-            raise UsageError(f"slice_bytes is {self.slice_bytes}; wanted a multiple of 64 of at least 1024")
+        if not 1024 <= self.slice_bytes <= 64 * 1024 * 1024 or self.slice_bytes % 64:
+            raise UsageError(f"slice_bytes is {self.slice_bytes}; wanted a multiple of 64 from 1024 to 64 MiB")
         if self.window_bytes is not None and self.window_bytes < self.slice_bytes:
             raise UsageError(f"window_bytes is {self.window_bytes}; wanted at least slice_bytes, {self.slice_bytes}")
-        if self.timeout_s is not None and self.timeout_s <= 0:
-            raise UsageError(f"timeout_s is {self.timeout_s}; wanted more than 0")
+        if self.timeout_s is not None and not 0 < self.timeout_s <= LONGEST_TIMEOUT_S:
+            raise UsageError(f"timeout_s is {self.timeout_s}; wanted more than 0, at most {LONGEST_TIMEOUT_S:g}")
+        if self.token == "":
+            raise UsageError("token is empty; wanted a secret, or None to let rank 0 make one")
 
 
 _configured: dict[str, object] = {}

@@ -6,7 +6,9 @@ A connection that ends without last words is a process that died.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import select
 import socket
 import time
@@ -17,6 +19,7 @@ from collectives.engine.tcp import receive_frame, send_frame
 TEXT_LIMIT = 2000
 _FRAME_LIMIT = 16 * 1024
 _PATIENCE_S = 0.5
+_NO_ANSWER = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Farewells:
         aborted: by rank, the abort it sent.
         left: ranks that said goodbye.
         died: ranks whose connection ended without last words.
+        unreachable: by rank, what the kernel says of a host that does not answer.
     """
 
     def __init__(self, control: dict[int, socket.socket]) -> None:
@@ -43,6 +47,7 @@ class Farewells:
         self.aborted: dict[int, Abort] = {}
         self.left: set[int] = set()
         self.died: set[int] = set()
+        self.unreachable: dict[int, str] = {}
 
     def say_goodbye(self) -> None:
         self._say({"goodbye": True})
@@ -52,7 +57,7 @@ class Farewells:
 
     def read(self, rank: int) -> None:
         """Take the last words of a rank whose control connection is readable."""
-        if rank in self.aborted or rank in self.left or rank in self.died:
+        if self._heard(rank):
             return
         connection = self._control[rank]
         connection.settimeout(_PATIENCE_S)
@@ -64,8 +69,11 @@ class Farewells:
                 culprit = words["culprit"]
                 culprit = None if culprit is None else int(culprit)
                 self.aborted[rank] = Abort(str(words["kind"]), culprit, str(words["text"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            self.died.add(rank)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, OSError) and error.errno in _NO_ANSWER:
+                self.unreachable[rank] = os.strerror(error.errno)
+            else:
+                self.died.add(rank)
         finally:
             connection.settimeout(None)
 
@@ -74,17 +82,19 @@ class Farewells:
         deadline = time.monotonic() + _PATIENCE_S
         while (left_s := deadline - time.monotonic()) > 0:
             silent = {
-                connection: other
-                for other, connection in self._control.items()
-                if other not in self.aborted and other not in self.left and other not in self.died
+                connection.fileno(): other for other, connection in self._control.items() if not self._heard(other)
             }
-            if rank not in silent.values():
-                left_s = 0.0
-            readable, _, _ = select.select(list(silent), [], [], left_s)
-            for connection in readable:
-                self.read(silent[connection])
+            poll = select.poll()
+            for fd in silent:
+                poll.register(fd, select.POLLIN)
+            readable = poll.poll(left_s * 1000 if rank in silent.values() else 0)
+            for fd, _ in readable:
+                self.read(silent[fd])
             if not readable:
                 return
+
+    def _heard(self, rank: int) -> bool:
+        return rank in self.aborted or rank in self.left or rank in self.died or rank in self.unreachable
 
     def _say(self, words: dict[str, object]) -> None:
         """Last words are said once."""

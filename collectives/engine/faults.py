@@ -30,8 +30,8 @@ def explain(
     if status == loop.OP_MISMATCH:
         return OpMismatch(
             f"{where}: {cards[culprit].describe()} is in another collective at the same place; all ranks must call the "
-            "same collectives in the same order with the same sizes, dtypes and reductions. Its own error says "
-            f"what it called{_log_of(cards[culprit])}",
+            "same collectives in the same order with the same sizes, dtypes and reductions (and have the same topology "
+            f"file, slice_bytes and window_bytes). Its own error says what it called{_log_of(cards[culprit])}",
             culprit,
         )
     if status == loop.BAD_HEADER:
@@ -60,6 +60,12 @@ def _lost(
     if culprit in farewells.died:
         return PeerLost(
             f"{where}: {peer.describe()} died: its connections closed without a word{_log_of(peer)}. {waited}", culprit
+        )
+    if culprit in farewells.unreachable:
+        return PeerLost(
+            f"{where}: {peer.describe()} does not answer any more ({farewells.unreachable[culprit]}): its host or the "
+            f"link to it is down{_log_of(peer)}. {waited}",
+            culprit,
         )
     if culprit in farewells.aborted:
         return CollectiveError(f"{where}: {peer.describe()}{_GAVE_UP}{farewells.aborted[culprit].text}", culprit)

@@ -56,6 +56,7 @@ HEADER = np.dtype(
     ]
 )
 HEADER_BYTES = HEADER.itemsize
+LONGEST_POLL_MS = 1000
 STEP_BYTES = STEP.itemsize
 CONN = np.dtype(
     [
@@ -279,11 +280,13 @@ def _accept_header(net: Net, table: Table, c: int) -> int:
     """Check a complete header against the table; find where its payload goes, or park the connection."""
     conn, header, run = net.conns[c], net.rx_headers[c], table.run[0]
     run["culprit"] = conn["peer"]
-    if header["epoch"] != run["epoch"] or header["op"] < run["op"]:
+    if header["epoch"] != run["epoch"]:
         return BAD_HEADER
+    if header["op"] < run["op"]:
+        return OP_MISMATCH  # a slice that this rank never asked for
     if header["op"] > run["op"]:
         conn["parked"] = 1
-        return _MOVED
+        return OP_MISMATCH if _has_gone_on(net, run, conn["peer"]) else _MOVED
     if header["spec"] != run["spec"]:
         return OP_MISMATCH
     if header["tree"] >= len(table.local_tree) or table.local_tree[header["tree"]] < 0:
@@ -317,6 +320,16 @@ def _accept_header(net: Net, table: Table, c: int) -> int:
     conn["accepted"], conn["payload_at"], conn["payload_length"], conn["payload_got"] = 1, at, n * item, 0
     conn["tree"], conn["slice"], conn["direction"] = t, s, np.int64(header["direction"])
     return _MOVED
+
+
+@jit
+def _has_gone_on(net: Net, run: Any, peer: int) -> bool:
+    """Whether all streams of a peer are at a later op. They are in order, so what it still owes will never come."""
+    for c in range(len(net.conns)):
+        conn = net.conns[c]
+        if conn["peer"] == peer and not (conn["parked"] == 1 and net.rx_headers[c]["op"] > run["op"]):
+            return False
+    return True
 
 
 @jit
@@ -460,7 +473,7 @@ def _wait(net: Net, table: Table) -> int:
     left_ms = (run["last_move_ns"] + run["timeout_ns"] - now) // 1_000_000
     if left_ms < 0:
         return TIMEOUT
-    ready = libc.poll(polls.ctypes.data, last + 1, min(left_ms + 1, 1 << 30))
+    ready = libc.poll(polls.ctypes.data, last + 1, min(left_ms + 1, LONGEST_POLL_MS))
     run["poll_ns"] += _now_ns(net) - now
     if ready < 0:
         error = libc.errno()
@@ -470,6 +483,8 @@ def _wait(net: Net, table: Table) -> int:
         return SOCKET_ERROR
     if polls[last]["revents"] != 0:
         return INTERRUPTED
+    if ready == 0:
+        return INTERRUPTED  # a signal may have come just before poll; Python looks
     for r in range(num_ranks):
         if polls[num_conns + r]["revents"] != 0:
             run["culprit"] = r

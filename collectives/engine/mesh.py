@@ -22,6 +22,7 @@ from collectives.errors import RendezvousError
 from collectives.options import Options
 
 HANDSHAKE_S = 10.0
+ASK_FAILED_S = 0.3
 
 
 class Store(Protocol):
@@ -29,6 +30,7 @@ class Store(Protocol):
 
     def set(self, key: str, value: str) -> object: ...
     def get(self, key: str) -> bytes: ...
+    def check(self, keys: list[str]) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -94,20 +96,25 @@ def form(store: Store, rank: int, size: int, group: str, epoch: int, options: Op
         token = _agree_on_token(store, rank, options)
         cards = [_read_card(store, other, size) for other in range(size)]
         streams = min(card.streams for card in cards)
-        acceptor = _Acceptor(server, group, epoch, token, _expected(range(rank + 1, size), streams), deadline)
-        acceptor.start()
+        acceptor = _Acceptor(server, store, group, epoch, token, _expected(range(rank + 1, size), streams), deadline)
+        made: dict[tuple[int, int], socket.socket] = {}
         try:
-            made = {
-                (other, stream): _connect(card, cards[other], Hello(group, epoch, rank, stream), token, deadline)
-                for other in range(rank)
-                for stream in range(streams + 1)
-            }
-        finally:
-            acceptor.join()
-        made.update(acceptor.result(cards))
-    for (other, _), connection in made.items():
+            acceptor.start()
+            for other, stream in sorted(_expected(range(rank), streams)):
+                hello = Hello(group, epoch, rank, stream)
+                made[other, stream] = _connect(card, cards[other], hello, token, deadline)
+            made.update(acceptor.result(cards))
+        except BaseException as error:
+            # Nobody should wait for a rank that has given up.
+            store.set("failed", str(error) if isinstance(error, RendezvousError) else f"{card.describe()}: {error!r}")
+            for connection in [*made.values(), *acceptor.cancel()]:
+                connection.close()
+            raise
+    for (other, stream), connection in made.items():
         connection.settimeout(None)
         tcp.tune(connection)
+        if stream == CONTROL_STREAM:
+            tcp.tune_control(connection)
         if cards[other].machine == card.machine:
             tcp.tune_within_machine(connection)
     control = {other: connection for (other, stream), connection in made.items() if stream == CONTROL_STREAM}
@@ -141,7 +148,7 @@ def _store_host(store: Store) -> str | None:
 
 def _agree_on_token(store: Store, rank: int, options: Options) -> bytes:
     """The token as configured; without one rank 0 makes one. Whoever can read the store can then join the group."""
-    if options.token is not None:
+    if options.token:
         return options.token.encode()
     if rank == 0:
         store.set("token", secrets.token_hex(32))
@@ -158,9 +165,12 @@ def _read_card(store: Store, rank: int, size: int) -> Card:
 
 def _connect(own: Card, peer: Card, hello: Hello, token: bytes, deadline: float) -> socket.socket:
     """A proved connection to a peer. Ranks of one machine meet on loopback."""
-    addresses = ("127.0.0.1",) if own.machine == peer.machine else peer.addresses
+    if own.machine == peer.machine:
+        addresses = ["127.0.0.1", *peer.addresses]  # a peer that was told an interface listens only there
+    else:  # another machine's loopback is never the peer: it would be ourselves
+        addresses = [address for address in peer.addresses if not address.startswith("127.")]
     try:
-        connection = tcp.connect([a for a in addresses if _makes_sense(a, own, peer)], peer.port, deadline)
+        connection = tcp.connect(addresses, peer.port, deadline)
     except RendezvousError as error:
         raise RendezvousError(
             f"{own.describe()} cannot reach {peer.describe()}: {error}; "
@@ -175,31 +185,34 @@ def _connect(own: Card, peer: Card, hello: Hello, token: bytes, deadline: float)
     return connection
 
 
-def _makes_sense(address: str, own: Card, peer: Card) -> bool:
-    """Another machine's loopback is never the peer: it would be ourselves."""
-    return own.machine == peer.machine or not address.startswith("127.")
-
-
 class _Acceptor(threading.Thread):
     """Admits the connections of the ranks above; strangers are turned away and remembered for the error."""
 
     def __init__(
-        self, server: socket.socket, group: str, epoch: int, token: bytes, wanted: set[tuple[int, int]], deadline: float
-    ) -> None:
+        self, server: socket.socket, store: Store, group: str, epoch: int, token: bytes,
+        wanted: set[tuple[int, int]], deadline: float,
+    ) -> None:  # fmt: skip
         super().__init__(name="narrowgauge-accept", daemon=True)
-        self.server, self.group, self.epoch, self.token = server, group, epoch, token
+        self.server, self.store, self.group, self.epoch, self.token = server, store, group, epoch, token
         self.wanted, self.deadline = wanted, deadline
         self.admitted: dict[tuple[int, int], socket.socket] = {}
         self.refused: list[str] = []
         self.over = False
+        self.failed: str | None = None
         self.lock = threading.Lock()
 
     def run(self) -> None:
         self.server.settimeout(0.01)
-        while len(self.admitted) < len(self.wanted) and time.monotonic() < self.deadline:
+        ask_at = time.monotonic() + ASK_FAILED_S
+        while len(self.admitted) < len(self.wanted) and time.monotonic() < self.deadline and not self.over:
             try:
                 connection, (address, *_) = self.server.accept()
             except TimeoutError:
+                if time.monotonic() > ask_at:
+                    ask_at = time.monotonic() + ASK_FAILED_S
+                    if self.store.check(["failed"]):
+                        self.failed = bytes(self.store.get("failed")).decode()
+                        return
                 continue
             # Each on its own thread: a stranger that connects and says nothing holds up nobody.
             threading.Thread(target=self._admit, args=(connection, address), daemon=True).start()
@@ -218,13 +231,27 @@ class _Acceptor(threading.Thread):
             with self.lock:
                 self.refused.append(f"{address}: {refusal}")
 
-    def result(self, cards: list[Card]) -> dict[tuple[int, int], socket.socket]:
+    def cancel(self) -> list[socket.socket]:
+        """Admit nobody any more; the connections so far."""
         with self.lock:
             self.over = True
+            admitted = list(self.admitted.values())
+            self.admitted.clear()
+        return admitted
+
+    def result(self, cards: list[Card]) -> dict[tuple[int, int], socket.socket]:
+        """The admitted connections by (rank, stream), once all are there.
+
+        Raises:
+            RendezvousError: the deadline has passed, or another rank gave up.
+        """
+        self.join()
+        with self.lock:
+            self.over = True
+        refused = f"; turned away: {'; '.join(self.refused)}" if self.refused else ""
+        if self.failed is not None:
+            raise RendezvousError(f"a rank could not join the group: {self.failed}{refused}")
         missing = sorted({rank for rank, _ in self.wanted - set(self.admitted)})
         if missing:
-            for connection in self.admitted.values():
-                connection.close()
-            refused = f"; turned away: {'; '.join(self.refused)}" if self.refused else ""
             raise RendezvousError(f"{', '.join(cards[rank].describe() for rank in missing)} did not connect{refused}")
         return self.admitted

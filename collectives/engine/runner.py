@@ -7,21 +7,20 @@ that wait and all later ones raise, and every peer has been told why.
 
 from __future__ import annotations
 
-import atexit
 import collections
 import itertools
+import logging
 import socket
 import sys
 import threading
 import time
-import weakref
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from collectives.engine import farewell, loop, mesh, table
+from collectives.engine import farewell, lifetime, loop, mesh, table
 from collectives.engine.faults import explain
 from collectives.engine.op import Collective, OpSpec
 from collectives.engine.selftest import warm_up
@@ -31,6 +30,8 @@ from collectives.planner import Plan, plan
 from collectives.topology import Topology
 
 Done = Callable[[BaseException | None], None]
+logger = logging.getLogger(__name__)
+
 TABLES_KEPT = 256
 LEAST_WINDOW_BYTES = 4 * 1024 * 1024
 DEFAULT_TIMEOUT_S = 1800.0
@@ -78,15 +79,6 @@ class Counters:
     bytes_received: int = 0
 
 
-_alive: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-@atexit.register
-def _leave_all() -> None:
-    for engine in list(_alive):
-        engine.leave()
-
-
 @dataclass
 class _Call:
     spec: OpSpec
@@ -128,7 +120,7 @@ class Engine:
         self._working = False  # an op is in work, on the thread or inline
         self._closing = False
         self._failure: CollectiveError | None = None
-        _alive.add(self)
+        lifetime.joined(self)
         self._thread = threading.Thread(target=self._serve, name=f"narrowgauge-{name}", daemon=True)
         self._thread.start()
 
@@ -161,22 +153,24 @@ class Engine:
             CollectiveError: the op failed, or one before it.
         """
         spec.check(self.size)
-        with self._lock:
-            inline = not self._working and not self._calls and not self._closing and self._failure is None
-            self._working |= inline
-        if not inline:
-            self._run_queued(spec, source, target, timeout_s)
-            return
+        inline = False
         try:
-            self._execute(spec, source, target, timeout_s or self._timeout_s)
+            with self._lock:
+                inline = not self._working and not self._calls and not self._closing and self._failure is None
+                self._working |= inline
+            if inline:
+                self._execute(spec, source, target, timeout_s or self._timeout_s)
         except BaseException as error:
             self._fail(error)
             raise
         finally:
-            with self._lock:
-                self._working = False
-                if self._calls or self._closing:
-                    self._lock.notify_all()
+            if inline:
+                with self._lock:
+                    self._working = False
+                    if self._calls or self._closing:
+                        self._lock.notify_all()
+        if not inline:
+            self._run_queued(spec, source, target, timeout_s)
 
     def plan(self, collective: Collective = "all_reduce", num_bytes: int = 25_000_000, root: int | None = None) -> Plan:
         """The plan in force for a collective of this size in bytes."""
@@ -195,7 +189,7 @@ class Engine:
             self._lock.wait_for(lambda: not self._working)
         if self._failure is None:
             self._farewells.say_goodbye()
-        _alive.discard(self)
+        lifetime.left(self)
         self._mesh.close()
         self._waker.close()
         self._wake.close()
@@ -209,6 +203,14 @@ class Engine:
             words = f"rank {self.rank} ended with {type(error).__name__}: {error}"
             self._farewells.say_abort(CollectiveError.__name__, self.rank, words)
 
+    def abandon(self) -> None:
+        """In a forked child: close its copies of the sockets without a word. Ops raise GroupClosed."""
+        self._closing = True
+        self._lock = threading.Condition()  # the parent's may be held by a thread that is not here
+        self._mesh.close()
+        self._waker.close()
+        self._wake.close()
+
     def _run_queued(self, spec: OpSpec, source: int, target: int, timeout_s: float | None) -> None:
         finished, outcome = threading.Event(), []
 
@@ -217,7 +219,13 @@ class Engine:
             finished.set()
 
         self.start(spec, source, target, done, timeout_s)
-        finished.wait()
+        try:
+            finished.wait()
+        except BaseException as error:
+            # The caller's buffers go when this frame does: the op must have ended before.
+            self._fail(error)
+            finished.wait()
+            raise
         if outcome[0] is not None:
             raise outcome[0]
 
@@ -241,12 +249,17 @@ class Engine:
             with self._lock:
                 self._working = False
                 self._lock.notify_all()
-            call.done(error)
+            try:
+                call.done(error)
+            except Exception:
+                logger.exception("rank %d, group %s: a callback of %s failed", self.rank, self.name, call.spec)
 
     def _fail(self, error: BaseException) -> None:
         """Break the group: tell the peers once, remember why."""
-        if self._failure is not None:
-            return
+        with self._lock:
+            if self._failure is not None:
+                return
+            self._failure = CollectiveError("this group broke")
         culprit = error.culprit if isinstance(error, CollectiveError) else self.rank
         text = str(error) if isinstance(error, CollectiveError) else f"{type(error).__name__}: {error}"
         self._failure = CollectiveError(f"this group broke in an earlier op: {text}", culprit)
@@ -291,7 +304,7 @@ class Engine:
         if status == loop.CONTROL:
             self._farewells.read(culprit)
             self._net.control[culprit] = -1
-            if culprit not in self._farewells.aborted:
+            if culprit not in self._farewells.aborted and culprit not in self._farewells.unreachable:
                 # Its last slices may still be on their way; if it owes more than those, its streams' end tells.
                 return
         raise explain(status, spec, self.rank, self._mesh.cards, current, self._net, self._farewells)

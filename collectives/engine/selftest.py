@@ -35,7 +35,9 @@ def warm_up() -> float:
 def _warm_up() -> float:
     started = time.perf_counter()
     name = f"narrowgauge-{os.getuid()}-{source_stamp()[:16]}.lock"
-    with open(Path(tempfile.gettempdir()) / name, "w") as lock:
+    # Not followed if somebody has put a link there.
+    flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW
+    with os.fdopen(os.open(Path(tempfile.gettempdir()) / name, flags, 0o600), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         spec = OpSpec("all_reduce", "float32", "sum", None, (1,))
         alone = Topology.from_hosts(["alone"])

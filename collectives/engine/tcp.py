@@ -13,8 +13,9 @@ import psutil
 
 from collectives.errors import RendezvousError
 
-# A silent connection is probed after 5 s, then every 2 s, and given up after 4 probes; data that nobody acknowledges
-# is given up after as long. So a host that lost power or its link is known dead in about 13 s.
+# A silent control connection is probed after 5 s, then every 2 s, and given up after 4 probes, so a host that lost
+# power or its link is known dead in about 13 s. Streams have no such limit: the kernel applies TCP_USER_TIMEOUT to a
+# closed window, too, and a peer that does something else for a while and reads nothing is well.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 5, 2, 4
 USER_TIMEOUT_MS = 1000 * (KEEPALIVE_IDLE_S + KEEPALIVE_INTERVAL_S * KEEPALIVE_PROBES)
 
@@ -34,8 +35,10 @@ def connect(addresses: Sequence[str], port: int, deadline: float) -> socket.sock
     Raises:
         RendezvousError: none did; says what each said.
     """
-    said = {}
+    said: dict[str, str] = {}
     pause_s = 0.02
+    if not addresses:
+        raise RendezvousError("it told no address that can be reached from another machine")
     while True:
         for address in addresses:
             left_s = deadline - time.monotonic()
@@ -48,15 +51,19 @@ def connect(addresses: Sequence[str], port: int, deadline: float) -> socket.sock
             except OSError as error:
                 said[address] = error.strerror or str(error)
         if time.monotonic() + pause_s >= deadline:
-            tried = "; ".join(f"{address}:{port}: {text}" for address, text in said.items()) or "no address given"
+            tried = "; ".join(f"{address}:{port}: {text}" for address, text in said.items())
             raise RendezvousError(f"could not connect ({tried})")
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, 0.5)
 
 
 def tune(connection: socket.socket) -> None:
-    """Options for a connection that carries slices."""
+    """For every connection: what is written leaves at once."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def tune_control(connection: socket.socket) -> None:
+    """For the connection on which a dead host must be noticed."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import os
+import resource
 import socket
+import stat
 import sys
 import threading
 import time
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 
 from collectives.engine import farewell, loop, mesh, tcp
@@ -170,7 +175,6 @@ def test_usage_errors_do_not_break_the_group() -> None:
         {"slice": 4_000_000},
         {"direction": 7},
         {"length": 3},
-        {"op": -1},
     ],
 )
 def test_a_header_that_cannot_be_is_refused_and_shown(change: dict[str, int]) -> None:
@@ -202,13 +206,16 @@ def test_wrong_token_is_refused_by_both_ends() -> None:
 
     def join(rank: int) -> None:
         options = Options(host=f"h{rank}", token="right" if rank == 0 else "wrong")
-        connect(store, rank, 2, "test", 1.5, options).close()
+        connect(store, rank, 2, "test", 60.0, options).close()
 
+    started = time.monotonic()
     errors = errors_of(2, join)
+    assert time.monotonic() - started < 5, "an error that is known must not wait for the deadline"
     assert isinstance(errors[1], RendezvousError)
     assert "does not hold this group's token" in str(errors[1])
     assert isinstance(errors[0], RendezvousError)
-    assert "rank 1 (h1) did not connect; turned away: 127.0.0.1" in str(errors[0])
+    assert "a rank could not join the group: rank 1 (h1) connected to rank 0 (h0)" in str(errors[0])
+    assert "turned away: 127.0.0.1" in str(errors[0])
 
 
 def test_a_rank_that_never_comes_is_named_by_the_rendezvous() -> None:
@@ -298,3 +305,94 @@ def test_two_machines_of_one_name_are_two_hosts() -> None:
 
     assert mesh.host_names([card(0, "m1"), card(1, "m2"), card(2, "m1")]) == ["ubuntu", "ubuntu#2", "ubuntu"]
     assert mesh.host_names([card(0, "m1", True), card(1, "m2", True)]) == ["ubuntu", "ubuntu"]
+
+
+def test_ranks_of_one_machine_meet_where_an_interface_is_named() -> None:
+    """Each then listens on that interface's address and nowhere else."""
+    table = psutil.net_if_addrs()
+    name = next((name for name in table if name != "lo" and any(a.family == socket.AF_INET for a in table[name])), None)
+    if name is None:
+        pytest.skip("this machine has no network interface beside loopback")
+    with engines(HOSTS, interface=name) as group:
+        on_all(3, lambda rank: all_reduce(group[rank]))
+
+
+def test_streams_have_no_time_limit_of_their_own_and_control_connections_do() -> None:
+    """A peer that reads nothing for a while closes its window; only the group's timeout may end that."""
+    with engines(HOSTS) as group:
+        level, option = socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT
+        assert {stream.getsockopt(level, option) for _, stream in group[0]._mesh.data} == {0}
+        control = group[0]._mesh.control.values()
+        assert {connection.getsockopt(level, option) for connection in control} == {tcp.USER_TIMEOUT_MS}
+
+
+def test_all_to_all_counts_that_do_not_match_are_found_by_the_next_op() -> None:
+    """Rank 0 sends rank 1 nothing, rank 1 expects three: it need not wait for the timeout once rank 0 has gone on."""
+    counts = {0: (1, 0, 1, 0), 1: (0, 1, 3, 1)}
+
+    def do(engine: Engine) -> None:
+        source, target = np.ones(4, np.float32), np.ones(4, np.float32)
+        spec = OpSpec("all_to_all", "float32", None, None, counts[engine.rank])
+        engine.run(spec, source.ctypes.data, target.ctypes.data)
+        all_reduce(engine)
+
+    with engines(["a", "b"]) as group:
+        started = time.monotonic()
+        errors = errors_of(2, lambda rank: do(group[rank]))
+        assert time.monotonic() - started < 5
+        assert isinstance(errors[1], OpMismatch), errors
+        assert isinstance(errors[0], CollectiveError), errors
+
+
+def test_a_dead_rank_is_named_in_a_process_with_many_files_open() -> None:
+    """File descriptors above 1023, which select() does not take."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2000:
+        pytest.skip(f"this process may have no more than {hard} files open")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    with contextlib.ExitStack() as files:
+        for _ in range(1100):
+            files.enter_context(open(os.devnull))
+        with engines(HOSTS) as group:
+            errors = errors_of(3, lambda rank: die(group[2]) if rank == 2 else all_reduce(group[rank]))
+            assert [type(error) for error in errors[:2]] == [PeerLost, PeerLost]
+
+
+def test_a_forked_child_keeps_no_socket_open_and_says_nothing() -> None:
+    """The child outlives its parent's group, then ends; neither may be felt by the peers."""
+    with engines(HOSTS) as group:
+        ready, tell = os.pipe()
+        child = os.fork()
+        if child == 0:
+            fds = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+            sockets = [fd for fd in fds if os.path.exists(fd) and stat.S_ISSOCK(os.stat(fd).st_mode)]
+            os.write(tell, b"1" if sockets else b"0")
+            atexit._run_exitfuncs()
+            os._exit(0)
+        assert os.read(ready, 1) == b"0", "the child still holds a socket"
+        os.waitpid(child, 0)
+        on_all(3, lambda rank: all_reduce(group[rank]))
+
+
+def test_an_interrupted_wait_ends_the_op_before_its_buffers_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A synchronous op that was queued behind another is interrupted while its peer has not come yet."""
+    with engines(["a", "b"]) as group:
+        first, second = np.ones(10, np.float32), np.ones(10, np.float32)
+        spec = OpSpec("all_reduce", "float32", "sum", None, (10,))
+        group[0].start(spec, first.ctypes.data, first.ctypes.data, lambda error: None)
+        waits = []
+
+        class Interrupted(threading.Event):
+            def wait(self, timeout: float | None = None) -> bool:
+                waits.append(timeout)
+                if len(waits) == 1:
+                    raise KeyboardInterrupt
+                return super().wait(timeout)
+
+        monkeypatch.setattr("collectives.engine.runner.threading.Event", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            group[0].run(spec, second.ctypes.data, second.ctypes.data)
+        monkeypatch.undo()
+        second[:] = 7.0
+        assert isinstance(errors_of(1, lambda _: all_reduce(group[1], 10))[0], CollectiveError)
+        np.testing.assert_array_equal(second, np.full(10, 7.0, np.float32))

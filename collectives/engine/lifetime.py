@@ -1,0 +1,49 @@
+"""What happens to engines when their process forks or ends.
+
+A forked child (a DataLoader's worker, say) inherits the sockets. While it holds them open the peers cannot see that its
+parent died, and it must never speak on them. So the child closes its copies at once.
+
+A process that ends without `close` tells its peers whether it ended well: they may still need it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from typing import Protocol
+
+
+class Member(Protocol):
+    """An engine, as seen from here."""
+
+    def leave(self) -> None: ...
+    def abandon(self) -> None: ...
+
+
+_members: weakref.WeakSet[Member] = weakref.WeakSet()
+
+
+def joined(member: Member) -> None:
+    """From now on its `leave` is called at exit and its `abandon` in forked children."""
+    _members.add(member)
+
+
+def left(member: Member) -> None:
+    """It was closed in the ordinary way."""
+    _members.discard(member)
+
+
+@atexit.register
+def _leave_all() -> None:
+    for member in list(_members):
+        member.leave()
+
+
+def _abandon_all() -> None:
+    for member in list(_members):
+        member.abandon()
+    _members.clear()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
