@@ -105,11 +105,16 @@ def form(store: Store, rank: int, size: int, group: str, epoch: int, options: Op
                 made[other, stream] = _connect(card, cards[other], hello, token, deadline)
             made.update(acceptor.result(cards))
         except BaseException as error:
-            # Nobody should wait for a rank that has given up.
-            store.set("failed", str(error) if isinstance(error, RendezvousError) else f"{card.describe()}: {error!r}")
+            # Nobody should wait for a rank that has given up, and what broke first is what all should tell.
+            is_first = not store.check(["failed"])
+            if is_first:
+                words = str(error) if isinstance(error, RendezvousError) else f"{card.describe()}: {error!r}"
+                store.set("failed", words)
             for connection in [*made.values(), *acceptor.cancel()]:
                 connection.close()
-            raise
+            if is_first or not isinstance(error, RendezvousError) or acceptor.failed:
+                raise
+            raise _joined_in_vain(store) from None
     for (other, stream), connection in made.items():
         connection.settimeout(None)
         tcp.tune(connection)
@@ -185,6 +190,10 @@ def _connect(own: Card, peer: Card, hello: Hello, token: bytes, deadline: float)
     return connection
 
 
+def _joined_in_vain(store: Store, more: str = "") -> RendezvousError:
+    return RendezvousError(f"a rank could not join the group: {bytes(store.get('failed')).decode()}{more}")
+
+
 class _Acceptor(threading.Thread):
     """Admits the connections of the ranks above; strangers are turned away and remembered for the error."""
 
@@ -198,7 +207,7 @@ class _Acceptor(threading.Thread):
         self.admitted: dict[tuple[int, int], socket.socket] = {}
         self.refused: list[str] = []
         self.over = False
-        self.failed: str | None = None
+        self.failed = False
         self.lock = threading.Lock()
 
     def run(self) -> None:
@@ -211,9 +220,13 @@ class _Acceptor(threading.Thread):
                 if time.monotonic() > ask_at:
                     ask_at = time.monotonic() + ASK_FAILED_S
                     if self.store.check(["failed"]):
-                        self.failed = bytes(self.store.get("failed")).decode()
+                        self.failed = True
                         return
                 continue
+            except OSError:
+                if self.over:  # the listening socket was closed together with the rendezvous
+                    return
+                raise
             # Each on its own thread: a stranger that connects and says nothing holds up nobody.
             threading.Thread(target=self._admit, args=(connection, address), daemon=True).start()
 
@@ -249,8 +262,8 @@ class _Acceptor(threading.Thread):
         with self.lock:
             self.over = True
         refused = f"; turned away: {'; '.join(self.refused)}" if self.refused else ""
-        if self.failed is not None:
-            raise RendezvousError(f"a rank could not join the group: {self.failed}{refused}")
+        if self.failed:
+            raise _joined_in_vain(self.store, refused)
         missing = sorted({rank for rank, _ in self.wanted - set(self.admitted)})
         if missing:
             raise RendezvousError(f"{', '.join(cards[rank].describe() for rank in missing)} did not connect{refused}")
