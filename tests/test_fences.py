@@ -65,3 +65,12 @@ def test_explain_needs_neither_torch_nor_numba() -> None:
         "from collectives.__main__ import main; sys.exit(main(['explain', '--hosts', '4']))"
     )
     assert "forest: direct" in run(script)
+
+
+def test_compiled_code_is_stamped_with_all_files_that_it_comes_from() -> None:
+    """Numba would go on using yesterday's machine code after a change of a file that is missing here."""
+    from collectives.engine.jit import COMPILED
+
+    folder = REPOSITORY / "collectives" / "engine"
+    compiled = {path.stem for path in folder.glob("*.py") if "@jit\n" in path.read_text(encoding="utf-8")}
+    assert compiled <= set(COMPILED)

@@ -28,12 +28,7 @@ def explain(
     if status == loop.TIMEOUT:
         return _timed_out(where, cards, table, farewells)
     if status == loop.OP_MISMATCH:
-        return OpMismatch(
-            f"{where}: {cards[culprit].describe()} is in another collective at the same place; all ranks must call the "
-            "same collectives in the same order with the same sizes, dtypes and reductions (and have the same topology "
-            f"file, slice_bytes and window_bytes). Its own error says what it called{_log_of(cards[culprit])}",
-            culprit,
-        )
+        return _mismatch(where, cards[culprit], farewells)
     if status == loop.BAD_HEADER:
         return _unreadable(where, cards[culprit], table, net)
     if culprit == NO_PEER:
@@ -68,7 +63,9 @@ def _lost(
             culprit,
         )
     if culprit in farewells.aborted:
-        return CollectiveError(f"{where}: {peer.describe()}{_GAVE_UP}{farewells.aborted[culprit].text}", culprit)
+        abort = farewells.aborted[culprit]
+        kind = _KINDS.get(abort.kind, CollectiveError)
+        return kind(f"{where}: {peer.describe()}{_GAVE_UP}{abort.text.rsplit(_GAVE_UP)[-1]}", culprit)
     tellers = [teller for teller, abort in sorted(farewells.aborted.items()) if abort.culprit == culprit]
     if tellers:
         text = farewells.aborted[tellers[0]].text.rsplit(_GAVE_UP)[-1]  # the first of those who quote each other
@@ -82,6 +79,20 @@ def _lost(
         )
     reason = os.strerror(int(table.run[0]["errno"])) if status == loop.SOCKET_ERROR else "closed"
     return PeerLost(f"{where}: lost the connection to {peer.describe()}: {reason}{_log_of(peer)}. {waited}", culprit)
+
+
+def _mismatch(where: str, peer: Card, farewells: Farewells) -> OpMismatch:
+    """Say where this rank is, hear where the other one is, and show both."""
+    text = f"{where}: {peer.describe()} is in another collective at the same place"
+    farewells.say_abort(OpMismatch.__name__, peer.rank, text)
+    farewells.hear_out(peer.rank)
+    heard = farewells.aborted.get(peer.rank)
+    theirs = f" (it is {heard.text.split(': ')[0]})" if heard is not None else ""
+    return OpMismatch(
+        f"{text}{theirs}; all ranks must call the same collectives in the same order with the same sizes, dtypes and "
+        f"reductions, and have the same topology file, slice_bytes and window_bytes{_log_of(peer)}",
+        peer.rank,
+    )
 
 
 def _timed_out(where: str, cards: Sequence[Card], table: Table, farewells: Farewells) -> OpTimeout:
