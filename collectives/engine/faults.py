@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from collectives.engine import loop
 from collectives.engine.farewell import Farewells
-from collectives.engine.loop import Net
 from collectives.engine.mesh import Card
+from collectives.engine.net import Net
 from collectives.engine.op import OpSpec
 from collectives.engine.table import NO_PEER, UP, Table
 from collectives.errors import CollectiveError, GroupClosed, OpMismatch, OpTimeout, PeerLost, ProtocolError

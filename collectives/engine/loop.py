@@ -10,10 +10,9 @@ ahead) parks its connection: nothing more is read from it until this rank gets t
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from collectives.engine import libc
 from collectives.engine.jit import call, jit
@@ -31,85 +30,17 @@ from collectives.engine.kernels import (
     F_STEPS,
     F_WIRE_SIZES,
     F_WORK,
-    FOLD_FIELDS,
-    WORK_BYTES,
-    fold_address,
 )  # fmt: skip
-from collectives.engine.table import DOWN, NO_PEER, STEP, UP, Records, Table
+from collectives.engine.net import HEADER_BYTES, Net
+from collectives.engine.table import DOWN, NO_PEER, STEP, UP, Table
 
 # What `advance` returns. Where it names a peer, `run.culprit` holds its rank.
 DONE, INTERRUPTED, CONTROL, PEER_CLOSED, SOCKET_ERROR, TIMEOUT, BAD_HEADER, OP_MISMATCH = range(8)
 # What its helpers return while nothing is wrong (below zero, so that any status above is one of the list).
 _IDLE, _MOVED = -2, -1
 
-HEADER = np.dtype(
-    [
-        ("op", "i8"),
-        ("spec", "u4"),  # fingerprint of the op's spec and plan
-        ("epoch", "u2"),
-        ("direction", "u1"),
-        ("codec", "u1"),
-        ("tree", "u4"),
-        ("slice", "u4"),
-        ("length", "u4"),  # bytes of the payload
-        ("reserved", "u4"),
-    ]
-)
-HEADER_BYTES = HEADER.itemsize
 LONGEST_POLL_MS = 1000
 STEP_BYTES = STEP.itemsize
-CONN = np.dtype(
-    [
-        ("fd", "i8"), ("peer", "i8"),
-        ("rx_ready", "i8"), ("tx_ready", "i8"),  # worth trying without asking poll
-        ("header_got", "i8"),
-        ("accepted", "i8"), ("parked", "i8"),  # what became of a complete header
-        ("payload_at", "i8"), ("payload_length", "i8"), ("payload_got", "i8"),
-        ("tree", "i8"), ("slice", "i8"), ("direction", "i8"),
-        ("tx_active", "i8"), ("tx_at", "i8"), ("tx_length", "i8"), ("tx_sent", "i8"),
-    ]
-)  # fmt: skip
-POLLFD = np.dtype([("fd", "i4"), ("events", "i2"), ("revents", "i2")])
-
-
-class Net(NamedTuple):
-    """A group's connections, as the loop sees them."""
-
-    conns: Records
-    rx_headers: Records  # HEADER, one for each connection
-    tx_headers: Records
-    control: npt.NDArray[np.int64]  # for each rank: the fd of its control connection, or -1
-    polls: Records  # POLLFD: the connections, then the control connections, then the waker
-    waker: npt.NDArray[np.int64]  # one fd; readable when Python wants the loop to come out
-    message: npt.NDArray[np.int64]  # a struct msghdr that points to `iov`
-    iov: npt.NDArray[np.int64]  # two struct iovec
-    clock: npt.NDArray[np.int64]  # a struct timespec
-    work: npt.NDArray[np.uint8]  # a fold's chunks
-    fold: npt.NDArray[np.int64]  # a fold's arguments
-    fold_address: npt.NDArray[np.int64]  # one address: the compiled kernels
-
-
-def make_net(fds: list[tuple[int, int]], control: list[int], waker: int) -> Net:
-    """State for connections given as (peer's rank, fd), control fds by rank (-1: none) and the waker's fd."""
-    conns = np.zeros(len(fds), CONN)
-    conns["peer"], conns["fd"] = [peer for peer, _ in fds], [fd for _, fd in fds]
-    conns["tx_ready"] = 1
-    iov, message = np.zeros(4, np.int64), np.zeros(7, np.int64)
-    message[2], message[3] = iov.ctypes.data, 2
-    return Net(
-        conns=conns,
-        rx_headers=np.zeros(len(fds), HEADER),
-        tx_headers=np.zeros(len(fds), HEADER),
-        control=np.array(control, np.int64),
-        polls=np.zeros(len(fds) + len(control) + 1, POLLFD),
-        waker=np.array([waker], np.int64),
-        message=message,
-        iov=iov,
-        clock=np.zeros(2, np.int64),
-        work=np.zeros(WORK_BYTES + 64, np.uint8),
-        fold=np.zeros(FOLD_FIELDS, np.int64),
-        fold_address=np.array([fold_address()], np.int64),
-    )
 
 
 @jit

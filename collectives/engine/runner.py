@@ -22,6 +22,7 @@ import numpy as np
 
 from collectives.engine import farewell, lifetime, loop, mesh, table
 from collectives.engine.faults import explain
+from collectives.engine.net import make_net
 from collectives.engine.op import Collective, OpSpec
 from collectives.engine.selftest import warm_up
 from collectives.errors import CollectiveError, GroupClosed
@@ -112,7 +113,7 @@ class Engine:
         self._waker, self._wake = socket.socketpair()
         self._farewells = farewell.Farewells(formed.control)
         control = [formed.control[each].fileno() if each in formed.control else -1 for each in range(self.size)]
-        self._net = loop.make_net(
+        self._net = make_net(
             [(peer, connection.fileno()) for peer, connection in formed.data], control, self._waker.fileno()
         )
         self._lock = threading.Condition()

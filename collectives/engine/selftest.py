@@ -14,6 +14,7 @@ import numpy as np
 
 from collectives.engine import kernels, loop, table
 from collectives.engine.jit import source_stamp
+from collectives.engine.net import make_net
 from collectives.engine.op import OpSpec
 from collectives.planner import plan
 from collectives.topology import Topology
@@ -45,7 +46,7 @@ def _warm_up() -> float:
         buffers = np.zeros(2, np.float32)
         layout.table.run["source"], layout.table.run["target"] = buffers.ctypes.data, buffers.ctypes.data + 4
         buffers[0] = 7.0
-        if loop.advance(loop.make_net([], [-1], -1), layout.table) != loop.DONE or buffers[1] != 7.0:
+        if loop.advance(make_net([], [-1], -1), layout.table) != loop.DONE or buffers[1] != 7.0:
             raise RuntimeError(f"the compiled loop copied {buffers[0]} as {buffers[1]}")
         _try_fold()
     return time.perf_counter() - started

@@ -17,8 +17,9 @@ import numpy as np
 import psutil
 import pytest
 
-from collectives.engine import farewell, loop, mesh, tcp
+from collectives.engine import farewell, mesh, tcp
 from collectives.engine.handshake import Hello, Refused, admit, introduce
+from collectives.engine.net import HEADER
 from collectives.engine.op import OpSpec
 from collectives.engine.runner import Engine, connect
 from collectives.errors import (
@@ -182,7 +183,7 @@ def test_a_header_that_cannot_be_is_refused_and_shown(change: dict[str, int]) ->
     with engines(["farm-a", "farm-b"]) as group:
         spec = OpSpec("all_reduce", "float32", "sum", None, (100,))
         layout = group[0]._layout(spec)
-        header = np.zeros(1, loop.HEADER)
+        header = np.zeros(1, HEADER)
         header["spec"] = layout.table.run[0]["spec"]
         header["length"] = 400
         for field, value in change.items():

@@ -1,0 +1,78 @@
+"""A group's connections as arrays: the half of the loop's state that lasts from op to op (the other is the table)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from collectives.engine.kernels import FOLD_FIELDS, WORK_BYTES, fold_address
+from collectives.engine.table import Records
+
+HEADER = np.dtype(
+    [
+        ("op", "i8"),
+        ("spec", "u4"),  # fingerprint of the op's spec and plan
+        ("epoch", "u2"),
+        ("direction", "u1"),
+        ("codec", "u1"),
+        ("tree", "u4"),
+        ("slice", "u4"),
+        ("length", "u4"),  # bytes of the payload
+        ("reserved", "u4"),
+    ]
+)
+HEADER_BYTES = HEADER.itemsize
+CONN = np.dtype(
+    [
+        ("fd", "i8"), ("peer", "i8"),
+        ("rx_ready", "i8"), ("tx_ready", "i8"),  # worth trying without asking poll
+        ("header_got", "i8"),
+        ("accepted", "i8"), ("parked", "i8"),  # what became of a complete header
+        ("payload_at", "i8"), ("payload_length", "i8"), ("payload_got", "i8"),
+        ("tree", "i8"), ("slice", "i8"), ("direction", "i8"),
+        ("tx_active", "i8"), ("tx_at", "i8"), ("tx_length", "i8"), ("tx_sent", "i8"),
+    ]
+)  # fmt: skip
+POLLFD = np.dtype([("fd", "i4"), ("events", "i2"), ("revents", "i2")])
+
+
+class Net(NamedTuple):
+    """A group's connections, as the loop sees them."""
+
+    conns: Records
+    rx_headers: Records  # HEADER, one for each connection
+    tx_headers: Records
+    control: npt.NDArray[np.int64]  # for each rank: the fd of its control connection, or -1
+    polls: Records  # POLLFD: the connections, then the control connections, then the waker
+    waker: npt.NDArray[np.int64]  # one fd; readable when Python wants the loop to come out
+    message: npt.NDArray[np.int64]  # a struct msghdr that points to `iov`
+    iov: npt.NDArray[np.int64]  # two struct iovec
+    clock: npt.NDArray[np.int64]  # a struct timespec
+    work: npt.NDArray[np.uint8]  # a fold's chunks
+    fold: npt.NDArray[np.int64]  # a fold's arguments
+    fold_address: npt.NDArray[np.int64]  # one address: the compiled kernels
+
+
+def make_net(fds: list[tuple[int, int]], control: list[int], waker: int) -> Net:
+    """State for connections given as (peer's rank, fd), control fds by rank (-1: none) and the waker's fd."""
+    conns = np.zeros(len(fds), CONN)
+    conns["peer"], conns["fd"] = [peer for peer, _ in fds], [fd for _, fd in fds]
+    conns["tx_ready"] = 1
+    iov, message = np.zeros(4, np.int64), np.zeros(7, np.int64)
+    message[2], message[3] = iov.ctypes.data, 2
+    return Net(
+        conns=conns,
+        rx_headers=np.zeros(len(fds), HEADER),
+        tx_headers=np.zeros(len(fds), HEADER),
+        control=np.array(control, np.int64),
+        polls=np.zeros(len(fds) + len(control) + 1, POLLFD),
+        waker=np.array([waker], np.int64),
+        message=message,
+        iov=iov,
+        clock=np.zeros(2, np.int64),
+        work=np.zeros(WORK_BYTES + 64, np.uint8),
+        fold=np.zeros(FOLD_FIELDS, np.int64),
+        fold_address=np.array([fold_address()], np.int64),
+    )
