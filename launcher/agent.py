@@ -20,8 +20,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -76,10 +77,14 @@ class Agent:
         return float(done.stdout.split()[-1])
 
     def start(self, order: Order) -> None:
-        """Start the worker; returns once its process runs."""
-        running = threading.Event()
+        """Start the worker; returns once its process runs.
+
+        Raises:
+            RuntimeError: it can't be started here; the message names node, folder and log.
+        """
+        running: Future[None] = Future()
         threading.Thread(target=self._keep, args=(order, running), daemon=True).start()
-        running.wait()
+        running.result()
 
     def next_events(self, timeout_s: float) -> list[Event]:
         """What happened since the last call; waits up to `timeout_s` seconds for something to happen."""
@@ -101,40 +106,63 @@ class Agent:
                 events.append(self._events.get_nowait())
         return events
 
-    def _keep(self, order: Order, running: threading.Event) -> None:
+    def _keep(self, order: Order, running: Future[None]) -> None:
         """The life of the worker, from start to end."""
-        report_read, report_write = os.pipe()
-        with _Output(order, self._events.put) as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "launcher.worker", order.entrypoint, *order.args],
-                env=_environment(order, output.log, report_write),
-                cwd=order.cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=output.fd,
-                stderr=subprocess.STDOUT,
-                pass_fds=[report_write],
-                start_new_session=True,
+        try:
+            output = _Output(order, self._events.put)
+            process, report_read = _spawn(order, output)
+        except Exception as error:
+            running.set_exception(
+                RuntimeError(
+                    f"cannot start rank {order.rank} on {socket.gethostname()} ({order.address}), in the folder "
+                    f"{order.cwd} with the log {order.log}: {error}"
+                )
             )
-            os.close(report_write)
-        self._events.put(Started(order.rank, time.time(), self._process.pid, str(output.log)))
-        reports = threading.Thread(target=self._read_reports, args=(report_read,), daemon=True)
+            return
+        self._process = process
+        self._events.put(Started(order.rank, time.time(), process.pid, str(output.log)))
+        reports = threading.Thread(target=self._read_reports, args=(order.rank, report_read), daemon=True)
         reports.start()
-        running.set()
-        code = self._process.wait()
+        running.set_result(None)
+        code = process.wait()
         ended_at = time.time()
         with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
         reports.join(timeout=2)
         output.join(timeout_s=2)
         self._events.put(Exited(order.rank, ended_at, code))
 
-    def _read_reports(self, fd: int) -> None:
+    def _read_reports(self, rank: int, fd: int) -> None:
+        """Pass on what the script reports; what can't be read goes to its log. The rank is the one that we gave it."""
         with os.fdopen(fd, encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 try:
-                    self._events.put(from_script(json.loads(line)))
+                    self._events.put(replace(from_script(json.loads(line)), rank=rank))
                 except ValueError as error:
-                    print(f"unreadable report: {error}", file=sys.stderr)
+                    self._events.put(Logged(rank, time.time(), f"launcher: unreadable report: {error}\n"))
+
+
+def _spawn(order: Order, output: _Output) -> tuple[subprocess.Popen[bytes], int]:
+    """The worker's process, and the end of the pipe that its reports come out of."""
+    report_read, report_write = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "launcher.worker", order.entrypoint, *order.args],
+            env=_environment(order, output.log, report_write),
+            cwd=order.cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output.fd,
+            stderr=subprocess.STDOUT,
+            pass_fds=[report_write],
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(report_read)
+        raise
+    finally:
+        os.close(report_write)
+        os.close(output.fd)
+    return process, report_read
 
 
 class _Output:
@@ -153,12 +181,6 @@ class _Output:
         read, self.fd = os.pipe()
         self._shipper = threading.Thread(target=self._ship, args=(read,), daemon=True)
         self._shipper.start()
-
-    def __enter__(self) -> _Output:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
 
     def join(self, timeout_s: float) -> None:
         if self._shipper is not None:

@@ -10,11 +10,16 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+try:
+    import typer
 
-from launcher import config
-from launcher.errors import ConfigError, LauncherError
-from launcher.job import Job
+    from collectives import __version__
+    from launcher import config
+    from launcher.errors import ConfigError, LauncherError
+    from launcher.job import Job
+    from launcher.streams import lasting
+except KeyboardInterrupt:  # a Ctrl-C before there is anything to stop
+    sys.exit(130)
 
 EXIT = {"finished": 0, "failed": 1, "stopped": 130}
 
@@ -24,6 +29,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(f"narrowgauge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -76,8 +96,11 @@ def schema() -> None:
 
 def main() -> None:
     """The console command. Mistakes of the user end in one message and status 2, never in a traceback."""
+    sys.stdout, sys.stderr = lasting(sys.stdout), lasting(sys.stderr)
     try:
         app()
+    except KeyboardInterrupt:
+        sys.exit(EXIT["stopped"])
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

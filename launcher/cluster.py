@@ -18,7 +18,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -42,6 +42,8 @@ ROOM_TIMEOUT_S = 60.0
 """How long to wait until a cluster gives the CPUs that it has."""
 KNOCK_TIMEOUT_S = 5.0
 EVENTS_TIMEOUT_S = 60.0
+SLOW_S = 3.0
+"""An engine that was compiled before is loaded in less."""
 _OBJECT_STORE_BYTES = 80 * 1024**2
 """Next to the smallest that Ray takes: nothing but events goes through it."""
 
@@ -174,11 +176,14 @@ class Gang:
         """A port on rank 0's node."""
         return int(self._all([self._agents[0].free_port.remote(self._seats[0].node.address)])[0])
 
-    def warm_up(self) -> dict[str, float]:
-        """Compile the engine once on each node; seconds that took, by node name."""
-        first = {seat.node.id: seat for seat in reversed(self._seats)}
-        seconds = self._all([self._agents[seat.rank].warm_up.remote() for seat in first.values()])
-        return {seat.node.name: value for seat, value in zip(first.values(), seconds, strict=True)}
+    def warm_up(self, if_slow: Callable[[], None]) -> None:
+        """Compile the engine once on each node. Calls `if_slow` if it isn't there after some seconds."""
+        first = {seat.node.id: seat.rank for seat in reversed(self._seats)}
+        calls = [self._agents[rank].warm_up.remote() for rank in first.values()]
+        _, compiling = ray.wait(calls, num_returns=len(calls), timeout=SLOW_S)
+        if compiling:
+            if_slow()
+        self._all(calls)
 
     def start(self, orders: Sequence[Order]) -> None:
         """Start every worker."""

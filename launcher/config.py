@@ -8,11 +8,14 @@ This is the only file that reads YAML.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib.machinery
 import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +53,8 @@ def load(path: Path, overrides: Sequence[str] = (), machine: Machine | None = No
 
     Raises:
         ConfigError: the file can't be read, isn't YAML, says something that `Job` has no place for, points to a script
-            that isn't there, or asks for more than the machine has. The first mistake in the file is the one told.
+            or a function that isn't there or to a folder that can't be made, or asks for more than the machine has. The
+            first mistake in the file is the one told.
     """
     document = _read(path)
     for override in overrides:
@@ -62,6 +66,7 @@ def load(path: Path, overrides: Sequence[str] = (), machine: Machine | None = No
     _check_files(job, document)
     if job.cluster.address is None:
         _check_machine(job, document, machine or Machine.here())
+    _check_runs_dir(job, document)
     return job
 
 
@@ -133,7 +138,9 @@ def _read(path: Path) -> _Document:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise _missing(Place(str(path)), "no such file", path, "*.y*ml") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise _not_text(path, str(error)) from None
+    except OSError as error:
         raise ConfigError(Place(str(path)), "cannot be read", got=str(error), wanted="a YAML text file") from None
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -150,7 +157,7 @@ def _read(path: Path) -> _Document:
             wanted="spaces for indentation" if tab else "key: value lines, indented by spaces",
         ) from None
     except yaml.YAMLError as error:
-        raise ConfigError(Place(str(path)), "not YAML", got=str(error).splitlines()[0], wanted="a text file") from None
+        raise _not_text(path, str(error).splitlines()[0]) from None
     if not isinstance(document.values, dict):
         raise ConfigError(
             document.place(()),
@@ -161,9 +168,31 @@ def _read(path: Path) -> _Document:
     return document
 
 
+def _not_text(path: Path, got: str) -> ConfigError:
+    return ConfigError(
+        Place(str(path)), "not a text file in UTF-8", got=got, wanted="a YAML text file", next_step="save it as UTF-8"
+    )
+
+
+_SAFE_TAGS: dict[type[yaml.Node], set[str]] = {
+    yaml.ScalarNode: {str(tag) for tag in yaml.SafeLoader.yaml_constructors} | {"tag:yaml.org,2002:merge"},
+    yaml.SequenceNode: {"tag:yaml.org,2002:seq"},
+    yaml.MappingNode: {"tag:yaml.org,2002:map"},
+}
+
+
 def _plain(node: yaml.Node, path: _Path, document: _Document) -> Any:
-    """The node as dicts, lists and scalars; notes every mark, refuses a key that stands twice."""
+    """The node as dicts, lists and scalars; notes every mark, refuses a key that stands twice and tags that make
+    anything else."""
     document.places[path] = _place(document.source, node)
+    if node.tag not in _SAFE_TAGS[type(node)]:
+        raise ConfigError(
+            document.places[path],
+            "a tag that job files may not have",
+            got=node.tag.replace("tag:yaml.org,2002:", "!!"),
+            wanted="plain texts, numbers, lists and mappings",
+            next_step="remove the tag; put quotes around a text that starts with '!'",
+        )
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, (*path, index), document) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
@@ -212,19 +241,26 @@ _WANTED = {
 }
 
 
-def _told(error: ValidationError, document: _Document) -> ConfigError:
-    """The first mistake in the order of the file."""
+def _mistakes(error: ValidationError, document: _Document) -> list[Any]:
+    """In the order of the file, missing keys last, without those that a misspelled key was meant to be."""
 
-    def position(found: Any) -> tuple[int, int]:
+    def position(found: Any) -> tuple[bool, int, int]:
         place = document.place(found["loc"], of_key=found["type"] == "extra_forbidden")
-        return place.line or 0, place.column or 0
+        return found["type"] == "missing", place.line or 0, place.column or 0
 
-    found = sorted(error.errors(), key=position)
-    first, others = found[0], len(found) - 1
+    mistakes = sorted(error.errors(), key=position)
+    unknown = [found["loc"] for found in mistakes if found["type"] == "extra_forbidden"]
+    meant = {(*path[:-1], _nearest(str(path[-1]), _fields_at(path[:-1]))) for path in unknown}
+    return [found for found in mistakes if found["type"] != "missing" or found["loc"] not in meant]
+
+
+def _told(error: ValidationError, document: _Document) -> ConfigError:
+    """The first mistake."""
+    first, *rest = _mistakes(error, document)
+    others = len(rest)
     path, kind, context = first["loc"], first["type"], first.get("ctx", {})
     name = ".".join(map(str, path))
-    model = _model_at(path[:-1])
-    fields = list(model.model_fields) if model else []
+    model, fields = _model_at(path[:-1]), _fields_at(path[:-1])
     if kind == "extra_forbidden":
         return ConfigError(
             document.place(path, of_key=True),
@@ -270,6 +306,11 @@ def _model_at(path: Sequence[str | int]) -> type[BaseModel] | None:
     return model
 
 
+def _fields_at(path: Sequence[str | int]) -> list[str]:
+    model = _model_at(path)
+    return list(model.model_fields) if model else []
+
+
 def _meaning(model: type[BaseModel] | None, name: str) -> str:
     found = model.model_fields.get(name) if model else None
     if found is None:
@@ -288,21 +329,94 @@ def _nearest(word: str, choices: Sequence[str]) -> str | None:
 
 def _check_files(job: Job, document: _Document) -> None:
     if is_file(job.entrypoint):
-        if not Path(job.entrypoint).is_file():
-            place = document.place(("entrypoint",))
-            raise _missing(place, f"no script {job.entrypoint!r}", Path(job.entrypoint), "*.py")
-    elif not _module_exists(job.entrypoint.partition(":")[0]):
-        raise ConfigError(
-            document.place(("entrypoint",)),
-            f"no module {job.entrypoint.partition(':')[0]!r}",
-            got=job.entrypoint,
-            wanted="file.py, package.module or package.module:function that can be imported here",
-            next_step=f"install it, or submit from the folder that it can be imported from (now {Path.cwd()})",
-        )
+        _check_script(job.entrypoint, document.place(("entrypoint",)))
+    else:
+        _check_module(job.entrypoint, document.place(("entrypoint",)))
     topology = job.collectives.topology
     if topology and not Path(topology).is_file():
         place = document.place(("collectives", "topology"))
         raise _missing(place, f"no topology file {topology!r}", Path(topology), "*.json")
+
+
+def _check_script(entrypoint: str, place: Place) -> None:
+    file, colon, function = entrypoint.rpartition(":")
+    if colon and file.endswith(".py"):
+        module = file.removesuffix(".py").removeprefix("./").replace("/", ".")
+        raise ConfigError(
+            place,
+            "a file cannot have a function after it",
+            got=entrypoint,
+            wanted="file.py, package.module or package.module:function",
+            nearest=f"{module}:{function}" if all(part.isidentifier() for part in module.split(".")) else None,
+        )
+    if not Path(entrypoint).is_file():
+        raise _missing(place, f"no script {entrypoint!r}", Path(entrypoint), "*.py")
+
+
+def _check_module(entrypoint: str, place: Place) -> None:
+    name, _, function = entrypoint.partition(":")
+    module = _module(name)
+    if module is None:
+        raise ConfigError(
+            place,
+            f"no module {name!r}",
+            got=entrypoint,
+            wanted="file.py, package.module or package.module:function that can be imported here",
+            next_step=f"install it, or submit from the folder that it can be imported from (now {Path.cwd()})",
+        )
+    names = _names_in(module) if function else None
+    if names is not None and function not in names:
+        raise ConfigError(
+            place,
+            f"no function {function!r} in module {name!r}",
+            got=entrypoint,
+            wanted=f"a function of {module.origin}",
+            nearest=_nearest(function, sorted(names)),
+        )
+
+
+def _names_in(module: importlib.machinery.ModuleSpec) -> set[str] | None:
+    """What a module defines, by its source; None if that cannot tell."""
+    try:
+        tree = ast.parse(Path(module.origin or "").read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return None
+    names = set(_bound(tree))
+    return None if names & {"*", "__getattr__", "globals", "exec"} else names
+
+
+def _bound(node: ast.AST) -> Iterator[str]:
+    """Names that a module's own statements bind or, as what may bind others, use."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield child.name
+            continue
+        if isinstance(child, ast.alias):
+            yield child.asname or child.name.partition(".")[0]
+        elif isinstance(child, ast.Name):
+            yield child.id
+        yield from _bound(child)
+
+
+def _check_runs_dir(job: Job, document: _Document) -> None:
+    """See that the folder can be made and written to; leaves nothing behind."""
+    folder = Path(job.runs_dir).resolve()
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(
+            document.place(("runs_dir",)),
+            "no folder for runs can be there",
+            got=f"{folder} ({error.strerror})",
+            wanted="a folder that is there or can be made, and can be written to",
+            next_step="name another one with runs_dir",
+        ) from None
+    finally:
+        for each in made:
+            with suppress(OSError):
+                each.rmdir()
 
 
 def _missing(place: Place, what: str, path: Path, pattern: str) -> ConfigError:
@@ -321,15 +435,16 @@ def _missing(place: Place, what: str, path: Path, pattern: str) -> ConfigError:
     )
 
 
-def _module_exists(name: str) -> bool:
-    """Whether `import name` would find it from the working directory; imports nothing, not even parent packages."""
+def _module(name: str) -> importlib.machinery.ModuleSpec | None:
+    """What `import name` would find from the working directory; imports nothing, not even parent packages."""
     path: list[str] | None = None
+    spec: importlib.machinery.ModuleSpec | None = None
     for depth, _ in enumerate(parts := name.split("."), start=1):
         spec = _find(".".join(parts[:depth]), path)
         if spec is None:
-            return False
+            return None
         path = list(spec.submodule_search_locations or [])
-    return True
+    return spec
 
 
 def _find(name: str, path: list[str] | None) -> importlib.machinery.ModuleSpec | None:

@@ -17,11 +17,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import psutil
 from packaging.requirements import Requirement
 
+from collectives import UsageError
+from collectives.options import Options, current
 from launcher.agent import MASTER_PORTS, Agent
 
 SHM_WANTED_BYTES = 256 * 1024**2
@@ -42,9 +45,13 @@ class Check:
 def examine() -> Iterator[Check]:
     """All checks, the quick ones first."""
     yield from _versions()
-    checks: list[Callable[[], Check]] = [_ports, _shared_memory, _interfaces, _engine, _pair]
+    checks: list[Callable[[], Check]] = [_ports, _shared_memory, _interfaces, _engine]
     for check in checks:
         yield check()
+    settings = _settings()
+    yield settings
+    if settings.state == "ok":
+        yield _pair()
 
 
 def told(check: Check) -> str:
@@ -130,6 +137,24 @@ def _engine() -> Check:
     except RuntimeError as error:
         return Check("engine", "wrong", str(error), "until it compiles, `collectives: {backend: gloo}` runs without it")
     return Check("engine", "ok", f"compiled in {seconds:.1f} s" if seconds > 1 else "compiled before, in Numba's cache")
+
+
+def _settings() -> Check:
+    """The NARROWGAUGE_* variables of this shell, which the two processes of the next check would find."""
+    advice = "correct the variable, or unset it"
+    names = [name for name in Options.__dataclass_fields__ if os.environ.get(f"NARROWGAUGE_{name.upper()}")]
+    try:
+        options = current()
+    except UsageError as error:
+        field, _, rest = str(error).removeprefix("NARROWGAUGE_").partition(" ")
+        return Check("settings", "wrong", f"NARROWGAUGE_{field.upper()} {rest}", advice)
+    if options.topology and not Path(options.topology).is_file():
+        return Check("settings", "wrong", f"NARROWGAUGE_TOPOLOGY is {options.topology!r}: no such file", advice)
+    known = sorted(psutil.net_if_addrs())
+    if options.interface and options.interface not in known:
+        found = f"NARROWGAUGE_INTERFACE is {options.interface!r}; this machine has {', '.join(known)}"
+        return Check("settings", "wrong", found, advice)
+    return Check("settings", "ok", ", ".join(f"NARROWGAUGE_{name.upper()}" for name in names) or "none set")
 
 
 def _pair() -> Check:

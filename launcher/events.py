@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Lost(Event):
 
 @dataclass(frozen=True)
 class Logged(Event):
-    """Output of a worker on a node that doesn't share the run folder."""
+    """Text for the worker's log: its output on a node that doesn't share the run folder, or a remark about it."""
 
     text: str
 
@@ -90,16 +91,28 @@ def to_json(event: Event) -> dict[str, Any]:
     return {"event": type(event).__name__, **asdict(event)}
 
 
-def from_script(message: dict[str, Any]) -> Event:
+def from_script(message: Any) -> Event:
     """An event out of what a script sent.
 
     Raises:
         ValueError: it is not the JSON form of an event that scripts may send.
     """
-    kind = FROM_SCRIPT.get(str(message.pop("event", None)))
+    kind = FROM_SCRIPT.get(str(message.get("event"))) if isinstance(message, dict) else None
     if kind is None:
-        raise ValueError(f"not an event of a script: {message}")
+        raise ValueError(f"not an event of a script: {message!r}")
+    fields = {name: value for name, value in message.items() if name != "event"}
+    hints = get_type_hints(kind)
+    wrong = [f"{name} is {value!r}" for name, value in fields.items() if not _fits(value, hints.get(name))]
     try:
-        return kind(**message)
+        event = kind(**fields)
     except TypeError as error:
-        raise ValueError(f"not a {kind.__name__}: {message}") from error
+        raise ValueError(f"not a {kind.__name__}: {error}") from error
+    if wrong:
+        raise ValueError(f"not a {kind.__name__}: {', '.join(wrong)}")
+    return event
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value from JSON is what a field wants; a whole number will do for any number."""
+    kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,))]
+    return type(value) in kinds or (type(value) is int and float in kinds)

@@ -12,6 +12,7 @@ from collectives.options import Options
 _SET_BY_LAUNCHER = re.compile(
     r"(RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK|MASTER_ADDR|MASTER_PORT|NARROWGAUGE_.*)"
 )
+_ADDRESS = re.compile(r"(ray://)?[^\s/]+:\d{1,5}")
 
 
 class _Section(BaseModel):
@@ -34,7 +35,11 @@ class Workers(_Section):
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
-        return {"count": value} if isinstance(value, int) and not isinstance(value, bool) else value
+        if isinstance(value, int) and not isinstance(value, bool):
+            return {"count": value}
+        if not isinstance(value, dict | cls):
+            raise ValueError("a whole number, or a mapping with count, hosts, cpus")
+        return value
 
     @field_validator("hosts")
     @classmethod
@@ -58,6 +63,13 @@ class Cluster(_Section):
     @classmethod
     def _short(cls, value: Any) -> Any:
         return {} if value == "local" else value
+
+    @field_validator("address")
+    @classmethod
+    def _with_port(cls, address: str | None) -> str | None:
+        if address not in (None, "auto") and not _ADDRESS.fullmatch(address):
+            raise ValueError('"host:port", such as 10.0.0.1:6379, or "auto"')
+        return address
 
 
 class Collectives(_Section):
@@ -144,7 +156,7 @@ def _word(value: Any, where: str) -> str:
 
 def is_file(entrypoint: str) -> bool:
     """Whether an entrypoint is a path; otherwise it is `module` or `module:function`."""
-    return entrypoint.endswith(".py") or "/" in entrypoint
+    return entrypoint.endswith(".py") or "/" in entrypoint or ".py:" in entrypoint
 
 
 def described(value: Any) -> str:

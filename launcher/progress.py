@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -59,11 +61,42 @@ def finished() -> None:
 def raised(error: BaseException) -> None:
     """Tell that the script ended by an exception; the launcher's own worker calls this."""
     if isinstance(_teller, _ToLauncher):
-        culprit = getattr(error, "culprit", None)
-        kind = type(error).__qualname__
-        _teller.send(
-            "Raised", kind=kind, message=str(error)[:2000], culprit=culprit if isinstance(culprit, int) else None
-        )
+        kind, message, culprit = described(error)
+        _teller.send("Raised", kind=kind, message=message[:2000], culprit=culprit)
+
+
+def described(error: BaseException) -> tuple[str, str, int | None]:
+    """Class name, message and culprit of an exception, or of the one of ours that torch wrapped.
+
+    An error that goes through torch's C++, as under DistributedDataParallel, comes out as a RuntimeError that has
+    nothing but its text: "...: PeerLost: rank 0 ...\n\nAt:\n  file(line): function".
+    """
+    kind, message = type(error).__qualname__, str(error).partition("\n\nAt:\n")[0]
+    for known in _chain(error):
+        if isinstance(known, collectives.CollectiveError):
+            return kind, message, known.culprit
+    wrapped = _WRAPPED.search(message) if isinstance(error, RuntimeError) else None
+    if wrapped is None:
+        return kind, message, None
+    blamed = _BLAMED.findall(message)  # each quotes the one that it heard, so the last is the first
+    return wrapped["kind"], wrapped["message"], int(blamed[-1]) if blamed else None
+
+
+_KINDS = [
+    collectives.CollectiveError.__name__,
+    *(kind.__name__ for kind in collectives.CollectiveError.__subclasses__()),
+]
+_WRAPPED = re.compile(rf"(^|: )(?P<kind>{'|'.join(_KINDS)}): (?P<message>.*)", re.DOTALL)
+_BLAMED = re.compile(r"\(op \d+\): rank (\d+) \(")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that led to it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 class _ToLauncher:

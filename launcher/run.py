@@ -82,9 +82,9 @@ def _start(going: _Run, cluster: Cluster) -> Gang:
     _write_plan(going)
     gang = cluster.hire(seats)
     if job.collectives.backend == "narrowgauge":
-        view.stage("loading the engine; the first time on a machine it is compiled, which takes some 15 seconds")
-        gang.warm_up()
-    view.stage(f"starting {len(seats)} workers")
+        view.stage("loading the engine")
+        gang.warm_up(lambda: view.stage("compiling it; once on a machine, which takes some 15 seconds"))
+    view.stage(f"starting {len(seats)} worker{'s' if len(seats) > 1 else ''}")
     master = (seats[0].node.address, gang.free_port())
     token = secrets.token_hex(16)
     going.supervisor.started_at = time.time()

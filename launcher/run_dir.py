@@ -82,10 +82,14 @@ class RunDir:
 
 
 def last_words(text: str, max_lines: int = 60) -> str:
-    """The last traceback in a log and what follows it, or its last lines if there is none."""
+    """The last traceback in a log and what follows it, or its last lines if there is none. Of an error that torch's C++
+    passed on, the list of places in torch is left out."""
     lines = text.rstrip().splitlines()
     starts = [index for index, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
-    return "\n".join(lines[starts[-1] :][-max_lines:] if starts else lines[-20:])
+    if not starts:
+        return "\n".join(lines[-20:])
+    said = "\n".join(lines[starts[-1] :]).partition("\n\nAt:\n")[0]
+    return "\n".join(said.splitlines()[-max_lines:])
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -6,14 +6,15 @@ gets SIGTERM, and later SIGKILL. An interrupt by the user does the same without 
 
 Which failure is the cause? Survivors of a dead rank fail too, sometimes before the death itself is noticed. So an
 exception that blames another rank never is the cause if there is any other failure, and a death by signal, which is
-noticed later than the exceptions it causes, gets a head start.
+noticed later than the exceptions it causes, gets a head start. If all blame others, and one of the blamed had ended
+with status 0, then that early end is the cause, though by itself it is no failure.
 """
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from launcher.events import Event, Exited, Lost, Raised, Started
@@ -45,6 +46,10 @@ class Failure:
     blames: int | None = None
     by_signal: bool = False
 
+    @property
+    def blames_other(self) -> bool:
+        return self.blames is not None and self.blames != self.rank
+
 
 @dataclass
 class Worker:
@@ -54,6 +59,8 @@ class Worker:
     pid: int | None = None
     log: str | None = None
     raised: Raised | None = None
+    finished_at: float | None = None
+    """When it ended with status 0 by itself."""
 
     @property
     def alive(self) -> bool:
@@ -99,10 +106,10 @@ class Supervisor:
         """The failure that led to the others."""
 
         def order(failure: Failure) -> tuple[bool, float]:
-            blames_other = failure.blames is not None and failure.blames != failure.rank
-            return blames_other, failure.at - (SIGNAL_HEAD_START_S if failure.by_signal else 0.0)
+            return failure.blames_other, failure.at - (SIGNAL_HEAD_START_S if failure.by_signal else 0.0)
 
-        return min(self.failures, key=order, default=None)
+        first = min(self.failures, key=order, default=None)
+        return (self._early_end() or first) if first and first.blames_other else first
 
     def on(self, event: Event, now: float) -> list[Stop]:
         """Take in what happened to a rank. Deadlines count from `now`, since the clocks of nodes differ."""
@@ -110,8 +117,11 @@ class Supervisor:
         if isinstance(event, Started):
             worker.state, worker.pid, worker.log = "running", event.pid, event.log
         elif isinstance(event, Raised):
-            worker.raised = event
+            known = event.culprit is not None and 0 <= event.culprit < self.world_size
+            worker.raised = event if known else replace(event, culprit=None)
         elif isinstance(event, Exited) and worker.alive:
+            if event.code == 0 and not self._told:
+                worker.finished_at = event.at
             self._end(event.rank, now, _failure(event, worker.raised))
         elif isinstance(event, Lost) and worker.alive:
             self._end(event.rank, now, Failure(event.rank, event.at, event.reason, by_signal=True))
@@ -140,6 +150,15 @@ class Supervisor:
                 self._told.add(force)
                 return [Stop(left, force)]
         return []
+
+    def _early_end(self) -> Failure | None:
+        """The end of a rank that is blamed although it finished."""
+        for failure in sorted(self.failures, key=lambda failure: failure.at):
+            finished_at = self.workers[failure.blames].finished_at if failure.blames is not None else None
+            if finished_at is not None:
+                what = "ended with status 0 while the others still needed it (fewer steps?)"
+                return Failure(failure.blames, finished_at, what)
+        return None
 
     def _end(self, rank: int, now: float, failure: Failure | None) -> None:
         worker = self.workers[rank]

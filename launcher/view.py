@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,12 +19,17 @@ from launcher.run_dir import last_words
 from launcher.supervisor import Supervisor
 from launcher.tally import Line, Tally
 
+LINES_APART_S = 1.0
+
 
 class PlainView:
-    """One line for each stage and each report."""
+    """One line for each stage, and for progress the first, the last and in between at most one a second."""
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._out = out
+        self._clock = clock
+        self._told_at = float("-inf")
+        self._held: Line | None = None
 
     def stage(self, text: str) -> None:
         """What is being done now."""
@@ -36,10 +43,12 @@ class PlainView:
     def lines(self, lines: Sequence[Line]) -> None:
         """Progress that became known."""
         for line in lines:
-            self.print(as_text(line))
+            self._held = line
+            self._tell_due()
 
     def refresh(self, supervisor: Supervisor, tally: Tally) -> None:
         """A look at the whole, several times a second."""
+        self._tell_due()
 
     def print(self, text: str) -> None:
         """Anything else, such as output of a worker."""
@@ -47,6 +56,13 @@ class PlainView:
 
     def close(self) -> None:
         """No more to come."""
+        self._told_at = float("-inf")
+        self._tell_due()
+
+    def _tell_due(self) -> None:
+        if self._held is not None and self._clock() >= self._told_at + LINES_APART_S:
+            self.print(as_text(self._held))
+            self._held, self._told_at = None, self._clock()
 
 
 class LiveView(PlainView):
@@ -122,12 +138,16 @@ def duration(seconds: float) -> str:
 
 def seating(seats: Sequence[Seat]) -> list[str]:
     """A line for each host: "host-0 on box-1 (10.0.0.1): ranks 0, 1"."""
+
+    def ranks(block: Sequence[Seat]) -> str:
+        return ("ranks " if len(block) > 1 else "rank ") + ", ".join(str(seat.rank) for seat in block)
+
     hosts: dict[int, list[Seat]] = {}
     for seat in seats:
         hosts.setdefault(seat.host_index, []).append(seat)
     return [
         (f"{block[0].host} (emulated) on {block[0].node.name}" if block[0].emulated else block[0].host)
-        + f" ({block[0].node.address}): ranks {', '.join(str(seat.rank) for seat in block)}"
+        + f" ({block[0].node.address}): {ranks(block)}"
         for block in hosts.values()
     ]
 
@@ -144,15 +164,20 @@ def tell_end(summary: dict[str, Any], out: TextIO = sys.stdout) -> None:
     if failure is None or summary["status"] == "stopped":
         return
     for other in failure["others"]:
-        print(f"  then       rank {other['rank']} ({other['host']}): {other['what']}", file=out)
+        print(f"  then       rank {other['rank']} ({other['host']}): {in_short(other['what'])}", file=out)
     if failure["log"] is None:
         print(f"\n{failure['what']}", file=out)
         return
     said = last_words(Path(failure["log"]).read_text(encoding="utf-8", errors="replace"))
     if said:
-        print(f"\nlast words of rank {failure['rank']} on {failure['host']}, which failed first:\n", file=out)
+        print(f"\nlast words of rank {failure['rank']} on {failure['host']}:\n", file=out)
         print(_indented(said), file=out)
     print(f"\nrank {failure['rank']} on {failure['host']}: {failure['what']}\nits log: {failure['log']}", file=out)
+
+
+def in_short(what: str) -> str:
+    """The first sentence of a failure."""
+    return str(re.split(r"[.;] |\n", what, maxsplit=1)[0])
 
 
 def _figures(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import faulthandler
 import importlib
 import os
 import runpy
@@ -65,6 +66,7 @@ def environment(
 def main(arguments: list[str]) -> int:
     """Run the entrypoint and give exit status 0; an exception is printed, reported, and ends the process with 1."""
     _die_with_parent()
+    _show_stacks_when_told_to_stop()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if os.environ["NARROWGAUGE_BACKEND"] != "gloo":
         collectives.install(replace=("gloo", "nccl"))
@@ -114,6 +116,13 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
     if os.getppid() != int(os.environ.pop(PARENT)):
         os._exit(1)
+
+
+def _show_stacks_when_told_to_stop() -> None:
+    """Have SIGTERM write to the log where every thread is, even in a C call, before it ends the process. Children made
+    by fork, such as those of a multiprocessing pool, which are ended by SIGTERM every day, keep quiet."""
+    faulthandler.register(signal.SIGTERM, all_threads=True, chain=True)
+    os.register_at_fork(after_in_child=lambda: faulthandler.unregister(signal.SIGTERM))
 
 
 def _end_now(status: int) -> NoReturn:

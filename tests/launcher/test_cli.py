@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from collectives import __version__
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -60,6 +62,41 @@ def test_the_schema_names_every_key_with_its_meaning() -> None:
     sections = [schema, *schema["$defs"].values()]
     fields = {name: field for section in sections for name, field in section["properties"].items()}
     assert [name for name, field in fields.items() if "description" not in field and "$ref" not in field] == []
+
+
+def test_the_version() -> None:
+    assert launcher("--version").stdout == f"narrowgauge {__version__}\n"
+
+
+def test_output_that_nobody_reads() -> None:
+    """The reader takes nothing at all and is gone before the first line."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher.cli", "schema"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "nobody reads the output any more; going on without it\n")
+
+
+@pytest.mark.parametrize("module", ["typer", "launcher.config", "ray"])
+def test_ctrl_c_during_the_imports_is_quiet(tmp_path: Path, module: str) -> None:
+    (tmp_path / "job.yaml").write_text("name: demo\nentrypoint: launcher.examples.plain_ddp\nworkers: 1\n")
+    program = (
+        "import os, runpy, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        f"sys.argv = ['launcher', 'submit', {str(tmp_path / 'job.yaml')!r}]\n"
+        "runpy.run_module('launcher.cli', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_a_mistake_is_told_without_waiting_for_ray_or_torch() -> None:

@@ -19,6 +19,15 @@ names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "
 print({name: os.environ.get(name) for name in names})
 progress.note(**{f"node{os.environ['RANK']}": os.environ["PLACE"]})
 """
+SUM = """
+import torch, torch.distributed as dist
+from launcher import progress
+dist.init_process_group("gloo")
+values = torch.full((10007,), float(dist.get_rank() + 1))
+dist.all_reduce(values)
+progress.note(**{f"sum{dist.get_rank()}": values.unique().tolist()})
+dist.destroy_process_group()
+"""
 
 
 @pytest.fixture
@@ -42,14 +51,16 @@ def address() -> Iterator[str]:
     process.communicate(timeout=60)
 
 
-def submit(folder: Path, address: str, workers: dict[str, int]) -> subprocess.CompletedProcess[str]:
-    (folder / "show.py").write_text(SCRIPT)
+def submit(
+    folder: Path, address: str, workers: dict[str, int], script: str = SCRIPT, backend: str = "gloo"
+) -> subprocess.CompletedProcess[str]:
+    (folder / "show.py").write_text(script)
     job = {
         "name": "by-address",
         "entrypoint": "show.py",
         "workers": workers,
         "cluster": {"address": address},
-        "collectives": {"backend": "gloo"},
+        "collectives": {"backend": backend},
     }
     (folder / "job.yaml").write_text(json.dumps(job))
     return subprocess.run(
@@ -81,6 +92,13 @@ def test_two_nodes_by_address(tmp_path: Path, address: str) -> None:
 
     again = submit(tmp_path, address, {"count": 2, "cpus": 2})
     assert again.returncode == 0, again.stderr
+
+    for hosts in (1, 2):
+        over_the_engine = submit(tmp_path, address, {"count": 2, "hosts": hosts}, SUM, "narrowgauge")
+        assert over_the_engine.returncode == 0, over_the_engine.stdout + over_the_engine.stderr
+        summary = json.loads(over_the_engine.stdout)
+        assert summary["notes"] == {"sum0": [3.0], "sum1": [3.0]}
+        assert summary["collectives"]["ops"] >= 1
 
 
 def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:

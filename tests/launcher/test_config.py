@@ -84,6 +84,40 @@ BAD = {
     "a flag in a list": (GOOD + "args: [true]\n", 4, ["'args'", "argument 1", "a truth value"]),
     "variable of the launcher": (GOOD + "env: {RANK: 0}\n", 4, ["'env'", "no RANK: the launcher sets it"]),
     "truth value in env": (GOOD + "env:\n  FAST: yes\n", 5, ["'env.FAST'", "True (a truth value)", "text"]),
+    "misspelled required key": (
+        GOOD.replace("workers: 4", "worker: 2"),
+        3,
+        ["unknown key 'worker'", "nearest: workers"],
+    ),
+    "misspelled required key below": (
+        GOOD.replace("workers: 4", "workers: {cout: 2}"),
+        3,
+        ["unknown key 'cout' in 'workers'", "nearest: count"],
+    ),
+    "a word for workers": (
+        GOOD.replace("4", "two"),
+        3,
+        ["'two' (text)", "wanted:  a whole number, or a mapping with count, hosts, cpus"],
+    ),
+    "missing function": (
+        GOOD.replace("train_gpt", "train_gpt:mian"),
+        2,
+        ["no function 'mian' in module 'launcher.examples.train_gpt'", "nearest: main"],
+    ),
+    "function of a file": (
+        GOOD.replace("launcher.examples.train_gpt", "launcher/examples/train_gpt.py:main"),
+        2,
+        ["a file cannot have a function after it", "nearest: launcher.examples.train_gpt:main"],
+    ),
+    "address without a port": (GOOD + "cluster: {address: '10.0.0.1'}\n", 4, ["'cluster.address'", "host:port"]),
+    "a tag on a list": (
+        GOOD + "args: !!python/object/apply:os.system [echo]\n",
+        4,
+        ["a tag that job files may not have", "got:     !!python/object/apply:os.system"],
+    ),
+    "a tag on a text": (GOOD + "env: {A: !secret x}\n", 4, ["a tag that job files may not have", "!secret"]),
+    "no folder for runs": (GOOD + "runs_dir: /proc/nope\n", 4, ["no folder for runs", "/proc/nope (No such file"]),
+    "a file for runs": (GOOD + "runs_dir: pyproject.toml/runs\n", 4, ["no folder for runs", "Not a directory"]),
     "bad cluster": (GOOD + "cluster: remote\n", 4, ["'cluster'", "'remote' (text)"]),
 }
 
@@ -107,6 +141,32 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     write(tmp_path, GOOD)
     with pytest.raises(ConfigError, match=r"no such file(.|\n)*nearest: .*job\.yaml"):
         config.load(tmp_path / "jobs.yaml")
+
+
+@pytest.mark.parametrize("content", [GOOD.encode("utf-16"), GOOD.encode("utf-16-le"), b"\x00\xff\xfe"])
+def test_a_file_that_is_not_utf_8(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "job.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match="save it as UTF-8"):
+        config.load(tmp_path / "job.yaml")
+
+
+def test_a_misspelled_key_is_one_mistake(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace("workers", "wrkers"))
+    with pytest.raises(ConfigError) as caught:
+        config.load(path, machine=BIG)
+    assert caught.value.others == 0
+
+
+@pytest.mark.parametrize("source", ["from os.path import *\n", "if True:\n    main = print\n", "def (\n"])
+def test_a_function_that_may_be_there_passes(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "may_be_there.py").write_text(source)
+    config.load(write(tmp_path, GOOD.replace("launcher.examples.train_gpt", "may_be_there:main")), machine=BIG)
+
+
+def test_a_folder_for_runs_is_not_made_by_looking(tmp_path: Path) -> None:
+    config.load(write(tmp_path, GOOD + f"runs_dir: {tmp_path}/a/b\n"), machine=BIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
 
 
 def test_the_first_mistake_is_told_and_the_others_counted(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ def test_this_machine_is_well() -> None:
     )
     checks = [Check(**check) for check in json.loads(done.stdout)]
     assert [check.name for check in checks] == [
-        "Python", "torch", "ray", "numba", "numpy", "ports", "/dev/shm", "network", "engine", "all-reduce",
+        "Python", "torch", "ray", "numba", "numpy", "ports", "/dev/shm", "network", "engine", "settings",
+        "all-reduce",
     ]  # fmt: skip
     assert [check for check in checks if check.state == "wrong"] == []
     assert done.returncode == 0
@@ -82,6 +83,24 @@ def test_an_engine_that_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> Non
     check = doctor._engine()
     assert (check.state, check.found) == ("wrong", "the engine does not compile on box: no compiler")
     assert "backend: gloo" in str(check.advice)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("STREAMS", "many", "NARROWGAUGE_STREAMS is 'many'; wanted a whole number"),
+        ("STREAMS", "100", "NARROWGAUGE_STREAMS is 100; wanted 1 to 64"),
+        ("TIMEOUT_S", "-3", "NARROWGAUGE_TIMEOUT_S is -3.0; wanted more than 0"),
+        ("INTERFACE", "eth99", "NARROWGAUGE_INTERFACE is 'eth99'; this machine has "),
+        ("TOPOLOGY", "nowhere.json", "NARROWGAUGE_TOPOLOGY is 'nowhere.json': no such file"),
+    ],
+)
+def test_a_variable_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str) -> None:
+    monkeypatch.setenv(f"NARROWGAUGE_{name}", value)
+    monkeypatch.setattr(doctor, "_engine", lambda: Check("engine", "ok", "there"))
+    last = list(doctor.examine())[-1]
+    assert (last.name, last.state) == ("settings", "wrong")
+    assert last.found.startswith(words)
 
 
 def test_a_check_for_people() -> None:

@@ -152,6 +152,45 @@ def test_an_exception_in_one_worker(tmp_path: Path) -> None:
     assert '    raise ValueError("the test wanted this")' in out
 
 
+def test_a_run_goes_on_when_nobody_reads_its_output(tmp_path: Path) -> None:
+    submitted = Submitted(tmp_path, {**SCRIPTED, "workers": 1, "collectives": {"backend": "gloo"}})
+    assert submitted.process.stdout is not None
+    assert submitted.process.stdout.readline().startswith("run ")
+    submitted.process.stdout.close()
+    assert submitted.process.wait(timeout=240) == 0
+    assert submitted.process.stderr is not None
+    assert submitted.process.stderr.read() == "nobody reads the output any more; going on without it\n"
+    assert (submitted.summary["status"], submitted.summary["steps"]) == ("finished", 5)
+
+
+DDP = """
+import sys, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
+for step in range(1000):
+    if (dist.get_rank(), step) == (1, 3):
+        sys.exit(0)
+    model(torch.ones(2, 4)).sum().backward()
+"""
+
+
+def test_a_worker_that_ends_before_the_others_do(tmp_path: Path) -> None:
+    (tmp_path / "early.py").write_text(DDP)
+    submitted = Submitted(tmp_path, {"name": "early", "entrypoint": str(tmp_path / "early.py"), "workers": 3})
+    status, out, _ = submitted.finish()
+    assert status == 1
+    (others, seconds) = (submitted.summary["failure"]["others"], re.findall("^  then .*", out, re.MULTILINE))
+    assert sorted(other["rank"] for other in others) == [0, 2]
+    assert {event["culprit"] for event in submitted.events("Raised")} == {1}
+    assert all(re.search(r"\): (GroupClosed|PeerLost): ", line) and ".log" not in line for line in seconds)
+    assert "\nAt:" not in out
+    assert re.fullmatch(
+        r"rank 1 on .*: ended with status 0 while the others still needed it \(fewer steps\?\)",
+        out.rstrip().splitlines()[-2],
+    )
+    assert out.rstrip().endswith(f"its log: {submitted.folder}/logs/rank-1.log")
+
+
 def test_a_worker_killed_in_the_middle_of_training(tmp_path: Path) -> None:
     job = {**SCRIPTED, "workers": {"count": 4, "hosts": 2}, "args": {"steps": 100000, "step-s": 0.02}}
     submitted = Submitted(tmp_path, job)

@@ -51,6 +51,20 @@ ENDS: dict[str, tuple[list[Event], str, int | None, str]] = {
         1,
         "its agent on box-1 is gone",
     ),
+    "an early end": (
+        [Exited(1, 4.9, 0), *peer_lost(0, 5.0, 1), *peer_lost(2, 5.1, 0)],
+        "failed",
+        1,
+        "ended with status 0 while the others still needed it",
+    ),
+    "an early end that is known after what it caused": (
+        [*peer_lost(0, 5.0, 2), *peer_lost(1, 5.1, 2), Exited(2, 5.2, 0)],
+        "failed",
+        2,
+        "ended with status 0",
+    ),
+    "an early end that nobody minds": ([Exited(1, 4.9, 0), *peer_lost(0, 5.0, 1), *crash(2, 5.1)], "failed", 2, "boom"),
+    "a blamed rank that is not there": ([*peer_lost(0, 5.0, 7), Exited(1, 6, 0), Exited(2, 6, 0)], "failed", 0, "Peer"),
     "everyone blames another": (
         [*peer_lost(0, 5.0, 1), *peer_lost(1, 5.1, 2), *peer_lost(2, 5.2, 0)],
         "failed",
@@ -84,6 +98,16 @@ def test_survivors_get_time_then_sigterm_then_sigkill() -> None:
     assert supervisor.status == "failed"
     assert [worker.state for worker in supervisor.workers] == ["stopped", "failed", "stopped"]
     assert [failure.rank for failure in supervisor.failures] == [1]
+
+
+def test_a_blamed_rank_that_ends_with_0_because_it_is_told_to_ended_in_time() -> None:
+    supervisor = started(2)
+    for event in peer_lost(0, 5.0, 1):
+        on(supervisor, event)
+    assert supervisor.at(5.2 + GRACE_S) == [Stop((1,), force=False)]
+    on(supervisor, Exited(1, 5.3 + GRACE_S, 0))
+    assert supervisor.cause is not None
+    assert supervisor.cause.rank == 0
 
 
 def test_an_interrupt_stops_at_once_and_a_second_one_by_force() -> None:

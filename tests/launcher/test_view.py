@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from collectives import PeerLost
+from launcher import progress
 from launcher.events import Exited, Reported, Started
 from launcher.job import Workers
 from launcher.placement import Node, place
@@ -46,7 +48,7 @@ def test_durations(seconds: float, text: str) -> None:
 def test_seating() -> None:
     assert seating(place([BOX], Workers(count=3, hosts=2), emulate_hosts=True)) == [
         "host-0 (emulated) on box (127.0.0.1): ranks 0, 1",
-        "host-1 (emulated) on box (127.0.0.1): ranks 2",
+        "host-1 (emulated) on box (127.0.0.1): rank 2",
     ]
     assert seating(place([BOX], Workers(count=2), emulate_hosts=True)) == ["box (127.0.0.1): ranks 0, 1"]
 
@@ -59,6 +61,26 @@ def test_a_pipe_gets_plain_lines() -> None:
     view.lines([Line(1, 0.0, None, 2.0)])
     view.print("[rank 0] hello")
     assert out.getvalue() == "starting\nstep 1  loss 2.0000\n[rank 0] hello\n"
+
+
+def test_a_pipe_gets_the_first_and_the_last_line_and_at_most_one_a_second() -> None:
+    out, now = io.StringIO(), [10.0]
+    view = PlainView(out, lambda: now[0])
+    for step in range(1, 31):
+        view.lines([Line(step, 0.0, None, None)])
+        now[0] += 0.125
+    view.close()
+    view.close()
+    assert [int(line.split()[1]) for line in out.getvalue().splitlines()] == [1, 9, 17, 25, 30]
+
+
+def test_a_line_that_was_held_back_is_shown_when_nothing_follows() -> None:
+    out, now = io.StringIO(), [10.0]
+    view = PlainView(out, lambda: now[0])
+    view.lines([Line(1, 0.0, None, None), Line(2, 0.0, None, None)])
+    now[0] += 1.5
+    view.refresh(Supervisor(1, 0.0), Tally(1))
+    assert out.getvalue() == "step 1\nstep 2\n"
 
 
 def test_a_terminal_gets_a_table_of_the_ranks() -> None:
@@ -84,7 +106,9 @@ def test_a_terminal_gets_a_table_of_the_ranks() -> None:
 
 def test_the_cause_of_a_failure_and_its_log_come_last(tmp_path: Path) -> None:
     log = tmp_path / "rank-1.log"
-    log.write_text("step 1\nTraceback (most recent call last):\n  File 'train.py'\nValueError: boom\n")
+    log.write_text(
+        "step 1\nTraceback (most recent call last):\n  File 'train.py'\nValueError: boom\n\nAt:\n  torch.py(3): wait\n"
+    )
     summary: dict[str, Any] = {
         **dict.fromkeys(("first_loss", "heldout_loss", "step_s", "tokens_per_s", "seconds_to_first_step")),
         **{"name": "demo", "status": "failed", "wall_s": 12.0, "notes": {}, "folder": str(tmp_path)},
@@ -93,14 +117,14 @@ def test_the_cause_of_a_failure_and_its_log_come_last(tmp_path: Path) -> None:
             "host": "host-0",
             "what": "ValueError: boom",
             "log": str(log),
-            "others": [{"rank": 0, "host": "host-0", "what": "PeerLost: rank 1", "log": "rank-0.log"}],
+            "others": [{"rank": 0, "host": "host-0", "what": "PeerLost: rank 1 died; see x.log. Then", "log": ""}],
         },
     }
     out = io.StringIO()
     tell_end(summary, out)
     lines = out.getvalue().rstrip().splitlines()
     assert "demo failed after 12 s" in lines
-    assert "  then       rank 0 (host-0): PeerLost: rank 1" in lines
+    assert "  then       rank 0 (host-0): PeerLost: rank 1 died" in lines
     assert lines[-6:] == [
         "    Traceback (most recent call last):",
         "      File 'train.py'",
@@ -109,6 +133,38 @@ def test_the_cause_of_a_failure_and_its_log_come_last(tmp_path: Path) -> None:
         "rank 1 on host-0: ValueError: boom",
         f"its log: {log}",
     ]
+
+
+def chained() -> BaseException:
+    try:
+        raise PeerLost("rank 0 (a), all_reduce (op 3): rank 1 (b) died", culprit=1)
+    except PeerLost as lost:
+        error = RuntimeError("training failed")
+        error.__cause__ = lost
+        return error
+
+
+_QUOTE = "rank 0 (a), all_reduce (op 3): rank 2 (c) gave up: rank 2 (c), all_reduce (op 3): rank 1 (b) died; see b.log"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("boom"), ("ValueError", "boom", None)),
+        (PeerLost("rank 1 died", culprit=1), ("PeerLost", "rank 1 died", 1)),
+        (chained(), ("RuntimeError", "training failed", 1)),
+        (
+            RuntimeError(
+                f"Got the following error when running the callback: PeerLost: {_QUOTE}\n\nAt:\n  ddp.py(3): wait\n"
+            ),
+            ("PeerLost", _QUOTE, 1),
+        ),
+        (RuntimeError("OpTimeout: nothing moved"), ("OpTimeout", "nothing moved", None)),
+        (RuntimeError("shapes differ"), ("RuntimeError", "shapes differ", None)),
+    ],
+)
+def test_what_is_told_of_an_exception(error: BaseException, told: tuple[str, str, int | None]) -> None:
+    assert progress.described(error) == told
 
 
 @pytest.mark.parametrize(("rank", "shown"), [("0", True), ("1", False)])

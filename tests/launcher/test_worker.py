@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -198,6 +200,26 @@ def test_stopping_ends_the_worker_and_all_that_it_started(tmp_path: Path, force:
     assert eventually(lambda: not running(grandchild))
 
 
+@pytest.mark.parametrize("call", ["time.sleep(600)", "ctypes.PyDLL(None).sleep(600)"])
+def test_a_worker_that_hangs_shows_where_when_it_is_stopped(tmp_path: Path, call: str) -> None:
+    script = (
+        "import ctypes, os, signal, time\nfrom launcher import progress\n"
+        "if os.fork() == 0:\n    os.kill(os.getpid(), signal.SIGTERM)\nos.wait()\n"
+        f"def stuck():\n    {call}\nprogress.note(up=1)\nstuck()\n"
+    )
+    agent = Agent()
+    agent.start(order(tmp_path, script))
+    events: list[Event] = []
+    while not any(isinstance(event, Noted) for event in events):
+        events += agent.next_events(timeout_s=20)
+    time.sleep(0.2)
+    agent.stop(force=False)
+    assert [event.code for event in until_exit(agent) if isinstance(event, Exited)] == [-signal.SIGTERM]
+    log = (tmp_path / "logs" / "rank-0.log").read_text()
+    assert log.count('script.py", line 7 in stuck') == 1
+    assert log.count("most recent call first") == 1
+
+
 def test_a_worker_does_not_outlive_its_agent(tmp_path: Path) -> None:
     script = order(tmp_path, "import time\nprint('up', flush=True)\ntime.sleep(600)\n")
     program = (
@@ -228,6 +250,36 @@ def test_output_on_a_node_without_the_run_folder_is_passed_on(tmp_path: Path, mo
     local = tmp_path / "node" / "narrowgauge" / "demo-1" / "rank-0.log"
     assert "".join(event.text for event in events if isinstance(event, Logged)) == f"one\n{local}\n"
     assert local.read_text() == f"one\n{local}\n"
+
+
+@pytest.mark.parametrize("missing", ["folder", "log"])
+def test_a_worker_that_cannot_be_started_is_told_at_once(tmp_path: Path, missing: str) -> None:
+    here = order(tmp_path, "")
+    if missing == "folder":
+        bad = replace(here, cwd=str(tmp_path / "nowhere"))
+    else:
+        here.log.mkdir()
+        bad = replace(here, rank=3)
+    open_before = psutil.Process().num_fds()
+    with pytest.raises(RuntimeError, match=f"cannot start rank {bad.rank} on .*{re.escape(bad.cwd)}"):
+        Agent().start(bad)
+    assert eventually(lambda: psutil.Process().num_fds() == open_before)
+
+
+def test_a_report_that_cannot_be_read_is_logged_and_the_next_one_counts(tmp_path: Path) -> None:
+    script = (
+        "import os\nfrom launcher import progress\npipe = progress._teller._pipe\n"
+        "for line in ('7', 'no json', '{\"event\": \"Exited\"}'):\n    print(line, file=pipe)\n"
+        "progress.report('x')\nos.environ['RANK'] = '99'\nprogress.report(2, loss=1)\n"
+    )
+    agent = Agent()
+    agent.start(order(tmp_path, script))
+    events = until_exit(agent)
+    assert [(event.rank, event.step) for event in events if isinstance(event, Reported)] == [(0, 2)]
+    remarks = [event.text for event in events if isinstance(event, Logged)]
+    assert len(remarks) == 4
+    assert remarks[3] == "launcher: unreadable report: not a Reported: step is 'x'\n"
+    assert isinstance(events[-1], Exited)
 
 
 def test_a_free_port_can_be_listened_on() -> None:
