@@ -27,12 +27,12 @@ def outcome(rank: int, size: int, store: Any) -> tuple[bool, list[str]]:
 
 def failing_on_rank_1(rank: int, size: int, store: Any) -> tuple[bool, list[str]]:
     if rank == 1:
-        from collectives.engine import runner
+        from collectives.engine import selftest
 
         def broken() -> float:
             raise OSError("no compiler in this machine")
 
-        runner.warm_up = broken
+        selftest.warm_up = broken
     return outcome(rank, size, store)
 
 
