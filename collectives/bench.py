@@ -10,8 +10,9 @@ Columns, as nccl-tests defines them:
     wrong    elements of the result that are not what they should be, over all ranks
     memory   by how much a rank's resident memory rose at most during the first call, over its size; the worst rank
 
-and the limit. Between hosts it is the plan's bound: the topology's links, whatever the algorithm. On one machine it is
-the time that its cores need to copy the bytes into the kernel and out again, at the speed of memcpy here.
+and the limit. Between hosts it is the plan's bound, whatever the algorithm, if a topology file gives the links' rates;
+assumed rates bound nothing, so without one there is none. On one machine it is the time that its cores need to copy
+the bytes into the kernel and out again, at the speed of memcpy here.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch import Tensor
 
 import collectives
 from collectives.c10d import dist
+from collectives.options import current
 from collectives.specification import SPECIFICATIONS
 
 ROUNDS = 7
@@ -216,9 +218,11 @@ def _over_ranks(value: float, op: Any) -> float:
 
 
 def _limit_s(collective: str, num_bytes: int, sent_bytes: float, copy_bytes_per_s: float) -> float | None:
-    """The plan's bound; with all ranks on one machine two copies of every byte sent, on all its cores."""
+    """The plan's bound over known links; with all ranks on one machine two copies of every byte, on all its cores."""
     if int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == dist.get_world_size():
         return 2 * sent_bytes / (copy_bytes_per_s * (os.cpu_count() or 1))
+    if current().topology is None:
+        return None
     return collectives.plan(collective=collective, num_bytes=num_bytes).bound_s
 
 

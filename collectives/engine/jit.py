@@ -56,7 +56,7 @@ def compiled_address(function: Callable[..., Any], signature: Any) -> int:
     """Compile a function by itself and return the address of its C entry, for `call`.
 
     What is called in the ordinary way is optimised again within each of its callers. The kernels are large and stand
-    at the end of a long chain of calls; reached by address they are compiled once, which halves the time.
+    at the end of a long chain of calls; reached by address they are compiled once.
     """
     compiled = CFunc(function, (signature.args, signature.return_type), locals={}, options=OPTIONS)
     compiled._cache = _EngineCache(function)  # type: ignore[attr-defined]

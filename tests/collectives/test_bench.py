@@ -51,3 +51,11 @@ def test_bench_without_ranks_says_how_to_start_it() -> None:
     assert done.returncode == 2
     assert "torchrun --nproc-per-node 4 -m collectives bench" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_links_that_nobody_measured_are_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(bench.dist, "get_world_size", lambda: 4)
+    assert bench._limit_s("all_reduce", 1000, 6000.0, 1e9) is None
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert bench._limit_s("all_reduce", 1000, 6000.0, 1e9) == 2 * 6000.0 / (1e9 * (os.cpu_count() or 1))
