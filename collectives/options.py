@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from collectives.errors import UsageError
@@ -25,6 +26,8 @@ class Options:
         slice_bytes: size of the pipelined unit in bytes. Env NARROWGAUGE_SLICE_BYTES.
         window_bytes: how much of a message may be on its way at a time; bounds the engine's memory. None takes
             4 MiB, or more where links are fast and far. Env NARROWGAUGE_WINDOW_BYTES.
+        shared_memory: whether ranks of one host pass slices through shared memory. Env NARROWGAUGE_SHARED_MEMORY
+            ("0" or "1").
         timeout_s: seconds without progress that end an op; None takes the timeout that torch hands the group.
             Env NARROWGAUGE_TIMEOUT_S.
         topology: path of a topology JSON file, or None: hosts from what the ranks say, links equal.
@@ -39,6 +42,7 @@ class Options:
     streams: int = 1
     slice_bytes: int = 128 * 1024
     window_bytes: int | None = None
+    shared_memory: bool = True
     timeout_s: float | None = None
     topology: str | None = None
     log: str | None = None
@@ -59,6 +63,13 @@ class Options:
 
 
 _configured: dict[str, object] = {}
+_READ: dict[str, tuple[Callable[[str], object], str]] = {
+    "streams": (int, "a whole number"),
+    "slice_bytes": (int, "a whole number"),
+    "window_bytes": (int, "a whole number"),
+    "shared_memory": ({"0": False, "1": True}.__getitem__, "0 or 1"),
+    "timeout_s": (float, "a number"),
+}
 
 
 def configure(**settings: object) -> None:
@@ -80,17 +91,15 @@ def current() -> Options:
 
 
 def _from_environment() -> Options:
-    defaults, found = Options(), {}
+    found: dict[str, object] = {}
     for name in Options.__dataclass_fields__:
         variable = f"NARROWGAUGE_{name.upper()}"
         text = os.environ.get(variable)
         if not text:
             continue
-        kind = {"streams": int, "slice_bytes": int, "window_bytes": int, "timeout_s": float}.get(name, str)
+        read, wanted = _READ.get(name, (str, "text"))
         try:
-            found[name] = kind(text)
-        except ValueError:
-            raise UsageError(
-                f"{variable} is {text!r}; wanted {'a whole number' if kind is int else 'a number'}"
-            ) from None
-    return replace(defaults, **found)
+            found[name] = read(text)
+        except (ValueError, KeyError):
+            raise UsageError(f"{variable} is {text!r}; wanted {wanted}") from None
+    return replace(Options(), **found)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from collectives.engine import loop
 from collectives.engine.farewell import Farewells
 from collectives.engine.mesh import Card
-from collectives.engine.net import Net
+from collectives.engine.net import BATCH, HEADER_BYTES, Net
 from collectives.engine.op import OpSpec
 from collectives.engine.table import NO_PEER, UP, Table
 from collectives.errors import CollectiveError, GroupClosed, OpMismatch, OpTimeout, PeerLost, ProtocolError
@@ -131,7 +131,11 @@ def _blamed(where: str, cards: Sequence[Card], teller: int, table: Table) -> Col
 
 def _unreadable(where: str, peer: Card, table: Table, net: Net) -> ProtocolError:
     run = table.run[0]
-    headers = [net.rx_headers[c] for c in range(len(net.conns)) if int(net.conns[c]["peer"]) == peer.rank]
+    headers = [
+        net.rx_headers[c * BATCH + int(net.conns[c]["header_at"]) // HEADER_BYTES]
+        for c in range(len(net.conns))
+        if int(net.conns[c]["peer"]) == peer.rank
+    ]
     told = "; ".join(
         f"op {int(h['op'])} epoch {int(h['epoch'])} tree {int(h['tree'])} slice {int(h['slice'])} "
         f"{'up' if int(h['direction']) == UP else 'down'} of {int(h['length'])} bytes"
@@ -160,16 +164,18 @@ def _missing(table: Table) -> tuple[list[int], str]:
         Peers, and the first tree and slice that they owe; "" if they owe nothing but don't take what is sent.
     """
     for tree in table.trees:
-        if tree["up"] and tree["num_edges"]:
+        edges = table.edges[int(tree["first_edge"]) :][: int(tree["num_edges"])]
+        if not tree["up"]:
+            edges = edges[edges["near"] == 1]
+        if len(edges):
             due = table.due[int(tree["first_slot"]) :][: int(tree["slots"])]
             slot = int(due.argmin())
             if due[slot] < int(tree["num_slices"]):
-                edges = table.edges[int(tree["first_edge"]) :][: int(tree["num_edges"])]
                 peers = [int(edge["peer"]) for edge in edges if not table.seen[int(edge["first_seen"]) + slot]]
                 return peers, f" (tree {int(tree['id'])} slice {int(due[slot])}, on its way up)"
     for tree in table.trees:
-        if tree["down"] and int(tree["parent"]) != NO_PEER:
-            received = table.received[int(tree["first_slice"]) :][: int(tree["num_slices"])]
+        if int(tree["parent"]) != NO_PEER:
+            received = table.received[int(tree["first_slice"]) :][: int(tree["num_slices"])] == 2
             if not received.all():
                 first = int(received.argmin())
                 return [int(tree["parent"])], f" (tree {int(tree['id'])} slice {first}, on its way down)"

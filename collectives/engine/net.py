@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -20,19 +21,23 @@ HEADER = np.dtype(
         ("tree", "u4"),
         ("slice", "u4"),
         ("length", "u4"),  # bytes of the payload
-        ("reserved", "u4"),
+        ("place", "u4"),  # between near ranks: where in the sender's arena it lies, in units of PLACE_BYTES
     ]
 )
 HEADER_BYTES = HEADER.itemsize
+PLACE_BYTES = 64
+BATCH = 32  # headers that a near connection takes or gives at a time; others have one
 CONN = np.dtype(
     [
         ("fd", "i8"), ("peer", "i8"),
+        ("near", "i8"),  # 1: payloads are in the sender's arena, only headers come and go
         ("rx_ready", "i8"), ("tx_ready", "i8"),  # worth trying without asking poll
-        ("header_got", "i8"),
+        ("header_at", "i8"), ("header_got", "i8"),  # bytes of its headers that are done with, that are here
         ("accepted", "i8"), ("parked", "i8"),  # what became of a complete header
         ("payload_at", "i8"), ("payload_length", "i8"), ("payload_got", "i8"),
         ("tree", "i8"), ("slice", "i8"), ("direction", "i8"),
-        ("tx_active", "i8"), ("tx_at", "i8"), ("tx_length", "i8"), ("tx_sent", "i8"),
+        ("tx_active", "i8"),  # frames that are being sent
+        ("tx_at", "i8"), ("tx_length", "i8"), ("tx_sent", "i8"),
     ]
 )  # fmt: skip
 POLLFD = np.dtype([("fd", "i4"), ("events", "i2"), ("revents", "i2")])
@@ -42,8 +47,9 @@ class Net(NamedTuple):
     """A group's connections, as the loop sees them."""
 
     conns: Records
-    rx_headers: Records  # HEADER, one for each connection
+    rx_headers: Records  # HEADER, BATCH for each connection
     tx_headers: Records
+    arenas: npt.NDArray[np.int64]  # for each rank that is near, this one included, its arena's address; else 0
     control: npt.NDArray[np.int64]  # for each rank: the fd of its control connection, or -1
     polls: Records  # POLLFD: the connections, then the control connections, then the waker
     waker: npt.NDArray[np.int64]  # one fd; readable when Python wants the loop to come out
@@ -55,17 +61,23 @@ class Net(NamedTuple):
     fold_address: npt.NDArray[np.int64]  # one address: the compiled kernels
 
 
-def make_net(fds: list[tuple[int, int]], control: list[int], waker: int) -> Net:
-    """State for connections given as (peer's rank, fd), control fds by rank (-1: none) and the waker's fd."""
+def make_net(fds: list[tuple[int, int]], control: list[int], waker: int, arenas: Mapping[int, int] = {}) -> Net:
+    """State for connections given as (peer's rank, fd), control fds by rank (-1: none) and the waker's fd.
+
+    Args:
+        arenas: for each near rank and this one the address of its arena; peers that are in it are near.
+    """
     conns = np.zeros(len(fds), CONN)
     conns["peer"], conns["fd"] = [peer for peer, _ in fds], [fd for _, fd in fds]
+    conns["near"] = [peer in arenas for peer, _ in fds]
     conns["tx_ready"] = 1
     iov, message = np.zeros(4, np.int64), np.zeros(7, np.int64)
     message[2], message[3] = iov.ctypes.data, 2
     return Net(
         conns=conns,
-        rx_headers=np.zeros(len(fds), HEADER),
-        tx_headers=np.zeros(len(fds), HEADER),
+        rx_headers=np.zeros(len(fds) * BATCH, HEADER),
+        tx_headers=np.zeros(len(fds) * BATCH, HEADER),
+        arenas=np.array([arenas.get(rank, 0) for rank in range(len(control))], np.int64),
         control=np.array(control, np.int64),
         polls=np.zeros(len(fds) + len(control) + 1, POLLFD),
         waker=np.array([waker], np.int64),

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from collectives.engine import farewell, lifetime, loop, mesh, table
+from collectives.engine import farewell, lifetime, loop, mesh, shm, table
 from collectives.engine.faults import explain
 from collectives.engine.net import make_net
 from collectives.engine.op import Collective, OpSpec
@@ -59,7 +59,9 @@ def connect(
     formed = mesh.form(store, rank, size, name, epoch, options, timeout_s)
     hosts = mesh.host_names(formed.cards)
     topology = Topology.load(options.topology) if options.topology else Topology.from_hosts(hosts)
-    return Engine(rank, name, epoch, formed, topology, options, timeout_s)
+    host_indices = [topology.host_index(each) for each in range(size)]
+    shared = shm.share(store, rank, host_indices, options.shared_memory)
+    return Engine(rank, name, epoch, formed, shared, topology, options, timeout_s)
 
 
 @dataclass
@@ -99,11 +101,12 @@ class Engine:
     """
 
     def __init__(
-        self, rank: int, name: str, epoch: int, formed: mesh.Mesh, topology: Topology, options: Options,
-        timeout_s: float,
+        self, rank: int, name: str, epoch: int, formed: mesh.Mesh, shared: shm.SharedMemory, topology: Topology,
+        options: Options, timeout_s: float,
     ) -> None:  # fmt: skip
         self.rank, self.size, self.name, self.topology = rank, len(formed.cards), name, topology
         self.counters = Counters()
+        self._shared = shared
         self._epoch, self._mesh, self._options, self._timeout_s = epoch, formed, options, timeout_s
         self._hosts = [topology.host_index(each) for each in range(self.size)]
         self._tables: collections.OrderedDict[OpSpec, table.Layout] = collections.OrderedDict()
@@ -114,7 +117,10 @@ class Engine:
         self._farewells = farewell.Farewells(formed.control)
         control = [formed.control[each].fileno() if each in formed.control else -1 for each in range(self.size)]
         self._net = make_net(
-            [(peer, connection.fileno()) for peer, connection in formed.data], control, self._waker.fileno()
+            [(peer, connection.fileno()) for peer, connection in formed.data],
+            control,
+            self._waker.fileno(),
+            shared.arenas,
         )
         self._lock = threading.Condition()
         self._calls: collections.deque[_Call] = collections.deque()
@@ -192,6 +198,7 @@ class Engine:
             self._farewells.say_goodbye()
         lifetime.left(self)
         self._mesh.close()
+        self._shared.close()
         self._waker.close()
         self._wake.close()
 
@@ -280,7 +287,7 @@ class Engine:
         run["op"], run["epoch"] = next(self._ops), self._epoch
         run["source"], run["target"], run["scratch"] = source, target, self._scratch_of(layout.scratch_bytes)
         run["timeout_ns"] = int(timeout_s * 1e9)
-        run["started"] = run["window"] = 0
+        run["started"] = 0
         run["poll_ns"] = run["bytes_sent"] = run["bytes_received"] = run["last_move_bytes"] = 0
         while (status := loop.advance(self._net, layout.table)) != loop.DONE:
             self._react(status, spec, layout.table)
@@ -319,7 +326,7 @@ class Engine:
         options = self._options
         layout = table.build(
             in_force.forest, spec, self.rank, self._hosts,
-            slice_bytes=options.slice_bytes, window_bytes=self._window_bytes,
+            slice_bytes=options.slice_bytes, window_bytes=self._window_bytes, shared_memory=self._shared.hosts,
         )  # fmt: skip
         layout.table.run["spec"] = _agreed(spec, in_force, options.slice_bytes, self._window_bytes)
         self._tables[spec] = layout
@@ -339,7 +346,7 @@ def _window_bytes(topology: Topology) -> int:
     fastest = max(min(host.up_bytes_per_s, host.down_bytes_per_s) for host in topology.hosts)
     hosts = [host.ranks[0] for host in topology.hosts]
     longest = max((topology.latency_s(a, b) for a in hosts for b in hosts if a != b), default=0.0)
-    return max(LEAST_WINDOW_BYTES, int(4 * longest * fastest * len(hosts)))
+    return min(max(LEAST_WINDOW_BYTES, int(4 * longest * fastest * len(hosts))), table.PART_BYTES // 4)
 
 
 def _agreed(spec: OpSpec, in_force: Plan, slice_bytes: int, window_bytes: int) -> int:

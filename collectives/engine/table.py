@@ -3,14 +3,23 @@
 In: a forest, an op's spec, this rank, each rank's host. Out: a `Table`. `reference.py` and `loop.py` run the same
 table and may use nothing else of the plan.
 
-A tree's range of the message is cut into slices. On the way up a node waits for a slice of all its children (they lie
-in scratch, one place for each child), folds them with its own and passes the sum on; on the way down a slice goes
-straight into the target.
+A tree's range of the message is cut into slices. On the way up a node waits for a slice of all its children, folds
+them with its own and passes the sum on; on the way down a slice goes straight into the target.
 
-Scratch has room for `slots` slices of each (tree, child), and slice s waits in slot s % slots. Where a tree goes up and
-down, a slice that comes down says that its slot is free above, so a child sends slice s + slots up once it has s: the
-window slides, scratch stays small enough for the processor's cache, and no message is needed for it. Where trees go
-only up, the message goes window by window: the slices [k * slots, (k + 1) * slots) of every tree, then the next.
+Slice s of a tree waits in slot s % slots, above and below, and a slot is used again only when it is free: a window
+slides over the message, and what waits stays small enough for the processor's cache. Where a tree goes up, a slice that
+comes down says that its slot is free above, so a child sends slice s + slots once it has s; in collectives that only go
+up, what comes down is the word alone, without a payload. Where a tree only goes down, nothing waits on the network, and
+a child that reads from its parent's memory sends the word up.
+
+Ranks that share memory are near: on the connection between them only headers travel. A payload lies in the sender's
+arena, at a place that the header tells. An arena has three parts, and each is free when it is written again, from op to
+op, too:
+
+    UP_PART     partial sums on their way up; an op is not over before they have been read and answered
+    DOWN_PART   results on their way down after a way up; written when all ranks' contributions to this op are there,
+                so all have finished reading those of the op before
+    ONLY_PART   what only goes down; an op is not over before every reader has sent word
 
 The fold order is canonical: contributions are grouped by host, ranks of a host ascending, hosts in order of their
 lowest rank; a host's contributions are folded first, then the hosts' results. It does not depend on what arrives
@@ -21,7 +30,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,7 +46,11 @@ Records = npt.NDArray[np.void]
 NO_PEER = -1
 UP, DOWN = 0, 1  # direction of a slice
 LEAST_SLOTS = 2  # one slice in work while the next is on its way
-UP_ONLY_WINDOW = 16  # nothing comes back to say that a slot is free, so windows are larger and fewer
+
+# An arena is mapped whole but takes only the memory that is written to.
+PART_BYTES = 512 * 1024 * 1024
+UP_PART, DOWN_PART, ONLY_PART = 0, PART_BYTES, 2 * PART_BYTES
+ARENA_BYTES = 3 * PART_BYTES
 
 TREE = np.dtype(
     [
@@ -45,21 +58,25 @@ TREE = np.dtype(
         ("parent", "i8"),  # rank, or NO_PEER at the root
         ("first_edge", "i8"), ("num_edges", "i8"),  # children, ascending rank
         ("first_step", "i8"), ("num_steps", "i8"),  # fold steps
-        ("up", "i8"), ("down", "i8"),  # which ways the tree is used
+        ("up", "i8"), ("down", "i8"),  # which ways values travel
+        ("near_parent", "i8"),  # 1: the parent shares memory with this rank
+        ("num_near", "i8"),  # children that do
         ("count", "i8"), ("slice_elems", "i8"), ("num_slices", "i8"),
         ("slots", "i8"),
         ("first_slot", "i8"),  # where the tree's slots start in `arrived` and `due`
         ("first_slice", "i8"),  # where the tree's slices start in `received`
         ("source_offset", "i8"), ("target_offset", "i8"),  # bytes from the buffers' start
-        ("partial_offset", "i8"),  # bytes into scratch: what an inner node passes up
+        ("partial_offset", "i8"),  # bytes into scratch: what an inner node passes up to a far parent
+        ("arena_up", "i8"), ("arena_down", "i8"),  # bytes into the arena: what goes to a near parent, to near children
     ]
 )  # fmt: skip
 EDGE = np.dtype(
     [
         ("peer", "i8"),  # the child's rank
+        ("near", "i8"),  # 1: it shares memory with this rank
         ("wire_size", "i8"),  # bytes of an element on its way up: a leaf's own type, or the accumulator's
-        ("scratch_offset", "i8"),  # bytes into scratch where its slots are
-        ("first_seen", "i8"),  # where its slots start in `seen`
+        ("scratch_offset", "i8"),  # bytes into scratch where its slots are, if it is far
+        ("first_seen", "i8"),  # where its slots start in `seen` and `places`
     ]
 )
 STEP = np.dtype([("dst", "i8"), ("a", "i8"), ("b", "i8")])
@@ -67,12 +84,11 @@ COPY = np.dtype([("source_offset", "i8"), ("target_offset", "i8"), ("num_bytes",
 QUEUE = np.dtype([("base", "i8"), ("head", "i8"), ("tail", "i8"), ("expect", "i8")])
 RUN = np.dtype(
     [
-        ("op", "i8"), ("spec", "i8"), ("epoch", "i8"),
+        ("rank", "i8"), ("op", "i8"), ("spec", "i8"), ("epoch", "i8"),
         ("dtype", "i8"), ("reduction", "i8"), ("divisor", "i8"), ("item_size", "i8"), ("acc_size", "i8"),
         ("source", "i8"), ("target", "i8"), ("scratch", "i8"),  # addresses
-        ("sliding", "i8"),  # 1: trees go up and down, one sliding window; 0: window by window
-        ("num_windows", "i8"), ("window", "i8"), ("started", "i8"),
-        ("to_send", "i8"), ("to_receive", "i8"),  # slices still to go in this window
+        ("started", "i8"),
+        ("to_send", "i8"), ("to_receive", "i8"),  # frames still to go
         ("timeout_ns", "i8"), ("last_move_ns", "i8"), ("last_move_bytes", "i8"),
         ("culprit", "i8"), ("errno", "i8"),  # where a status other than OK came from
         ("poll_ns", "i8"), ("bytes_sent", "i8"), ("bytes_received", "i8"),  # counters
@@ -90,9 +106,10 @@ class Table(NamedTuple):
     local_tree: npt.NDArray[np.int64]  # tree id -> index in `trees`, or -1
 
     run: Records  # one RUN
-    due: npt.NDArray[np.int64]  # for each (tree, slot): the slice that waits there
-    arrived: npt.NDArray[np.int64]  # and how many children's have arrived
-    seen: npt.NDArray[np.uint8]  # for each (edge, slot): whether that child's has
+    due: npt.NDArray[np.int64]  # for each (tree, slot): the slice that waits there, or may be put there
+    arrived: npt.NDArray[np.int64]  # and how many children have answered for it
+    seen: npt.NDArray[np.uint8]  # for each (edge, slot): whether that child has
+    places: npt.NDArray[np.int64]  # and the address of its slice
     received: npt.NDArray[np.uint8]  # for each (tree, slice): whether it has come down, or begun to
     queues: Records  # for each peer: a ring of slices to send, and how many slices are still to come
     pending: npt.NDArray[np.int64]  # the queues' entries: (tree, slice, direction), see `loop.py`
@@ -109,30 +126,33 @@ class Layout:
 
 
 def build(
-    forest: Forest, spec: OpSpec, rank: int, hosts: Sequence[int], *, slice_bytes: int, window_bytes: int
-) -> Layout:
+    forest: Forest, spec: OpSpec, rank: int, hosts: Sequence[int], *, slice_bytes: int, window_bytes: int,
+    shared_memory: Collection[int] = (),
+) -> Layout:  # fmt: skip
     """The table by which `rank` runs `spec` over `forest`.
 
     Args:
         hosts: for each rank the index of its host.
-        slice_bytes: bytes of a slice in the op's dtype.
-        window_bytes: bytes of the message that may be on their way at a time where trees go up and down (at least
-            two slices a tree); bounds scratch to about as much, twice for a forest with inner nodes, twice again for
-            partial sums of 16-bit types. Where they go only up, UP_ONLY_WINDOW times as much.
+        slice_bytes: bytes of a slice in the op's dtype, a multiple of 64.
+        window_bytes: bytes of the message that may be on their way at a time (at least two slices a tree); bounds
+            scratch and arena to about as much, twice for a forest with inner nodes, twice again for partial sums of
+            16-bit types.
+        shared_memory: indices of the hosts whose ranks read each other's arenas.
     """
     is_half = spec.dtype in ("bfloat16", "float16")
     acc_size = 4 if is_half else spec.item_size
     up = spec.collective in REDUCING
     down = spec.collective not in ("reduce", "reduce_scatter")
-    sliding = up and down
-    num_windows = max(1, math.ceil(spec.num_bytes / (window_bytes * UP_ONLY_WINDOW))) if up and not down else 1
-    slice_elems = max(1, slice_bytes // spec.item_size)
+    assert slice_bytes % 64 == 0, "a slot of an arena begins at a place that a header can tell"
+    slice_elems = slice_bytes // spec.item_size
+    near = {peer for peer, host in enumerate(hosts) if host == hosts[rank] and host in shared_memory}
 
     trees: list[tuple[int, ...]] = []
-    edges: list[tuple[int, int, int, int]] = []
+    edges: list[tuple[int, int, int, int, int]] = []
     steps: list[tuple[int, int, int]] = []
     copies = _own_copies(spec, rank, forest.size)
     scratch = all_slots = all_slices = seen = 0
+    arena_up, arena_down = UP_PART, DOWN_PART if up else ONLY_PART
     local_tree = np.full(len(forest.trees), -1, np.int64)
     to_peer = np.zeros(forest.size, np.int64)
     for index, (tree, part) in enumerate(zip(forest.trees, _parts(forest, spec), strict=True)):
@@ -146,40 +166,44 @@ def build(
                 copies.append((source_offset, target_offset, count * spec.item_size))
             continue
         num_slices = math.ceil(count / slice_elems)
-        slots = math.ceil(num_slices / num_windows)
-        if sliding:
-            in_flight = math.ceil(count / sum(spec.counts) * window_bytes / slice_bytes)
-            slots = min(num_slices, max(LEAST_SLOTS, in_flight))
+        in_flight = math.ceil(count / sum(spec.counts) * window_bytes / slice_bytes)
+        slots = min(num_slices, max(LEAST_SLOTS, in_flight))
         slot_elems = min(count, slots * slice_elems)
         first_edge, first_step = len(edges), len(steps)
         for child in children:
             wire_size = acc_size if tree.children_of(child) else spec.item_size
-            edges.append((child, wire_size, scratch, seen))
-            if up:
+            edges.append((child, int(child in near), wire_size, scratch, seen))
+            seen += slots
+            if up and child not in near:
                 scratch += _aligned(slot_elems * wire_size)
-                seen += slots
-            if down:
-                to_peer[child] += num_slices
-        partial_offset = scratch
+            to_peer[child] += num_slices
+        num_near = sum(child in near for child in children)
+        partial_offset, up_offset, down_offset = scratch, arena_up, arena_down
         if up and children:
             steps += _fold_steps(rank, children, hosts)
-            if parent is not None:
-                scratch += _aligned(slot_elems * acc_size)
-        if up and parent is not None:
+        if up and parent in near:
+            arena_up += _aligned(slot_elems * (acc_size if children else spec.item_size))
+        elif up and children and parent is not None:
+            scratch += _aligned(slot_elems * acc_size)
+        if down and num_near:
+            arena_down += _aligned(slot_elems * spec.item_size)
+        if parent is not None and (up or parent in near):
             to_peer[parent] += num_slices
         local_tree[index] = len(trees)
         trees.append(
             (
                 index, NO_PEER if parent is None else parent,
                 first_edge, len(children), first_step, len(steps) - first_step,
-                int(up), int(down), count, slice_elems, num_slices, slots, all_slots, all_slices,
-                source_offset, target_offset, partial_offset,
+                int(up), int(down), int(parent in near), num_near,
+                count, slice_elems, num_slices, slots, all_slots, all_slices,
+                source_offset, target_offset, partial_offset, up_offset, down_offset,
             )
         )  # fmt: skip
         all_slots += slots
         all_slices += num_slices
 
     run = np.zeros(1, RUN)
+    run["rank"] = rank
     run["spec"] = spec.fingerprint()
     run["dtype"] = DTYPE_CODE["uint8" if spec.dtype == "bool" else spec.dtype]
     if spec.reduction is not None:
@@ -187,8 +211,8 @@ def build(
         run["reduction"] = codes[spec.reduction]
     run["divisor"] = forest.size if spec.reduction == "avg" else 1
     run["item_size"], run["acc_size"] = spec.item_size, acc_size
-    run["num_windows"], run["sliding"] = num_windows, int(sliding)
 
+    assert arena_up <= UP_PART + PART_BYTES and arena_down <= (DOWN_PART if up else ONLY_PART) + PART_BYTES
     queues = np.zeros(forest.size, QUEUE)
     queues["base"] = np.concatenate(([0], np.cumsum(to_peer)[:-1]))
     most_children = max((tree[3] for tree in trees), default=0)
@@ -202,6 +226,7 @@ def build(
         due=np.zeros(all_slots, np.int64),
         arrived=np.zeros(all_slots, np.int64),
         seen=np.zeros(seen, np.uint8),
+        places=np.zeros(seen, np.int64),
         received=np.zeros(all_slices, np.uint8),
         queues=queues,
         pending=np.zeros(int(to_peer.sum()), np.int64),
