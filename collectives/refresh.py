@@ -1,0 +1,110 @@
+"""Links as the engine's own traffic shows them: free, while training goes on.
+
+A flow is what one rank has sent to another. The kernel counts for it the bytes that were acknowledged and the seconds
+during which some were under way and neither side's program held them up, so its rate while it was busy is known. Over
+some seconds of ops, with T the time that they took:
+
+    rate_f     = bytes_f / busy_f                     while there was something to send
+    carried_l  = sum of bytes_f over the flows through link l, / T       l can do at least that
+    peak_l     = max rate_f over them                                    and at least that
+    offered_l  = sum of rate_f over them              what went through l while all of them were busy
+
+A link can do at least max(carried, peak): if that is more than was assumed, it is. A flow that was busy most of T was
+held up by some link; if all on its route can do clearly more than what was offered to them, the one that was offered
+the least of its capacity has become slower, down to that. A link that was lowered before and no longer holds any of its
+flows up is believed again up to what it could do when it was measured.
+
+All ranks hold the same numbers and so come to the same result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collectives.topology import Topology
+
+LEAST_BYTES = 256 * 1024  # a flow of less says nothing of a link
+HELD_UP = 0.5  # of T: a flow that was busy longer waited for a link
+SLOWER, FASTER = 0.9, 1.05  # of what was assumed: anything between is noise
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What the ranks sent each other during some ops.
+
+    Attributes:
+        seconds: how long the ops took.
+        num_bytes, busy_s: from rank (row) to rank (column); 0 where ranks share memory.
+    """
+
+    seconds: float
+    num_bytes: NDArray[np.float64]
+    busy_s: NDArray[np.float64]
+
+
+def refreshed(topology: Topology, measured: Topology, traffic: Traffic) -> Topology:
+    """The topology with the rates that the traffic shows.
+
+    Args:
+        topology: what is assumed now.
+        measured: what was measured or given in the beginning: the same hosts, sites and pairs.
+    """
+    links = [link.bytes_per_s for link in topology.links]
+    once = [link.bytes_per_s for link in measured.links]
+    flows = _flows(topology, traffic)
+    offered, carried, peak, freed = [0.0] * len(links), [0.0] * len(links), [0.0] * len(links), [True] * len(links)
+    for route, num_bytes, busy_s in flows:
+        for link in route:
+            offered[link] += num_bytes / busy_s
+            carried[link] += num_bytes / traffic.seconds
+            peak[link] = max(peak[link], num_bytes / busy_s)
+            freed[link] &= busy_s < HELD_UP * traffic.seconds
+    seen = list(links)
+    for link, assumed in enumerate(links):
+        least = max(carried[link], peak[link])
+        if least > FASTER * assumed:
+            seen[link] = least
+        elif freed[link] and assumed < once[link] and offered[link] > assumed:
+            seen[link] = min(once[link], offered[link])
+    raised = list(seen)
+    for route, _, busy_s in flows:
+        if busy_s < HELD_UP * traffic.seconds:
+            continue
+        narrowest = min(route, key=lambda link: offered[link] / raised[link])
+        if offered[narrowest] < SLOWER * raised[narrowest]:
+            seen[narrowest] = min(seen[narrowest], offered[narrowest])
+    return _with_rates(topology, seen)
+
+
+def changes(before: Topology, after: Topology) -> list[str]:
+    """The links whose rates differ, in words: "up of d: 11.9 to 6.0 MB/s"."""
+    return [
+        f"{old.name}: {old.bytes_per_s / 1e6:.1f} to {new.bytes_per_s / 1e6:.1f} MB/s"
+        for old, new in zip(before.links, after.links, strict=True)
+        if not SLOWER <= new.bytes_per_s / old.bytes_per_s <= 1 / SLOWER
+    ]
+
+
+def _flows(topology: Topology, traffic: Traffic) -> list[tuple[tuple[int, ...], float, float]]:
+    """Route, bytes and busy seconds of each flow between hosts that says something."""
+    flows = []
+    for source, target in np.argwhere((traffic.num_bytes >= LEAST_BYTES) & (traffic.busy_s > 0)).tolist():
+        if topology.host_index(source) != topology.host_index(target):
+            num_bytes, busy_s = float(traffic.num_bytes[source, target]), float(traffic.busy_s[source, target])
+            flows.append((topology.route(source, target), num_bytes, busy_s))
+    return flows
+
+
+def _with_rates(topology: Topology, rates: list[float]) -> Topology:
+    """The topology with other rates of its links, given in the order of `links`; memory stays as it is."""
+    left = iter(rates)
+    hosts = []
+    for host in topology.hosts:
+        up, down, _ = next(left), next(left), next(left)
+        hosts.append(replace(host, up_bytes_per_s=up, down_bytes_per_s=down))
+    sites = [replace(site, up_bytes_per_s=next(left), down_bytes_per_s=next(left)) for site in topology.sites]
+    pairs = [replace(pair, bytes_per_s=next(left)) for pair in topology.pairs]
+    return Topology(tuple(hosts), tuple(sites), tuple(pairs))
