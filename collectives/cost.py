@@ -5,96 +5,289 @@ tree t, link l with capacity_l bytes per second:
 
     (1) bytes_t    = N share_t             where trees carry the message; chunk_share_t N / n where they carry chunks
     (2) busy_l     = sum_t bytes_t load(t, l) / capacity_l
-    (3) latency_t  = seconds of the slowest way between a leaf and the root, once for each direction
-    (4) messages_r = trees' edges at rank r, once for each direction
-    (5) seconds    = max_l busy_l + max_t latency_t + MESSAGE_S max_r messages_r
+    (3) idle_l     = seconds before link l's first slice gets there, and after its last one to the end
+    (4) way        = seconds of one slice of each tree from the leaves to the root and back, as the collective asks
+    (5) messages   = most edges of all trees at any rank, plus the depth of the deepest tree; twice that unless the
+                     collective only goes down: what the busiest rank handles, and others on the way to it and from it
+    (6) seconds    = max(way, max_l idle_l + busy_l) + MESSAGE_S messages
 
-load(t, l) is how often link l is crossed by what tree t carries. A collective uses one direction of a tree or both. (2)
-is what a perfect pipeline would take, (3) what it takes to fill; (5) adds what a rank spends on messages however short
-they are. Trees with share 0 count nowhere.
+load(t, l) is how often link l is crossed by what tree t carries. A collective uses one direction of a tree or both;
+where it only goes up, the word that a slice has arrived comes down without a payload, and ranks wait for it. (2)
+is what a perfect pipeline would take; (3) and (4) are what filling and draining it costs, see `_SlicesWay`; (6) adds
+what a rank spends on messages however short they are. Trees with share 0 count nowhere.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_array
 
 from collectives.engine.op import Collective
 from collectives.forest import Forest, Tree
+from collectives.options import Options
 from collectives.specification import SPECIFICATIONS
 from collectives.topology import Topology
 
-MESSAGE_S = 5e-6  # of a rank's thread, for each message that it sends or receives
+# Of a rank's thread, for each message that it sends or receives, waiting for a core included. Measured with four ranks
+# on two cores, where the 14 messages of a direct forest take 0.5 ms; 13 us of each are CPU time.
+MESSAGE_S = 30e-6
+SLICE_BYTES = Options().slice_bytes
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Seconds in which something has no slice yet, or none any more: `latency_s`, and what a slice's bytes take.
+
+    Attributes:
+        s_per_byte: for each byte of the message, while a tree's part is shorter than a slice.
+        slice_s: once it is longer.
+    """
+
+    latency_s: float
+    s_per_byte: float
+    slice_s: float
+
+    def seconds(self, num_bytes: int) -> float:
+        return self.latency_s + min(self.s_per_byte * num_bytes, self.slice_s)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a forest takes: `s_per_byte` for each byte of the message, and `fixed_s` however short it is.
+    """What a forest takes.
 
     Attributes:
-        busy_s_per_byte: for each link of the topology, in its order: (2) for a message of one byte.
+        busy_s_per_byte: (2) for a message of one byte, for each link of the topology, in its order.
+        idle: (3) in the same order.
+        way: (4).
+        messages_s: MESSAGE_S times (5).
     """
 
-    s_per_byte: float
-    fixed_s: float
     busy_s_per_byte: tuple[float, ...]
+    idle: tuple[Idle, ...]
+    way: Idle
+    messages_s: float
+
+    @property
+    def s_per_byte(self) -> float:
+        """Of the busiest link: what each byte of a long message takes."""
+        return max(self.busy_s_per_byte)
 
     def seconds(self, num_bytes: int) -> float:
-        """(5) for a message of `num_bytes`; infinite if the forest crosses a link without capacity."""
-        return self.s_per_byte * num_bytes + self.fixed_s if num_bytes else self.fixed_s
+        """(6) for a message of `num_bytes`; infinite if the forest crosses a link without capacity."""
+        if self.s_per_byte == math.inf:
+            return math.inf if num_bytes else self.way.latency_s + self.messages_s
+        links = zip(self.busy_s_per_byte, self.idle, strict=True)
+        longest = max(busy * num_bytes + idle.seconds(num_bytes) for busy, idle in links)
+        return max(longest, self.way.seconds(num_bytes)) + self.messages_s
 
 
-Load = dict[int, int]
-
-
-def load(topology: Topology, collective: Collective, tree: Tree) -> Load:
-    """How often what the tree carries crosses a link: by position in the topology's links, crossed ones only."""
-    spec = SPECIFICATIONS[collective]
-    crossed: Load = {}
-    for child, parent in tree.edges:
-        for link in topology.route(child, parent) if spec.up else ():
-            crossed[link] = crossed.get(link, 0) + 1
-        for link in topology.route(parent, child) if spec.down else ():
-            crossed[link] = crossed.get(link, 0) + 1
-    return crossed
-
-
-def cost(topology: Topology, forest: Forest, loads: Sequence[Load] | None = None) -> Cost:
-    """Equations (1) to (5) for a forest; `loads` are its trees' loads if they are known already."""
-    if loads is None:
-        loads = [load(topology, forest.collective, tree) for tree in forest.trees]
+def cost(topology: Topology, forest: Forest, *, slice_bytes: int = SLICE_BYTES, passage: Passage | None = None) -> Cost:
+    """Equations (1) to (6) for a forest; `passage` is that of its trees if it is known already."""
+    used = [i for i, share in enumerate(forest.shares) if share > 0]
+    if passage is None or len(used) < len(forest.trees):
+        passage = Passage(topology, forest.collective, [forest.trees[i] for i in used])
     per_byte = 1 / forest.size if forest.specification.chunked else 1.0
-    busy = [0.0] * len(topology.links)
-    for share, crossed in zip(forest.chunk_shares, loads, strict=True):
-        for link, times in crossed.items() if share > 0 else ():
-            capacity = topology.links[link].bytes_per_s
-            busy[link] += per_byte * share * times / capacity if capacity else math.inf
-    used = [tree for tree, share in zip(forest.trees, forest.shares, strict=True) if share > 0]
-    slowest_s = max(latency_s(topology, forest.collective, tree) for tree in used)
-    return Cost(max(busy), slowest_s + MESSAGE_S * max(_messages(forest, used)), tuple(busy))
+    parts = per_byte * np.array([forest.chunk_shares[i] for i in used])
+    capacity = np.array([link.bytes_per_s for link in topology.links])
+    crossed = np.asarray(passage.loads @ parts)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        busy = np.where(crossed > 0, crossed / capacity, 0.0)
+    latency = _SlicesWay(passage)
+    short = _SlicesWay(passage, parts)
+    full = _SlicesWay(passage, np.full(len(parts), float(slice_bytes)))
+    idle = tuple(map(Idle, latency.idle_s.tolist(), short.idle_s.tolist(), full.idle_s.tolist()))
+    way = Idle(latency.longest_s, short.longest_s, full.longest_s)
+    ends, directions = passage.edges, 2 if forest.specification.up else 1
+    most = int(np.bincount(np.concatenate([ends.child, ends.parent]), minlength=1).max())
+    messages = directions * (most + int(ends.depth.max(initial=0)))
+    return Cost(tuple(busy.tolist()), idle, way, MESSAGE_S * messages)
 
 
-def latency_s(topology: Topology, collective: Collective, tree: Tree) -> float:
-    """(3): seconds that an empty slice takes through the tree, there and back as the collective asks."""
-    spec, way_s, order = SPECIFICATIONS[collective], {tree.root: 0.0}, [tree.root]
-    for parent in order:
-        for child in tree.children_of(parent):
-            way_s[child] = way_s[parent] + topology.latency_s(child, parent)
-            order.append(child)
-    return (spec.up + spec.down) * max(way_s.values())
+class Passage:
+    """Where trees pass: what all equations need to know of them, apart from their shares.
+
+    Attributes:
+        edges: of all trees.
+        up, down: for each edge the links of its route in that direction, as `Topology.routes` has them; None if the
+            collective does not use it.
+    """
+
+    def __init__(self, topology: Topology, collective: Collective, trees: Sequence[Tree]) -> None:
+        spec, edges = SPECIFICATIONS[collective], Edges.of(trees)
+        self.topology, self.edges, self.num_trees = topology, edges, len(trees)
+        self.up = topology.routes(edges.child, edges.parent) if spec.up else None
+        self.down = topology.routes(edges.parent, edges.child) if spec.down else None
+
+    @cached_property
+    def loads(self) -> Any:
+        """load(t, l): a sparse matrix of shape (links of the topology, trees)."""
+        routes = [route for route in (self.up, self.down) if route is not None]
+        links = np.concatenate([route.ravel() for route in routes])
+        of_tree = np.concatenate([np.repeat(self.edges.tree, route.shape[1]) for route in routes])
+        real = links < len(self.topology.links)
+        entries = (np.ones(int(real.sum())), (links[real], of_tree[real]))
+        return coo_array(entries, shape=(len(self.topology.links), self.num_trees)).tocsr()
+
+    @cached_property
+    def latencies_s(self) -> Floats:
+        """Seconds that an empty slice takes through each tree, as the collective asks. Shape (trees,)."""
+        return _SlicesWay(self).of_tree_s
+
+    @cached_property
+    def by_height(self) -> list[Ints]:
+        """Positions of the edges whose children are leaves, then of those above them, and so on."""
+        return _levels(self.edges.height)
+
+    @cached_property
+    def by_depth(self) -> list[Ints]:
+        """Positions of the edges at the root, then of those below them, and so on."""
+        return _levels(self.edges.depth)
 
 
-def _messages(forest: Forest, used: Sequence[Tree]) -> list[int]:
-    """(4) for each rank."""
-    directions = forest.specification.up + forest.specification.down
-    messages = [0] * forest.size
-    for tree in used:
-        for child, parent in tree.edges:
-            messages[child] += directions
-            messages[parent] += directions
-    return messages
+class Edges(NamedTuple):
+    """The edges of several trees, one after the other.
+
+    Attributes:
+        tree, child, parent: of each edge: the position of its tree, and its ranks.
+        above: the edge from the parent on towards the root; -1 if the parent is the root.
+        depth: edges from the child to the root, at least 1.
+        height: edges from the child to the farthest leaf below it; 0 if it is one.
+    """
+
+    tree: Ints
+    child: Ints
+    parent: Ints
+    above: Ints
+    depth: Ints
+    height: Ints
+
+    @classmethod
+    def of(cls, trees: Sequence[Tree]) -> Edges:
+        counts = [len(tree.edges) for tree in trees]
+        flat = itertools.chain.from_iterable(itertools.chain.from_iterable(tree.edges for tree in trees))
+        child, parent = np.fromiter(flat, np.int64, 2 * sum(counts)).reshape(-1, 2).T
+        tree = np.repeat(np.arange(len(trees)), counts)
+        size = int(max(child.max(), parent.max())) + 1 if len(child) else 1
+        own, wanted = tree * size + child, tree * size + parent
+        order = np.argsort(own)
+        place = np.minimum(np.searchsorted(own, wanted, sorter=order), max(0, len(own) - 1))
+        found = order[place] if len(order) else order
+        above = np.where(own[found] == wanted, found, -1) if len(order) else order
+        depth = _depths(above)
+        height = np.zeros(len(tree), np.int64)
+        for level in reversed(_levels(depth)):
+            inner = level[above[level] >= 0]
+            np.maximum.at(height, above[inner], height[inner] + 1)
+        return cls(tree, child, parent, above, depth, height)
+
+
+def _depths(above: Ints) -> Ints:
+    """By doubling: after k rounds every edge has looked 2**k edges ahead."""
+    depth, ahead = np.ones(len(above), np.int64), above.copy()
+    while (more := ahead >= 0).any():
+        depth[more] += depth[ahead[more]]
+        ahead[more] = ahead[ahead[more]]
+    return depth
+
+
+def _levels(value: Ints) -> list[Ints]:
+    """Positions of the edges with each value, the smallest first."""
+    order = np.argsort(value, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(value[order])) + 1) if len(order) else []
+
+
+class _SlicesWay:
+    """The first slice of every tree on its way, level by level: what waits for it, and what it leaves behind.
+
+    All trees set out at once, and the slices that cross a link on the same level share it. A link is idle until the
+    first of its slices arrives, and after its last one has passed for as long as that one still needs to the end. Links
+    that leaves use on the way up have work at once: with a direct forest on equal hosts no link ever waits.
+
+    Attributes:
+        idle_s: for each link, (3); 0 for links that are not crossed.
+        of_tree_s: for each tree, seconds until the last rank has its slice.
+        longest_s: the longest of them, (4).
+    """
+
+    def __init__(self, passage: Passage, slices: Floats | None = None) -> None:
+        """`slices`: bytes of each tree's slice; without, it is empty and takes the latency."""
+        self._passage, self._edges, self._slices = passage, passage.edges, slices
+        links = passage.topology.links
+        self._capacity = np.array([*(link.bytes_per_s or math.inf for link in links), math.inf])
+        first, rest = np.full(len(links) + 1, math.inf), np.full(len(links) + 1, math.inf)
+        at_root, below_root = np.zeros(passage.num_trees), np.zeros(passage.num_trees)
+        up, down = passage.up, passage.down
+        if up is not None:
+            up_s = self._hops(up, passage.by_height)
+            self._note(first, up, self._fold(up_s, at_root))
+        if down is None and slices is None:
+            self._hand_down(self._hops(None, passage.by_depth), at_root, below_root)
+        if down is not None:
+            down_s = self._hops(down, passage.by_depth)
+            begin, left = self._hand_down(down_s, at_root, below_root)
+            self._note(first, down, begin)
+            self._note(rest, down, left)
+        if up is not None:
+            self._note(rest, up, self._after(up_s, below_root))
+        self.of_tree_s = at_root + below_root
+        self.longest_s = float(self.of_tree_s.max()) if passage.num_trees else 0.0
+        self.idle_s = np.where(np.isfinite(first + rest), first + rest, 0.0)[:-1]
+
+    def _hops(self, routes: Ints | None, levels: list[Ints]) -> Floats:
+        """Seconds of each edge's hop, where the slices of a level that cross a link share it."""
+        if self._slices is None or routes is None:
+            return self._passage.topology.latencies_s(self._edges.child, self._edges.parent)
+        seconds = np.zeros(len(routes))
+        for members in levels:
+            crossed = routes[members]
+            each = np.repeat(self._slices[self._edges.tree[members]], crossed.shape[1])
+            passing = np.bincount(crossed.ravel(), each, minlength=len(self._capacity))
+            seconds[members] = (passing / self._capacity)[crossed].max(axis=1)
+        return seconds
+
+    def _fold(self, up_s: Floats, at_root: Floats) -> Floats:
+        """When each edge's child has all that is below it; fills in when each root has everything."""
+        ready = np.zeros(len(up_s))
+        for members in self._passage.by_height:
+            above, done = self._edges.above[members], ready[members] + up_s[members]
+            np.maximum.at(ready, above[above >= 0], done[above >= 0])
+            np.maximum.at(at_root, self._edges.tree[members[above < 0]], done[above < 0])
+        return ready
+
+    def _hand_down(self, down_s: Floats, at_root: Floats, below_root: Floats) -> tuple[Floats, Floats]:
+        """When each edge's parent has the result, and what is left to do below its child; fills in what roots need."""
+        begin, left = np.zeros(len(down_s)), np.zeros(len(down_s))
+        for members in self._passage.by_depth:
+            above = self._edges.above[members]
+            begin[members] = np.where(above < 0, at_root[self._edges.tree[members]], begin[above] + down_s[above])
+        for members in reversed(self._passage.by_depth):
+            above, more = self._edges.above[members], left[members] + down_s[members]
+            np.maximum.at(left, above[above >= 0], more[above >= 0])
+            np.maximum.at(below_root, self._edges.tree[members[above < 0]], more[above < 0])
+        return begin, left
+
+    def _after(self, up_s: Floats, below_root: Floats) -> Floats:
+        """What is left to do after a slice has crossed an edge on its way up."""
+        after = np.zeros(len(up_s))
+        for members in self._passage.by_depth:
+            above = self._edges.above[members]
+            after[members] = np.where(above < 0, below_root[self._edges.tree[members]], after[above] + up_s[above])
+        return after
+
+    def _note(self, least: Floats, routes: Ints, seconds: Floats) -> None:
+        """Keep the least seconds of any edge that crosses a link."""
+        np.minimum.at(least, routes.ravel(), np.repeat(seconds, routes.shape[1]))
 
 
 def bound_s(topology: Topology, collective: Collective, num_bytes: int, root: int | None = None) -> float | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collectives.forest import Forest
     from collectives.planner import Plan
+    from collectives.simulate import Simulation
     from collectives.topology import Topology
 
 SHOWN = 8  # rows of a list before the rest is only counted
@@ -16,7 +17,7 @@ def explain(plan: Plan) -> str:
     """The topology, the forest, predicted seconds, the bound, the bottleneck, and what the losers would have taken."""
     lines = [f"{plan.forest.title}, {amount(plan.num_bytes, 'B')} (class up to {amount(4**plan.size_class, 'B')})", ""]
     lines += ["topology", *_topology_lines(plan.topology), ""]
-    lines += [f"forest: {plan.algorithm}", *_forest_lines(plan.topology, plan.forest), ""]
+    lines += [f"forest: {plan.algorithm}", *_forest_lines(plan.topology, plan.forest), _fold_line(plan), ""]
     lines.append(f"predicted   {seconds(plan.predicted_s)}")
     if plan.bound_s is None:
         lines.append("bound       none: no network link is crossed")
@@ -30,6 +31,31 @@ def explain(plan: Plan) -> str:
         mark = "chosen" if name == plan.algorithm else "the same" if abs(more) < 5e-4 else f"{more:+.1%}"
         lines.append(f"  {name:34} {seconds(taken):>10}  {mark}")
     return "\n".join(lines)
+
+
+def explain_simulation(plan: Plan, simulation: Simulation) -> str:
+    """Simulated seconds beside the predicted ones and the bound, and the links that were busiest."""
+    how = {
+        "slices": f"{simulation.transfers} slices on connections, each followed",
+        "long slices": f"slices made {simulation.longer} times longer, so that {simulation.transfers} are enough",
+        "equations": f"not simulated: {simulation.transfers} slices are too many; these are the equations of the plan",
+    }
+    lines = ["simulated", f"  seconds     {seconds(simulation.seconds)}  ({how[simulation.level]})"]
+    if simulation.seconds:
+        lines.append(f"  predicted   {plan.predicted_s / simulation.seconds:.3f} times that")
+        if plan.bound_s is not None:
+            lines.append(f"  bound       {plan.bound_s / simulation.seconds:.3f} times that")
+    busiest = sorted(zip(simulation.busy, plan.topology.links, strict=True), key=lambda pair: -pair[0])
+    lines += [f"  {share:6.1%} busy {link.name}" for share, link in busiest[:SHOWN] if share > 0]
+    return "\n".join(lines)
+
+
+def _fold_line(plan: Plan) -> str:
+    if not plan.forest.specification.up:
+        return "  nothing is folded"
+    if plan.canonical:
+        return "  folds in canonical order: bits do not depend on sizes, offsets or shares"
+    return "  does not fold in canonical order: the same on all ranks, but bits depend on sizes, offsets and shares"
 
 
 def _topology_lines(topology: Topology) -> list[str]:

@@ -125,19 +125,24 @@ class Forest:
         return f"{self.collective} of {self.size} ranks{at_root}"
 
     @classmethod
-    def parse(cls, text: str) -> Forest:
+    def parse(cls, text: str, first_line: int = 1) -> Forest:
         """Read what `str` printed; blank lines are skipped. The result is not verified.
+
+        Args:
+            first_line: number of the text's first line in what it was cut from, for errors.
 
         Raises:
             PlanError: a line that is not one, with an arrow at the first character that does not fit.
         """
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        title = re.fullmatch(r"(\w+) of (\d+) ranks(?: at root (\d+))?", lines[0]) if lines else None
+        numbered = enumerate((line.strip() for line in text.splitlines()), start=first_line)
+        lines = [(number, line) for number, line in numbered if line] or [(first_line, "")]
+        number, line = lines[0]
+        title = re.fullmatch(r"(\w+) of (\d+) ranks(?: at root (\d+))?", line)
         if title is None or title[1] not in SPECIFICATIONS:
             wanted = f"wanted 'C of N ranks' or 'C of N ranks at root R', C one of {', '.join(SPECIFICATIONS)}"
-            raise PlanError(f"forest, line 1: {wanted}\n" + _pointed(lines[0] if lines else "", 0, 1))
+            raise PlanError(f"forest, line {number}: {wanted}\n" + pointed(line, 0, max(1, len(line))))
         trees, shares = [], []
-        for number, line in enumerate(lines[1:], start=2):
+        for number, line in lines[1:]:
             tree, share = _parse_tree(line, number)
             trees.append(tree)
             shares.append(share)
@@ -165,8 +170,9 @@ def verify(forest: Forest) -> None:
         if not 0 <= tree.root < size or (spec.rooted and tree.root != forest.root):
             wanted = f"the collective's root {forest.root}" if spec.rooted else f"a rank from 0 to {size - 1}"
             raise _fault(forest, index, "root", f"the tree's root is {tree.root}; wanted {wanted}")
-        _check_edges(forest, index)
-        _run(forest, index)
+        if not (spec.pairwise and _is_pair(tree, size)):
+            _check_edges(forest, index)
+            _run(forest, index)
     total = math.fsum(forest.shares)
     if abs(total - 1) > SHARE_TOLERANCE:
         raise _fault(
@@ -174,6 +180,14 @@ def verify(forest: Forest) -> None:
         )
     if spec.chunked:
         _check_chunks(forest)
+
+
+def _is_pair(tree: Tree, size: int) -> bool:
+    """Whether the tree joins its root and one other rank, which is all that a pairwise collective asks of it."""
+    if len(tree.edges) != 1:
+        return False
+    ((child, parent),) = tree.edges
+    return parent == tree.root != child and 0 <= child < size
 
 
 def _check_edges(forest: Forest, index: int) -> None:
@@ -240,9 +254,7 @@ def _check_chunks(forest: Forest) -> None:
     for chunk in wanted:
         if chunk not in carried:
             name = " to rank ".join(map(str, chunk))
-            raise PlanError(
-                f"{forest.title}: no tree carries the chunk of rank {name}\n" + _pointed(forest.title, 0, 1)
-            )
+            raise PlanError(f"{forest.title}: no tree carries the chunk of rank {name}\n" + pointed(forest.title, 0, 1))
 
 
 def _tree_line(tree: Tree, share: float) -> str:
@@ -258,13 +270,13 @@ def _parse_tree(line: str, number: int) -> tuple[Tree, float]:
         head = None
     if head is None:
         message = f"forest, line {number}: wanted 'share S root R: child>parent ...'"
-        raise PlanError(f"{message}\n{_pointed(line, 0, 1)}")
+        raise PlanError(f"{message}\n{pointed(line, 0, 1)}")
     edges = []
     for word in re.finditer(r"\S+", line[head.end() :]):
         edge = re.fullmatch(r"(-?\d+)>(-?\d+)", word[0])
         if edge is None:
             message = f"forest, line {number}: got {word[0]!r}, wanted child>parent"
-            raise PlanError(f"{message}\n{_pointed(line, head.end() + word.start(), len(word[0]))}")
+            raise PlanError(f"{message}\n{pointed(line, head.end() + word.start(), len(word[0]))}")
         edges.append((int(edge[1]), int(edge[2])))
     return Tree(int(head[2]), tuple(edges)), share
 
@@ -276,11 +288,11 @@ def _fault(forest: Forest, index: int, place: str | int, what: str) -> PlanError
         word = list(re.finditer(r"\S+>\S+", line))[place]
     else:
         word = next(iter(re.finditer(rf"(?<={place} )[^\s:]+", line)))
-    return PlanError(f"{forest.title}, tree {index}: {what}\n{_pointed(line, word.start(), len(word[0]))}")
+    return PlanError(f"{forest.title}, tree {index}: {what}\n{pointed(line, word.start(), len(word[0]))}")
 
 
-def _pointed(line: str, start: int, length: int) -> str:
-    """The line, cut to a screen's width around the fault, and an arrow under the fault."""
+def pointed(line: str, start: int, length: int) -> str:
+    """For errors: the line, cut to a screen's width around the fault, and an arrow under the fault."""
     first = max(0, start - 60)
     shown = line[first : start + length + 40]
     return f"    {shown}\n    {' ' * (start - first)}{'^' * max(1, length)}"

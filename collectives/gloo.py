@@ -69,11 +69,12 @@ def connect(store: Store, rank: int, size: int, timeout_s: float, options: Optio
 def _device(store: Store, options: Options, lazily: bool) -> Any:
     chosen = os.environ.get("GLOO_SOCKET_IFNAME") if options.interface is None else options.interface
     if chosen:
+        chosen = chosen.split(",")[0].strip()
         return dist.ProcessGroupGloo.create_device(interface=chosen, lazy_init=lazily)
     while isinstance(store, dist.PrefixStore):
         store = store.underlying_store
     towards = store.host if isinstance(store, dist.TCPStore) else None
-    return dist.ProcessGroupGloo.create_device(hostname=own_addresses(None, towards)[0], lazy_init=lazily)
+    return dist.ProcessGroupGloo.create_device(hostname=own_addresses(towards)[0], lazy_init=lazily)
 
 
 class GlooCarrier:

@@ -20,9 +20,10 @@ class Options:
         host: name of the (emulated) host of this rank; None measures it. Env NARROWGAUGE_HOST.
         token: shared secret that peers must prove; None lets rank 0 make one and share it through the store.
             Env NARROWGAUGE_TOKEN.
-        interface: network interface whose address peers should use; None takes the one that reaches the store.
-            Env NARROWGAUGE_INTERFACE.
-        streams: TCP connections for each peer. Env NARROWGAUGE_STREAMS.
+        interface: network interface whose address peers should use, or several with commas between, over which the
+            streams are spread; None takes the one that reaches the store. Env NARROWGAUGE_INTERFACE.
+        streams: TCP connections for each peer; "auto": as many as the links' rate and latency need.
+            Env NARROWGAUGE_STREAMS.
         slice_bytes: size of the pipelined unit in bytes. Env NARROWGAUGE_SLICE_BYTES.
         window_bytes: how much of a message may be on its way at a time; bounds the engine's memory. None takes
             4 MiB, or more where links are fast and far. Env NARROWGAUGE_WINDOW_BYTES.
@@ -30,8 +31,11 @@ class Options:
             ("0" or "1").
         timeout_s: seconds without progress that end an op; None takes the timeout that torch hands the group.
             Env NARROWGAUGE_TIMEOUT_S.
-        topology: path of a topology JSON file, or None: hosts from what the ranks say, links equal.
-            Env NARROWGAUGE_TOPOLOGY.
+        topology: path of a topology JSON file; None measures the links between machines once and remembers them;
+            "equal" takes links to be equal. Env NARROWGAUGE_TOPOLOGY.
+        emulate: Mbit/s of each host's link, in the order of their lowest ranks, with commas between ("1000,1000,100"):
+            the kernel then paces the connections between (emulated) hosts. An approximation, see README.
+            Env NARROWGAUGE_EMULATE.
         log: path of this rank's log, told to peers so that their errors can name it. Env NARROWGAUGE_LOG.
     """
 
@@ -39,32 +43,44 @@ class Options:
     host: str | None = None
     token: str | None = None
     interface: str | None = None
-    streams: int = 1
-    slice_bytes: int = 128 * 1024
+    streams: int | str = "auto"
+    slice_bytes: int = 64 * 1024
     window_bytes: int | None = None
     shared_memory: bool = True
     timeout_s: float | None = None
     topology: str | None = None
+    emulate: str | None = None
     log: str | None = None
 
     def __post_init__(self) -> None:
         if self.backend not in ("narrowgauge", "gloo"):
             raise UsageError(f"backend is {self.backend!r}; wanted 'narrowgauge' or 'gloo'")
-        if not 1 <= self.streams <= 64:
-            raise UsageError(f"streams is {self.streams}; wanted 1 to 64")
+        if self.streams != "auto" and not (isinstance(self.streams, int) and 1 <= self.streams <= 64):
+            raise UsageError(f"streams is {self.streams!r}; wanted 1 to 64, or 'auto'")
         if not 1024 <= self.slice_bytes <= 64 * 1024 * 1024 or self.slice_bytes % 64:
             raise UsageError(f"slice_bytes is {self.slice_bytes}; wanted a multiple of 64 from 1024 to 64 MiB")
         if self.window_bytes is not None and self.window_bytes < self.slice_bytes:
             raise UsageError(f"window_bytes is {self.window_bytes}; wanted at least slice_bytes, {self.slice_bytes}")
         if self.timeout_s is not None and not 0 < self.timeout_s <= LONGEST_TIMEOUT_S:
             raise UsageError(f"timeout_s is {self.timeout_s}; wanted more than 0, at most {LONGEST_TIMEOUT_S:g}")
+        self.emulated_rates()
         if self.token == "":
             raise UsageError("token is empty; wanted a secret, or None to let rank 0 make one")
+
+    def emulated_rates(self) -> list[float]:
+        """Payload bytes per second of each host's emulated link; [] if none are emulated."""
+        try:
+            rates = [float(mbit) * 1e6 / 8 for mbit in self.emulate.split(",")] if self.emulate else []
+        except ValueError:
+            rates = [0.0]
+        if any(not 0 < rate < 1e12 for rate in rates):
+            raise UsageError(f"emulate is {self.emulate!r}; wanted Mbit/s of each host, such as '1000,1000,100'")
+        return rates
 
 
 _configured: dict[str, object] = {}
 _READ: dict[str, tuple[Callable[[str], object], str]] = {
-    "streams": (int, "a whole number"),
+    "streams": (lambda text: text if text == "auto" else int(text), "a whole number, or auto"),
     "slice_bytes": (int, "a whole number"),
     "window_bytes": (int, "a whole number"),
     "shared_memory": ({"0": False, "1": True}.__getitem__, "0 or 1"),

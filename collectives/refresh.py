@@ -65,10 +65,10 @@ def refreshed(topology: Topology, measured: Topology, traffic: Traffic) -> Topol
     seen = list(links)
     for link, assumed in enumerate(links):
         least = max(carried[link], peak[link])
+        if freed[link] and assumed < once[link]:
+            least = max(least, min(once[link], offered[link]))
         if least > FASTER * assumed:
             seen[link] = least
-        elif freed[link] and assumed < once[link] and offered[link] > assumed:
-            seen[link] = min(once[link], offered[link])
     raised = list(seen)
     for route, _, busy_s in flows:
         if busy_s < HELD_UP * traffic.seconds:

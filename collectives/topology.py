@@ -22,6 +22,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from collectives.errors import PlanError
 from collectives.rows import fields_of, read_rows
 
@@ -111,6 +114,23 @@ class Topology:
             ranks.setdefault(name, []).append(rank)
         return cls(tuple(Host(name, tuple(members)) for name, members in ranks.items()))
 
+    def seated(self, hosts: Sequence[str]) -> Topology:
+        """The same links with other ranks: `hosts` holds the host's name of each rank; hosts not named are dropped.
+
+        Raises:
+            PlanError: a name that is none of the hosts.
+        """
+        ranks: dict[str, list[int]] = {}
+        for rank, name in enumerate(hosts):
+            _check_known(name, self.hosts, f"rank {rank}")
+            ranks.setdefault(name, []).append(rank)
+        sites = [replace(site, hosts=tuple(name for name in site.hosts if name in ranks)) for site in self.sites]
+        return Topology(
+            tuple(replace(host, ranks=tuple(ranks[host.name])) for host in self.hosts if host.name in ranks),
+            tuple(site for site in sites if site.hosts),
+            tuple(pair for pair in self.pairs if pair.source in ranks and pair.target in ranks),
+        )
+
     @cached_property
     def size(self) -> int:
         """Number of ranks."""
@@ -161,41 +181,72 @@ class Topology:
         links.extend(Link(f"{pair.source} to {pair.target}", pair.bytes_per_s) for pair in self.pairs)
         return tuple(links)
 
-    @cached_property
-    def _pair_links(self) -> dict[tuple[int, int], int]:
-        first = 3 * len(self.hosts) + 2 * len(self.sites)
-        index = {host.name: i for i, host in enumerate(self.hosts)}
-        return {(index[p.source], index[p.target]): first + i for i, p in enumerate(self.pairs)}
-
     def route(self, source: int, target: int) -> tuple[int, ...]:
         """The links, as positions in `links`, that bytes from rank `source` to rank `target` cross.
 
         An edge (child, parent) of a tree takes route(child, parent) up and route(parent, child) down.
         """
-        a, b = self._host_indices[source], self._host_indices[target]
-        if a == b:
-            return (3 * a + 2,)
-        route = [3 * a, 3 * b + 1]
+        crossed = self.routes(np.array([source]), np.array([target]))[0]
+        return tuple(int(link) for link in crossed if link < len(self.links))
+
+    def routes(self, sources: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """`route` of many: a row for each source and target, padded with len(links). Shape (number of sources, 5)."""
+        a, b = self._hosts_of_ranks[sources], self._hosts_of_ranks[targets]
+        routes = np.full((len(a), 5), len(self.links), np.int64)
+        apart = a != b
+        routes[:, 0] = np.where(apart, 3 * a, 3 * a + 2)
+        routes[apart, 1] = 3 * b[apart] + 1
         if self.sites:
-            from_site, to_site = self._site_indices[a], self._site_indices[b]
-            if from_site != to_site:
-                first = 3 * len(self.hosts)
-                route += [first + 2 * from_site] if from_site is not None else []
-                route += [first + 2 * to_site + 1] if to_site is not None else []
-        if (a, b) in self._pair_links:
-            route.append(self._pair_links[a, b])
-        return tuple(route)
+            from_site, to_site = self._sites_of_hosts[a], self._sites_of_hosts[b]
+            first = 3 * len(self.hosts)
+            leaves, enters = (from_site != to_site) & (from_site >= 0), (from_site != to_site) & (to_site >= 0)
+            routes[leaves, 2] = first + 2 * from_site[leaves]
+            routes[enters, 3] = first + 2 * to_site[enters] + 1
+        if self.pairs:
+            routes[:, 4] = self._pair_links[a, b]
+        return routes
+
+    @cached_property
+    def _hosts_of_ranks(self) -> npt.NDArray[np.int64]:
+        return np.array(self._host_indices, np.int64)
+
+    @cached_property
+    def _sites_of_hosts(self) -> npt.NDArray[np.int64]:
+        return np.array([-1 if site is None else site for site in self._site_indices], np.int64)
+
+    @cached_property
+    def _pair_links(self) -> npt.NDArray[np.int64]:
+        """For each source and target host the position of the pair's link, len(links) where there is none."""
+        found = np.full((len(self.hosts),) * 2, len(self.links), np.int64)
+        index = {host.name: i for i, host in enumerate(self.hosts)}
+        for position, pair in enumerate(self.pairs, start=len(self.links) - len(self.pairs)):
+            found[index[pair.source], index[pair.target]] = position
+        return found
 
     def latency_s(self, source: int, target: int) -> float:
         """Seconds that an empty slice takes from one rank to the other, one way; the same both ways."""
-        a, b = self._host_indices[source], self._host_indices[target]
-        if a == b:
-            return MEMORY_LATENCY_S
-        seconds = (self.hosts[a].latency_s + self.hosts[b].latency_s) / 2
-        if self._site_indices[a] != self._site_indices[b]:
-            seconds += sum(
-                self.sites[s].latency_s for s in (self._site_indices[a], self._site_indices[b]) if s is not None
-            )
+        return float(self._latencies[self._host_indices[source], self._host_indices[target]])
+
+    def latencies_s(self, sources: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """`latency_s` of many. Shape (number of sources,)."""
+        found: npt.NDArray[np.float64] = self._latencies[self._hosts_of_ranks[sources], self._hosts_of_ranks[targets]]
+        return found
+
+    @property
+    def longest_latency_s(self) -> float:
+        """The largest `latency_s` between two hosts; 0 if there is only one."""
+        return float(self._latencies.max()) if len(self.hosts) > 1 else 0.0
+
+    @cached_property
+    def _latencies(self) -> npt.NDArray[np.float64]:
+        """Seconds between hosts, one way; shape (hosts, hosts)."""
+        own = np.array([host.latency_s for host in self.hosts])
+        seconds: npt.NDArray[np.float64] = (own[:, None] + own[None, :]) / 2
+        if self.sites:
+            at = self._sites_of_hosts
+            uplink = np.array([*(site.latency_s for site in self.sites), 0.0])[at]  # -1, in no site, takes the last
+            seconds = seconds + np.where(at[:, None] != at[None, :], uplink[:, None] + uplink[None, :], 0.0)
+        np.fill_diagonal(seconds, MEMORY_LATENCY_S)
         return seconds
 
     def to_json(self) -> str:
@@ -279,6 +330,26 @@ def _check(topology: Topology) -> None:
                 if name.endswith("_s") and not (math.isfinite(value) and (value > 0 or (least_is_ok and value == 0))):
                     wanted = "at least 0" if least_is_ok else "more than 0"
                     raise PlanError(f"{part}[{i}].{name}: got {value:g}; wanted {wanted}")
+    _check_ways(topology)
+
+
+def _check_ways(topology: Topology) -> None:
+    """Every host must be reached from every other, if need be through others: from the first to all, and back."""
+    dead = {(pair.source, pair.target) for pair in topology.pairs if pair.bytes_per_s == 0}
+    names = [host.name for host in topology.hosts]
+    for turned in (False, True):
+        reached, missing = names[:1], set(names[1:] if dead else ())
+        for here in reached:
+            found = {there for there in missing if ((there, here) if turned else (here, there)) not in dead}
+            missing -= found
+            reached += sorted(found)
+        if missing:
+            far = min(missing, key=names.index)
+            source, target = (far, names[0]) if turned else (names[0], far)
+            raise PlanError(
+                f"pairs: no way leads from host {source!r} to host {target!r}, not even through others; "
+                "wanted a rate above 0 for some pair on the way"
+            )
 
 
 def _check_new(name: str, others: list[str], place: str) -> None:

@@ -78,16 +78,26 @@ class Collectives(_Section):
     backend: Literal["narrowgauge", "gloo"] = Field(
         default="narrowgauge", description="narrowgauge: the compiled engine. gloo: torch's own Gloo."
     )
-    streams: int = Field(default=Options.streams, description="TCP connections for each pair of peers.")
+    streams: int | Literal["auto"] = Field(
+        default="auto",
+        description='TCP connections for each pair of peers. "auto": as many as the links\' rate and latency need.',
+    )
+    interface: str | None = Field(
+        default=Options.interface,
+        description="Network interface of every node that the workers' traffic takes, or several with commas between, "
+        "over which it is spread. null: the one that Ray uses.",
+    )
     slice_bytes: int = Field(default=Options.slice_bytes, description="Size of the pipelined unit, in bytes.")
     timeout_s: float | None = Field(
         default=Options.timeout_s, description="Seconds without progress that end an op. null: torch's timeout."
     )
     topology: str | None = Field(
-        default=Options.topology, description="Path of a topology JSON file. null: hosts as found, links equal."
+        default=Options.topology,
+        description="Path of a topology JSON file, such as `launcher probe --save` writes. null: the links between "
+        "machines are measured once and remembered.",
     )
 
-    @field_validator("streams", "slice_bytes", "timeout_s")
+    @field_validator("streams", "slice_bytes", "timeout_s", "interface")
     @classmethod
     def _as_the_engine_says(cls, value: Any, info: ValidationInfo) -> Any:
         Options(**{str(info.field_name): value})
@@ -114,10 +124,31 @@ class Job(_Section):
     workers: Workers
     cluster: Cluster = Cluster()
     collectives: Collectives = Collectives()
+    emulate: list[float] | None = Field(
+        default=None,
+        min_length=1,
+        description="Mbit/s of each emulated host's link on the local cluster, in the order of the hosts: the kernel "
+        "paces the workers' connections. An approximation that needs no root; `launcher lab` shapes real links. "
+        "null: no limit.",
+    )
     timeout_s: float | None = Field(
         default=None, gt=0, description="Seconds after which a run is stopped as failed. null: no limit."
     )
     runs_dir: str = Field(default="runs", min_length=1, description="Folder that gets one folder for each run.")
+
+    @field_validator("emulate", mode="after")
+    @classmethod
+    def _one_for_each_host(cls, rates: list[float] | None, info: ValidationInfo) -> list[float] | None:
+        if rates is None:
+            return None
+        workers, cluster = info.data.get("workers"), info.data.get("cluster")
+        if cluster is not None and cluster.address is not None:
+            raise ValueError("nothing: the links of a real cluster are as they are")
+        if workers is not None and len(rates) != (workers.hosts or 1):
+            raise ValueError(f"one number for each of workers.hosts, {workers.hosts or 1}")
+        if min(rates) <= 0:
+            raise ValueError("numbers of more than 0, in Mbit/s")
+        return rates
 
     @field_validator("args", mode="before")
     @classmethod

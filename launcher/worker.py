@@ -56,6 +56,8 @@ def environment(
         "NARROWGAUGE_STREAMS": chosen.streams,
         "NARROWGAUGE_SLICE_BYTES": chosen.slice_bytes,
         "NARROWGAUGE_TIMEOUT_S": chosen.timeout_s,
+        "NARROWGAUGE_INTERFACE": chosen.interface,
+        "NARROWGAUGE_EMULATE": ",".join(f"{mbit:g}" for mbit in job.emulate) if job.emulate else None,
         "NARROWGAUGE_TOPOLOGY": str(Path(chosen.topology).resolve()) if chosen.topology else None,
         progress.CHECKPOINT_DIR: checkpoints,
     }

@@ -12,7 +12,11 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODULES = sorted(path for package in ("collectives", "launcher") for path in (REPOSITORY / package).rglob("*.py"))
-PLAIN = "__main__ cost errors explain forest options planner rows specification topology version"
+PLAIN = (
+    "__main__ canonical cost errors explain forest options "
+    "plan_text planner rows shares simulate sizes specification topology version "
+    "bench/__init__ bench/command bench/limit bench/plot bench/report"
+)
 WITHOUT_TORCH = (
     "collectives/engine/",
     "collectives/algorithms/",

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from collectives.algorithms.binary import binary
 from collectives.algorithms.direct import direct, pairs
 from collectives.algorithms.hierarchical import hierarchical, hierarchical_ring
 from collectives.algorithms.ring import ring
 from collectives.algorithms.shallow import shallow
+from collectives.algorithms.spanning import spanning
 from collectives.engine.op import Collective
 from collectives.forest import Tree
 from collectives.topology import Topology
@@ -23,6 +25,8 @@ ALGORITHMS: dict[str, Algorithm] = {
     "shallow": shallow,
     "ring": ring,
     "hierarchical_ring": hierarchical_ring,
+    "binary": binary,
+    "spanning": spanning,
 }
 """By name, the plainer ones first: of two that take equally long the planner takes the first."""
 

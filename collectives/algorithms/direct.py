@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collectives.algorithms.heads import heads
 from collectives.engine.op import Collective
 from collectives.forest import Tree
 from collectives.topology import Topology
@@ -15,9 +16,11 @@ def direct(topology: Topology, collective: Collective, root: int | None = None) 
     """
     ranks = range(topology.size)
     if root is None:
-        return [Tree.star(hub, ranks) for hub in ranks]
+        return [Tree.star(hub, ranks) for hub in heads(ranks, collective)]
     others = [rank for rank in ranks if rank != root]
-    return [Tree(root, ((hub, root), *Tree.star(hub, others).edges)) for hub in others] or [Tree(root, ())]
+    return [Tree(root, ((hub, root), *Tree.star(hub, others).edges)) for hub in heads(others, collective)] or [
+        Tree(root, ())
+    ]
 
 
 def pairs(topology: Topology, collective: Collective, root: int | None = None) -> list[Tree]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from collectives.algorithms.heads import heads
 from collectives.algorithms.ring import host_order, turned
 from collectives.engine.op import Collective
 from collectives.forest import Tree
@@ -13,19 +14,22 @@ from collectives.topology import Topology
 def hierarchical(topology: Topology, collective: Collective, root: int | None = None) -> list[Tree]:
     """A levelled star for each rank; with a root, one around each rank of another host, hung below the root."""
     if root is None:
-        return [levelled(topology, head, turn=head) for head in range(topology.size)]
+        return [levelled(topology, head, turn=head) for head in heads(range(topology.size), collective)]
     home = topology.host_of(root).ranks
     hubs = [rank for rank in range(topology.size) if rank not in home]
     near = tuple((rank, root) for rank in home if rank != root)
-    return [Tree(root, (*near, (hub, root), *levelled(topology, hub, hub, without=home).edges)) for hub in hubs]
+    return [
+        Tree(root, (*near, (hub, root), *levelled(topology, hub, hub, without=home).edges))
+        for hub in heads(hubs, collective)
+    ]
 
 
 def hierarchical_ring(topology: Topology, collective: Collective, root: int | None = None) -> list[Tree]:
     """For each rank (with a root: for the root) a path over the hosts, from one rank of each to one of the next."""
     order = host_order(topology)
-    heads = range(topology.size) if root is None else [root]
+    starts = heads(range(topology.size), collective) if root is None else [root]
     trees = []
-    for head in heads if order else []:
+    for head in starts if order else []:
         edges: list[tuple[int, int]] = []
         hosts = turned(order, order.index(topology.host_index(head)))
         leads = [_fold(edges, topology.hosts[host].ranks, head, turn=head) for host in hosts]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from collectives.algorithms.heads import heads
 from collectives.engine.op import Collective
 from collectives.forest import Tree
 from collectives.topology import Topology
@@ -12,8 +15,8 @@ SEARCH_STEPS = 20_000
 def ring(topology: Topology, collective: Collective, root: int | None = None) -> list[Tree]:
     """A path from each rank (with a root: from the root) once round the order. Empty if no order avoids a dead pair."""
     order = [rank for host in host_order(topology) for rank in topology.hosts[host].ranks]
-    heads = range(topology.size) if root is None else [root]
-    return [Tree.path(turned(order, order.index(head))) for head in heads] if order else []
+    starts = heads(order, collective) if root is None else [root]
+    return [Tree.path(turned(order, order.index(head))) for head in starts] if order else []
 
 
 def turned(order: list[int], start: int) -> list[int]:
@@ -31,7 +34,7 @@ def host_order(topology: Topology) -> list[int]:
     order = [host for group in topology.site_groups for host in group]
     if not topology.pairs or len(order) < 2:
         return order
-    speed = _speeds(topology)
+    speed = speeds(topology)
     rates = sorted({rate for row in speed.values() for rate in row.values() if rate > 0})
     best: list[int] = []
     low, high = 0, len(rates)
@@ -45,16 +48,16 @@ def host_order(topology: Topology) -> list[int]:
     return best
 
 
-def _speeds(topology: Topology) -> dict[int, dict[int, float]]:
+def speeds(topology: Topology) -> dict[int, dict[int, float]]:
     """For hosts a, b the slowest link between them in bytes per second, either way: a path is crossed both ways."""
-    links = topology.links
-
-    def slowest(a: int, b: int) -> float:
-        first, second = topology.hosts[a].ranks[0], topology.hosts[b].ranks[0]
-        return min(links[i].bytes_per_s for i in topology.route(first, second) + topology.route(second, first))
-
-    hosts = range(len(topology.hosts))
-    return {a: {b: slowest(a, b) for b in hosts if b != a} for a in hosts}
+    first = np.array([host.ranks[0] for host in topology.hosts])
+    rates = np.array([*(link.bytes_per_s for link in topology.links), np.inf])
+    found = {}
+    for a, rank in enumerate(first):
+        there = rates[topology.routes(np.full_like(first, rank), first)].min(axis=1)
+        back = rates[topology.routes(first, np.full_like(first, rank))].min(axis=1)
+        found[a] = {b: rate for b, rate in enumerate(np.minimum(there, back).tolist()) if b != a}
+    return found
 
 
 def _cycle(order: list[int], neighbours: dict[int, list[int]]) -> list[int]:

@@ -41,6 +41,7 @@ class Card:
         host: its host's name: as given, else the machine's.
         machine: identity of the kernel and network it runs on.
         addresses, port: where it listens.
+        interfaces: how many of the addresses are of interfaces that it was told to use; 0 if it was told none.
         log: path of its log, None if it has none.
     """
 
@@ -49,6 +50,7 @@ class Card:
     emulated: bool
     machine: str
     addresses: tuple[str, ...]
+    interfaces: int
     port: int
     streams: int
     log: str | None
@@ -70,17 +72,22 @@ class Mesh:
             connection.close()
 
 
-def form(store: Store, rank: int, size: int, group: str, epoch: int, options: Options, timeout_s: float) -> Mesh:
+def form(
+    store: Store, rank: int, size: int, group: str, epoch: int, options: Options, timeout_s: float, streams: int = 1
+) -> Mesh:
     """Meet the other ranks of a group; returns when all connections of this rank are up and proved.
 
     Args:
         timeout_s: seconds for all of it.
+        streams: connections for slices to each peer; if ranks ask for different numbers, the smallest. With several
+            interfaces they are spread over them.
 
     Raises:
         RendezvousError: a rank did not come, could not be reached, or did not prove the token; names it.
     """
     deadline = time.monotonic() + timeout_s
-    addresses = tcp.own_addresses(options.interface, _store_host(store))
+    interfaces = tcp.interface_addresses(options.interface)
+    addresses = interfaces or tcp.own_addresses(_store_host(store))
     with tcp.listen(addresses) as server:
         card = Card(
             rank=rank,
@@ -88,8 +95,9 @@ def form(store: Store, rank: int, size: int, group: str, epoch: int, options: Op
             emulated=options.host is not None,
             machine=tcp.machine_identity(),
             addresses=tuple(addresses),
+            interfaces=len(interfaces),
             port=server.getsockname()[1],
-            streams=options.streams,
+            streams=max(streams, len(interfaces)),
             log=options.log,
         )
         store.set(f"card/{rank}", json.dumps(asdict(card)))
@@ -170,12 +178,17 @@ def _read_card(store: Store, rank: int, size: int) -> Card:
 
 def _connect(own: Card, peer: Card, hello: Hello, token: bytes, deadline: float) -> socket.socket:
     """A proved connection to a peer. Ranks of one machine meet on loopback."""
+    source = None
     if own.machine == peer.machine:
         addresses = ["127.0.0.1", *peer.addresses]  # a peer that was told an interface listens only there
     else:  # another machine's loopback is never the peer: it would be ourselves
         addresses = [address for address in peer.addresses if not address.startswith("127.")]
+        if own.interfaces > 1:
+            source = own.addresses[hello.stream % own.interfaces]
+        if peer.interfaces > 1:
+            addresses = [addresses[hello.stream % peer.interfaces]]
     try:
-        connection = tcp.connect(addresses, peer.port, deadline)
+        connection = tcp.connect(addresses, peer.port, deadline, source)
     except RendezvousError as error:
         raise RendezvousError(
             f"{own.describe()} cannot reach {peer.describe()}: {error}; "

@@ -17,14 +17,16 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from collectives.engine import farewell, lifetime, loop, mesh, shm, table
+from collectives.engine import farewell, lifetime, links, loop, mesh, shm, table
 from collectives.engine.faults import explain
 from collectives.engine.net import make_net
 from collectives.engine.op import Collective, OpSpec
 from collectives.engine.selftest import warm_up
+from collectives.engine.watch import Watch
 from collectives.errors import CollectiveError, GroupClosed
 from collectives.options import Options
 from collectives.planner import Plan, plan
@@ -56,12 +58,10 @@ def connect(
     options = options or Options()
     timeout_s = options.timeout_s or timeout_s
     warm_up()
-    formed = mesh.form(store, rank, size, name, epoch, options, timeout_s)
-    hosts = mesh.host_names(formed.cards)
-    topology = Topology.load(options.topology) if options.topology else Topology.from_hosts(hosts)
-    host_indices = [topology.host_index(each) for each in range(size)]
-    shared = shm.share(store, rank, host_indices, options.shared_memory)
-    return Engine(rank, name, epoch, formed, shared, topology, options, timeout_s)
+    joined = links.join(store, rank, size, name, epoch, options, timeout_s)
+    hosts = [joined.topology.host_index(each) for each in range(size)]
+    shared = shm.share(store, rank, hosts, options.shared_memory)
+    return Engine(rank, name, epoch, joined, shared, options, timeout_s)
 
 
 @dataclass
@@ -80,6 +80,13 @@ class Counters:
     poll_s: float = 0.0
     bytes_sent: int = 0
     bytes_received: int = 0
+
+
+class _Planned(NamedTuple):
+    """The plan for an op, and this rank's part of it."""
+
+    plan: Plan
+    layout: table.Layout
 
 
 @dataclass
@@ -101,16 +108,19 @@ class Engine:
     """
 
     def __init__(
-        self, rank: int, name: str, epoch: int, formed: mesh.Mesh, shared: shm.SharedMemory, topology: Topology,
-        options: Options, timeout_s: float,
+        self, rank: int, name: str, epoch: int, joined: links.Joined, shared: shm.SharedMemory, options: Options,
+        timeout_s: float,
     ) -> None:  # fmt: skip
+        formed, topology = joined.mesh, joined.topology
         self.rank, self.size, self.name, self.topology = rank, len(formed.cards), name, topology
+        is_watched = joined.is_known and len(topology.hosts) > 1
+        self._watch = Watch(rank, topology, formed.data) if is_watched else None
         self.counters = Counters()
         self._shared = shared
         self._epoch, self._mesh, self._options, self._timeout_s = epoch, formed, options, timeout_s
         self._hosts = [topology.host_index(each) for each in range(self.size)]
-        self._tables: collections.OrderedDict[OpSpec, table.Layout] = collections.OrderedDict()
-        self._scratch = np.empty(0, np.uint8)
+        self._tables: collections.OrderedDict[OpSpec, _Planned] = collections.OrderedDict()
+        self._scratch, self._scratch_at = np.empty(0, np.uint8), 0
         self._window_bytes = options.window_bytes or _window_bytes(topology)
         self._ops = itertools.count()
         self._waker, self._wake = socket.socketpair()
@@ -282,22 +292,38 @@ class Engine:
         if self._closing:
             raise self._closed(spec)
         started = time.perf_counter()
-        layout = self._layout(spec)
-        run = layout.table.run[0]
-        run["op"], run["epoch"] = next(self._ops), self._epoch
-        run["source"], run["target"], run["scratch"] = source, target, self._scratch_of(layout.scratch_bytes)
-        run["timeout_ns"] = int(timeout_s * 1e9)
-        run["started"] = 0
-        run["poll_ns"] = run["bytes_sent"] = run["bytes_received"] = run["last_move_bytes"] = 0
+        planned = self._carry_out(spec, source, target, timeout_s)
+        seconds = time.perf_counter() - started
+        self.counters.ops += 1
+        self.counters.num_bytes += spec.num_bytes
+        self.counters.busy_s += seconds
+        if self._watch is not None and self._watch.is_due(spec, planned.plan, seconds):
+            self._look_at_links(self._watch)
+
+    def _carry_out(self, spec: OpSpec, source: int, target: int, timeout_s: float) -> _Planned:
+        """Run an op to its end; the plan that it followed."""
+        planned = self._planned(spec)
+        layout = planned.layout
+        scratch = self._scratch_of(layout.scratch_bytes)
+        layout.set_run(next(self._ops), self._epoch, source, target, scratch, int(timeout_s * 1e9))
         while (status := loop.advance(self._net, layout.table)) != loop.DONE:
             self._react(status, spec, layout.table)
-        counters = self.counters
-        counters.ops += 1
-        counters.num_bytes += spec.num_bytes
-        counters.busy_s += time.perf_counter() - started
-        counters.poll_s += int(run["poll_ns"]) / 1e9
-        counters.bytes_sent += int(run["bytes_sent"])
-        counters.bytes_received += int(run["bytes_received"])
+        poll_ns, sent, received = layout.counters()
+        self.counters.poll_s += poll_ns / 1e9
+        self.counters.bytes_sent += sent
+        self.counters.bytes_received += received
+        return planned
+
+    def _look_at_links(self, watch: Watch) -> None:
+        """Tell each other what was counted, and plan anew if the links have changed; at the same op on all ranks."""
+        told = watch.report()
+        heard = np.empty((self.size, len(told)))
+        gather = OpSpec("all_gather", "uint8", None, None, (told.nbytes,) * self.size)
+        self._carry_out(gather, told.ctypes.data, heard.ctypes.data, self._timeout_s)
+        topology = watch.consider(heard)
+        if topology is not None:
+            self.topology = topology
+            self._tables.clear()
 
     def _closed(self, spec: OpSpec) -> GroupClosed:
         return GroupClosed(f"rank {self.rank}: group {self.name} was closed before {spec} ran", self.rank)
@@ -317,11 +343,11 @@ class Engine:
                 return
         raise explain(status, spec, self.rank, self._mesh.cards, current, self._net, self._farewells)
 
-    def _layout(self, spec: OpSpec) -> table.Layout:
-        layout = self._tables.get(spec)
-        if layout is not None:
+    def _planned(self, spec: OpSpec) -> _Planned:
+        planned = self._tables.get(spec)
+        if planned is not None:
             self._tables.move_to_end(spec)
-            return layout
+            return planned
         in_force = self.plan(spec.collective, spec.num_bytes if spec.collective != "all_to_all" else 0, spec.root)
         options = self._options
         layout = table.build(
@@ -329,16 +355,17 @@ class Engine:
             slice_bytes=options.slice_bytes, window_bytes=self._window_bytes, shared_memory=self._shared.hosts,
         )  # fmt: skip
         layout.table.run["spec"] = _agreed(spec, in_force, options.slice_bytes, self._window_bytes)
-        self._tables[spec] = layout
+        self._tables[spec] = _Planned(in_force, layout)
         if len(self._tables) > TABLES_KEPT:
             self._tables.popitem(last=False)
-        return layout
+        return self._tables[spec]
 
     def _scratch_of(self, num_bytes: int) -> int:
         """Address of at least that much scratch, on a cache line. It grows to what the largest op needed."""
         if len(self._scratch) < num_bytes + 64:
             self._scratch = np.empty(num_bytes + 64, np.uint8)
-        return (self._scratch.ctypes.data + 63) // 64 * 64
+            self._scratch_at = (self._scratch.ctypes.data + 63) // 64 * 64
+        return self._scratch_at
 
 
 def _window_bytes(topology: Topology) -> int:

@@ -44,7 +44,7 @@ def _warm_up() -> float:
         alone = Topology.from_hosts(["alone"])
         layout = table.build(plan(alone, "all_reduce", 4).forest, spec, 0, [0], slice_bytes=1024, window_bytes=1024)
         buffers = np.zeros(2, np.float32)
-        layout.table.run["source"], layout.table.run["target"] = buffers.ctypes.data, buffers.ctypes.data + 4
+        layout.set_run(0, 0, buffers.ctypes.data, buffers.ctypes.data + 4, 0, 10**9)
         buffers[0] = 7.0
         if loop.advance(make_net([], [-1], -1), layout.table) != loop.DONE or buffers[1] != 7.0:
             raise RuntimeError(f"the compiled loop copied {buffers[0]} as {buffers[1]}")

@@ -62,7 +62,7 @@ def share(store: Store, rank: int, hosts: Sequence[int], wanted: bool = True) ->
     """
     near = [other for other, host in enumerate(hosts) if host == hosts[rank]]
     shared = SharedMemory()
-    problem = None if wanted else "it is switched off"
+    problem = None if wanted else f"rank {rank} has it switched off"
     if len(near) > 1:
         problem = problem or _create(shared, store, rank)
         if problem is not None:
@@ -90,7 +90,7 @@ def _problems(store: Store, hosts: Sequence[int]) -> dict[int, str]:
         if hosts.count(host) > 1:
             problem = json.loads(bytes(store.get(f"near/{other}")))
             if problem is not None:
-                problems.setdefault(host, f"rank {other}: {problem}")
+                problems.setdefault(host, problem)
     return problems
 
 
@@ -103,7 +103,7 @@ def _create(shared: SharedMemory, store: Store, rank: int) -> str | None:
         os.pwrite(shared._fd, secret, ARENA_BYTES)
         _keep(shared, rank, shared._fd, writable=True)
     except OSError as error:
-        return f"no arena can be made: {error.strerror or error}"
+        return f"rank {rank}: no arena can be made: {error.strerror or error}"
     store.set(f"arena/{rank}", json.dumps({"pid": os.getpid(), "fd": shared._fd, "secret": secret.hex()}))
     return None
 

@@ -32,6 +32,7 @@ import itertools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -84,16 +85,21 @@ COPY = np.dtype([("source_offset", "i8"), ("target_offset", "i8"), ("num_bytes",
 QUEUE = np.dtype([("base", "i8"), ("head", "i8"), ("tail", "i8"), ("expect", "i8")])
 RUN = np.dtype(
     [
-        ("rank", "i8"), ("op", "i8"), ("spec", "i8"), ("epoch", "i8"),
-        ("dtype", "i8"), ("reduction", "i8"), ("divisor", "i8"), ("item_size", "i8"), ("acc_size", "i8"),
-        ("source", "i8"), ("target", "i8"), ("scratch", "i8"),  # addresses
-        ("started", "i8"),
-        ("to_send", "i8"), ("to_receive", "i8"),  # frames still to go
-        ("timeout_ns", "i8"), ("last_move_ns", "i8"), ("last_move_bytes", "i8"),
-        ("culprit", "i8"), ("errno", "i8"),  # where a status other than OK came from
+        # Set anew for each op, in one go.
+        ("op", "i8"), ("epoch", "i8"), ("source", "i8"), ("target", "i8"), ("scratch", "i8"), ("timeout_ns", "i8"),
+        ("started", "i8"), ("last_move_bytes", "i8"),
         ("poll_ns", "i8"), ("bytes_sent", "i8"), ("bytes_received", "i8"),  # counters
+        # The loop's own.
+        ("to_send", "i8"), ("to_receive", "i8"),  # frames still to go
+        ("last_move_ns", "i8"),
+        ("culprit", "i8"), ("errno", "i8"),  # where a status other than OK came from
+        # Fixed.
+        ("rank", "i8"), ("spec", "i8"),
+        ("dtype", "i8"), ("reduction", "i8"), ("divisor", "i8"), ("item_size", "i8"), ("acc_size", "i8"),
     ]
 )  # fmt: skip
+FIRST_COUNTER = 8
+NUM_SET = 11
 
 
 class Table(NamedTuple):
@@ -123,6 +129,18 @@ class Layout:
 
     table: Table
     scratch_bytes: int
+
+    def set_run(self, *values: int) -> None:
+        """Make the table ready for an op: op, epoch, source, target, scratch, timeout_ns; all else from the start."""
+        self._fields[:NUM_SET] = (*values, 0, 0, 0, 0, 0)
+
+    def counters(self) -> list[int]:
+        """The last op's poll_ns, bytes_sent and bytes_received."""
+        return self._fields[FIRST_COUNTER:NUM_SET].tolist()  # type: ignore[no-any-return]
+
+    @cached_property
+    def _fields(self) -> npt.NDArray[np.int64]:
+        return self.table.run.view(np.int64)  # far quicker to write than a record's fields, one by one
 
 
 def build(
@@ -212,7 +230,8 @@ def build(
     run["divisor"] = forest.size if spec.reduction == "avg" else 1
     run["item_size"], run["acc_size"] = spec.item_size, acc_size
 
-    assert arena_up <= UP_PART + PART_BYTES and arena_down <= (DOWN_PART if up else ONLY_PART) + PART_BYTES
+    assert arena_up <= UP_PART + PART_BYTES
+    assert arena_down <= (DOWN_PART if up else ONLY_PART) + PART_BYTES
     queues = np.zeros(forest.size, QUEUE)
     queues["base"] = np.concatenate(([0], np.cumsum(to_peer)[:-1]))
     most_children = max((tree[3] for tree in trees), default=0)

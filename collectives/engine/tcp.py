@@ -17,6 +17,8 @@ from collectives.errors import RendezvousError
 # power or its link is known dead in about 13 s. Streams have no such limit: the kernel applies TCP_USER_TIMEOUT to a
 # closed window, too, and a peer that does something else for a while and reads nothing is well.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 5, 2, 4
+_SO_MAX_PACING_RATE = 47
+_ACKNOWLEDGED_AT, _BUSY_AT = 120, 168  # in struct tcp_info of linux/tcp.h, which only grows at its end
 USER_TIMEOUT_MS = 1000 * (KEEPALIVE_IDLE_S + KEEPALIVE_INTERVAL_S * KEEPALIVE_PROBES)
 
 
@@ -29,8 +31,11 @@ def listen(addresses: Sequence[str]) -> socket.socket:
     return server
 
 
-def connect(addresses: Sequence[str], port: int, deadline: float) -> socket.socket:
+def connect(addresses: Sequence[str], port: int, deadline: float, source: str | None = None) -> socket.socket:
     """Connect to the first address that answers before `deadline` (time.monotonic, seconds).
+
+    Args:
+        source: address of this machine to connect from; None leaves that to the kernel.
 
     Raises:
         RendezvousError: none did; says what each said.
@@ -47,7 +52,7 @@ def connect(addresses: Sequence[str], port: int, deadline: float) -> socket.sock
             try:
                 # Several addresses share the time, so that a dead first one doesn't use it up.
                 each_s = min(left_s, 5.0) if len(addresses) > 1 else left_s
-                return socket.create_connection((address, port), timeout=each_s)
+                return socket.create_connection((address, port), each_s, (source, 0) if source else None)
             except OSError as error:
                 said[address] = error.strerror or str(error)
         if time.monotonic() + pause_s >= deadline:
@@ -77,26 +82,29 @@ def tune_within_machine(connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
 
 
-def own_addresses(interface: str | None, towards: str | None) -> list[str]:
-    """IPv4 addresses of this machine at which peers may find this rank, best first.
-
-    Args:
-        interface: take this network interface's address and no other.
-        towards: host name or address of the rendezvous store; the address that reaches it comes first.
+def interface_addresses(interfaces: str | None) -> list[str]:
+    """The IPv4 address of each named interface; `interfaces` is a name, or several with commas between. [] for None.
 
     Raises:
         RendezvousError: no such interface, or it has no IPv4 address.
     """
-    table = {
-        name: [entry.address for entry in entries if entry.family == socket.AF_INET]
-        for name, entries in psutil.net_if_addrs().items()
-    }
-    if interface is not None:
-        if not table.get(interface):
-            have = ", ".join(sorted(name for name in table if table[name]))
-            raise RendezvousError(f"interface {interface!r} is not here or has no IPv4 address; there are: {have}")
-        return table[interface]
-    stats = psutil.net_if_stats()
+    table = _addresses_by_interface()
+    found = []
+    for name in [word.strip() for word in interfaces.split(",")] if interfaces else []:
+        if not table.get(name):
+            have = ", ".join(sorted(each for each in table if table[each]))
+            raise RendezvousError(f"interface {name!r} is not here or has no IPv4 address; there are: {have}")
+        found.append(table[name][0])
+    return found
+
+
+def own_addresses(towards: str | None) -> list[str]:
+    """IPv4 addresses of this machine at which peers may find this rank, best first.
+
+    Args:
+        towards: host name or address of the rendezvous store; the address that reaches it comes first.
+    """
+    table, stats = _addresses_by_interface(), psutil.net_if_stats()
     up = [name for name in sorted(table) if name in stats and stats[name].isup]
     addresses = [address for name in up for address in table[name] if not address.startswith("127.")]
     reaching = _address_towards(towards) if towards else None
@@ -104,6 +112,13 @@ def own_addresses(interface: str | None, towards: str | None) -> list[str]:
         addresses.remove(reaching)
         addresses.insert(0, reaching)
     return [*addresses, "127.0.0.1"]
+
+
+def _addresses_by_interface() -> dict[str, list[str]]:
+    return {
+        name: [entry.address for entry in entries if entry.family == socket.AF_INET]
+        for name, entries in psutil.net_if_addrs().items()
+    }
 
 
 def _address_towards(host: str) -> str | None:
@@ -121,6 +136,30 @@ def machine_identity() -> str:
     with open("/proc/sys/kernel/random/boot_id") as file:
         boot_id = file.read().strip()
     return f"{boot_id}/{os.stat('/proc/self/ns/net').st_ino}"
+
+
+def pace(connection: socket.socket, bytes_per_s: float) -> None:
+    """Have the kernel let no more than `bytes_per_s` bytes per second out of this connection. Needs no privilege."""
+    connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, struct.pack("@Q", int(bytes_per_s)))
+
+
+def sent_so_far(connection: socket.socket) -> tuple[int, float]:
+    """What the kernel counts for a connection since it was made.
+
+    Returns:
+        Bytes that the peer has acknowledged, and seconds during which some were under way, without those in which the
+        peer's program left no room for more (tcpi_bytes_acked, tcpi_busy_time - tcpi_rwnd_limited; Linux 4.10).
+    """
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BUSY_AT + 16)
+    (acknowledged,) = struct.unpack_from("=Q", info, _ACKNOWLEDGED_AT)
+    busy_us, held_up_us = struct.unpack_from("=QQ", info, _BUSY_AT)
+    return acknowledged, max(0, busy_us - held_up_us) / 1e6
+
+
+def most_bytes_under_way() -> int:
+    """How many bytes one connection may have under way: the limit to which the kernel lets a send buffer grow."""
+    with open("/proc/sys/net/ipv4/tcp_wmem") as file:
+        return int(file.read().split()[2])
 
 
 def send_frame(connection: socket.socket, payload: bytes) -> None:

@@ -8,10 +8,14 @@ from itertools import permutations
 import pytest
 
 from collectives.algorithms import ALGORITHMS, candidates
+from collectives.algorithms.binary import binary
+from collectives.algorithms.direct import direct
+from collectives.algorithms.heads import FEW_HEADS
 from collectives.algorithms.hierarchical import hierarchical, hierarchical_ring, levelled
 from collectives.algorithms.ring import host_order, ring
 from collectives.algorithms.shallow import shallow
-from collectives.cost import load
+from collectives.algorithms.spanning import spanning
+from collectives.cost import Passage
 from collectives.engine.op import Collective
 from collectives.forest import Forest, Tree, verify
 from collectives.specification import SPECIFICATIONS
@@ -59,10 +63,16 @@ def test_one_rank_gets_at_most_a_tree_without_edges(algorithm: object) -> None:
         assert all(tree == Tree(0, ()) for tree in trees)
 
 
+def named(topology: Topology, tree: Tree) -> dict[str, int]:
+    """How often a tree of a reduce-scatter crosses links, by name."""
+    column = Passage(topology, "reduce_scatter", [tree]).loads.toarray()[:, 0]
+    return {link.name: int(times) for link, times in zip(topology.links, column, strict=True) if times}
+
+
 def test_hierarchical_crosses_each_hosts_links_once() -> None:
     topology = Topology.from_hosts("aaabbbcc")
     for tree in hierarchical(topology, "reduce_scatter"):
-        crossed = {topology.links[link].name: times for link, times in load(topology, "reduce_scatter", tree).items()}
+        crossed = named(topology, tree)
         ups = {name: times for name, times in crossed.items() if name.startswith("up")}
         home = topology.host_of(tree.root).name
         assert ups == {f"up of {name}": 1 for name in "abc" if name != home}
@@ -85,7 +95,7 @@ def test_hierarchical_crosses_a_sites_uplink_once() -> None:
     sites = (Site("s", ("a", "b", "c"), 1e6, 1e6), Site("t", ("d", "e"), 1e6, 1e6))
     topology = Topology(hosts, sites)
     for tree in hierarchical(topology, "reduce_scatter"):
-        crossed = {topology.links[link].name: times for link, times in load(topology, "reduce_scatter", tree).items()}
+        crossed = named(topology, tree)
         home = topology.site_of(tree.root)
         ups = {name: times for name, times in crossed.items() if name.startswith("up of site")}
         assert ups == {f"up of site {site.name}": 1 for site in sites if site != home}
@@ -98,6 +108,25 @@ def test_hierarchical_ring_is_a_path_over_hosts() -> None:
 
 def test_levelled_star() -> None:
     assert levelled(Topology.from_hosts("aabb"), root=1, turn=0) == Tree(1, ((0, 1), (3, 2), (2, 1)))
+
+
+@pytest.mark.parametrize("names", ["abcd", "abcdefg", "aabbbcdee", "abcdefghijklmnop"])
+def test_binary_makes_a_host_an_inner_node_once_at_most(names: str) -> None:
+    topology = Topology.from_hosts(names)
+    first, second = binary(topology, "all_reduce")
+    inner = [{topology.host_index(parent) for child, parent in tree.edges
+              if topology.host_index(child) != topology.host_index(parent)} for tree in (first, second)]  # fmt: skip
+    assert not inner[0] & inner[1]
+    assert max(first.depth, second.depth) <= len(names).bit_length() + 1
+    assert all(tree.root == 3 for tree in binary(topology, "broadcast", 3))
+    assert binary(topology, "all_gather") == []
+
+
+def test_large_groups_have_few_trees() -> None:
+    topology = Topology(tuple(Host(f"h{rank}", (rank,)) for rank in range(600)))
+    for name, trees in candidates(topology, "all_reduce").items():
+        assert len(trees) <= FEW_HEADS, name
+    verify(Forest("all_reduce", 600, None, tuple(direct(topology, "all_reduce")), (1 / FEW_HEADS,) * FEW_HEADS))
 
 
 def test_shallow_takes_the_host_with_the_best_links() -> None:
@@ -143,3 +172,23 @@ def test_no_cycle_no_ring() -> None:
     apart = {(a, b): 0.0 for a in range(4) for b in range(4) if abs(a - b) > 1}
     assert ring(with_pairs(4, apart), "all_reduce") == []
     assert "ring" not in candidates(with_pairs(4, apart), "all_reduce")
+
+
+def test_spanning_tree_of_a_chain_starts_in_its_middle() -> None:
+    apart = {(a, b): 0.0 for a in range(5) for b in range(5) if abs(a - b) > 1}
+    (tree,) = spanning(with_pairs(5, apart), "all_reduce")
+    assert (tree.root, tree.depth) == (2, 2)
+    assert sorted(map(sorted, tree.edges)) == [[0, 1], [1, 2], [2, 3], [3, 4]]
+    assert spanning(with_pairs(5, apart), "broadcast", 0) == [Tree.path(range(5))]
+    assert [tree.root for tree in spanning(with_pairs(5, apart), "all_gather")] == [0, 1, 2, 3, 4]
+
+
+def test_spanning_tree_takes_the_widest_ways() -> None:
+    rates = {(0, 1): 9.0, (0, 2): 1.0, (0, 3): 2.0, (1, 2): 8.0, (1, 3): 3.0, (2, 3): 7.0}
+    both = {**rates, **{(b, a): rate for (a, b), rate in rates.items()}}
+    (tree,) = spanning(with_pairs(4, both), "all_reduce")
+    assert sorted(map(sorted, tree.edges)) == [[0, 1], [1, 2], [2, 3]]
+
+
+def test_no_pairs_no_spanning_tree() -> None:
+    assert spanning(Topology.from_hosts("abc"), "all_reduce") == []

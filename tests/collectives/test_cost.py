@@ -8,7 +8,7 @@ import random
 import pytest
 
 from collectives.algorithms import candidates
-from collectives.cost import MESSAGE_S, bound_s, cost, latency_s, load
+from collectives.cost import MESSAGE_S, SLICE_BYTES, Passage, bound_s, cost
 from collectives.engine.op import Collective
 from collectives.forest import Forest, Tree
 from collectives.specification import SPECIFICATIONS
@@ -20,7 +20,12 @@ def switched(*rates: float) -> Topology:
 
 
 def named(topology: Topology, collective: Collective, tree: Tree) -> dict[str, int]:
-    return {topology.links[link].name: times for link, times in load(topology, collective, tree).items()}
+    column = Passage(topology, collective, [tree]).loads.toarray()[:, 0]
+    return {link.name: int(times) for link, times in zip(topology.links, column, strict=True) if times}
+
+
+def latency_s(topology: Topology, collective: Collective, tree: Tree) -> float:
+    return float(Passage(topology, collective, [tree]).latencies_s[0])
 
 
 def test_load_by_hand() -> None:
@@ -37,7 +42,7 @@ def test_latency_is_the_longest_way_there_and_back() -> None:
     tree = Tree(0, ((1, 0), (2, 0), (3, 2)))
     assert latency_s(topology, "broadcast", tree) == pytest.approx(2 * DEFAULT_LATENCY_S)
     assert latency_s(topology, "all_reduce", tree) == pytest.approx(4 * DEFAULT_LATENCY_S)
-    assert latency_s(topology, "reduce", Tree(0, ((1, 0),))) == pytest.approx(MEMORY_LATENCY_S)
+    assert latency_s(topology, "reduce", Tree(0, ((1, 0),))) == pytest.approx(2 * MEMORY_LATENCY_S)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +70,9 @@ def test_direct_on_equal_links(collective: Collective, seconds: float) -> None:
 def test_fixed_seconds_are_latency_and_messages() -> None:
     topology = switched(1e8, 1e8, 1e8)
     star = Forest("all_reduce", 3, None, (Tree.star(0, range(3)),), (1.0,))
-    assert cost(topology, star).seconds(0) == pytest.approx(2 * DEFAULT_LATENCY_S + 4 * MESSAGE_S)
+    assert cost(topology, star).seconds(0) == pytest.approx(2 * DEFAULT_LATENCY_S + 6 * MESSAGE_S)
     stars = Forest("all_reduce", 3, None, tuple(Tree.star(root, range(3)) for root in range(3)), (1 / 3,) * 3)
-    assert cost(topology, stars).seconds(0) == pytest.approx(2 * DEFAULT_LATENCY_S + 8 * MESSAGE_S)
+    assert cost(topology, stars).seconds(0) == pytest.approx(2 * DEFAULT_LATENCY_S + 10 * MESSAGE_S)
 
 
 def test_trees_without_share_count_nowhere() -> None:
@@ -78,9 +83,41 @@ def test_trees_without_share_count_nowhere() -> None:
 
 
 def test_a_link_without_capacity_takes_forever() -> None:
-    topology = Topology((Host("a", (0,)), Host("b", (1,))), pairs=(Pair("a", "b", 0.0),))
-    forest = Forest("broadcast", 2, 0, (Tree(0, ((1, 0),)),), (1.0,))
+    topology = Topology(tuple(Host(name, (rank,)) for rank, name in enumerate("abc")), pairs=(Pair("a", "b", 0.0),))
+    forest = Forest("broadcast", 3, 0, (Tree.star(0, range(3)),), (1.0,))
     assert cost(topology, forest).seconds(1) == math.inf
+
+
+def test_a_short_message_waits_at_every_hop() -> None:
+    """A path of three hops carries one slice up and down again, one hop after the other."""
+    topology = switched(1e8, 1e8, 1e8, 1e8)
+    path = Forest("all_reduce", 4, None, (Tree.path(range(4)),), (1.0,))
+    taken = cost(topology, path)
+    expected = 6 * (DEFAULT_LATENCY_S + 1000 / 1e8) + 10 * MESSAGE_S
+    assert taken.seconds(1000) == pytest.approx(expected)
+
+
+def test_a_long_message_fills_the_path_with_slices() -> None:
+    """All links are busy for the whole message; one waits for a slice to come up and go down again past it."""
+    topology = switched(1e8, 1e8, 1e8)
+    path = Forest("broadcast", 3, 0, (Tree.path(range(3)),), (1.0,))
+    taken, hop_s = cost(topology, path), SLICE_BYTES / 1e8
+    assert taken.seconds(10**8) == pytest.approx(1 + hop_s + DEFAULT_LATENCY_S * 2 + 4 * MESSAGE_S, rel=1e-3)
+
+
+def test_direct_on_equal_hosts_never_waits() -> None:
+    topology = switched(1e8, 1e8, 1e8, 1e8)
+    stars = tuple(candidates(topology, "all_reduce")["direct"])
+    taken = cost(topology, Forest("all_reduce", 4, None, stars, (0.25,) * 4))
+    assert taken.seconds(10**8) == pytest.approx(1.5, rel=0.001)
+
+
+def test_a_slow_host_waits_for_the_first_result() -> None:
+    """Three connections share its way up: the first slices take three times as long, and nothing comes back before."""
+    topology = switched(1e9, 1e9, 1e9, 1e7)
+    stars = tuple(Tree.star(root, range(4)) for root in range(3))
+    taken = cost(topology, Forest("all_reduce", 4, None, stars, (1 / 3,) * 3))
+    assert taken.seconds(10**8) - 10 == pytest.approx(3 * SLICE_BYTES / 1e7, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from collectives.__main__ import main, num_bytes
+from collectives.__main__ import main
 from collectives.errors import UsageError
 from collectives.forest import Forest, verify
+from collectives.sizes import num_bytes
 from collectives.topology import Host, Topology
 
 
@@ -40,6 +41,33 @@ def test_explain_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "--hosts", "3", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["algorithm"], summary["num_bytes"], summary["ranks"]) == ("direct", 25_000_000, 3)
+
+
+def test_explain_simulates(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "--hosts", "3", "--simulate"]) == 0
+    printed = capsys.readouterr().out
+    for part in ("simulated\n", "each followed", "predicted   1.0", "% busy up of host0", "folds in canonical order"):
+        assert part in printed
+
+
+def test_a_printed_plan_is_explained_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "plan.txt"
+    assert main(["explain", "--hosts", "3", "--ranks-per-host", "2", "--collective", "reduce", "--text"]) == 0
+    path.write_text(capsys.readouterr().out)
+    assert main(["explain", "--hosts", "3", "--ranks-per-host", "2", "--collective", "reduce"]) == 0
+    explained = capsys.readouterr().out
+    assert main(["explain", "--plan", str(path)]) == 0
+    assert capsys.readouterr().out == explained
+
+
+def test_a_broken_plan_is_pointed_at_with_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "plan.txt"
+    assert main(["explain", "--hosts", "3", "--text"]) == 0
+    path.write_text(capsys.readouterr().out.replace("1>0", "1>1"))
+    assert main(["explain", "--plan", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert f"{path}: all_reduce of 3 ranks, tree 0: rank 1 is on a cycle" in said
+    assert "^^^" in said
 
 
 @pytest.mark.parametrize(

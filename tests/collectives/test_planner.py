@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from collectives.algorithms import candidates
-from collectives.cost import cost, load
+from collectives.cost import Passage, cost
 from collectives.engine.op import Collective
 from collectives.errors import PlanError
 from collectives.forest import Forest, Tree, verify
-from collectives.planner import LARGEST_CLASS, SMALLEST_CLASS, plan, size_class
+from collectives.planner import LARGEST_CLASS, SMALLEST_CLASS, Plan, plan, size_class
+from collectives.shares import cheapest_arborescence
 from collectives.specification import SPECIFICATIONS
 from collectives.topology import Host, Pair, Site, Topology
 
@@ -64,12 +66,13 @@ def test_equal_hosts_get_the_direct_forest_with_equal_shares(size: int) -> None:
 def test_three_fast_hosts_and_a_slow_one_reach_the_optimum() -> None:
     made = plan(switched(125e6, 125e6, 125e6, 12.5e6), "all_reduce", LARGE)
     assert made.bound_s == pytest.approx(LARGE / 12.5e6)
-    assert made.predicted_s == pytest.approx(made.bound_s, rel=0.002)
+    assert LARGE * cost(made.topology, made.forest).s_per_byte == pytest.approx(made.bound_s, rel=0.001)
+    assert made.predicted_s == pytest.approx(made.bound_s, rel=0.015)
     assert made.algorithm == "direct, planned shares"
     assert made.forest.shares == pytest.approx((1 / 3,) * 3, abs=1e-5)
     assert {tree.root for tree in made.forest.trees} == {0, 1, 2}
     assert made.bottleneck in ("up of h3", "down of h3")
-    assert dict(made.options)["ring"] > 1.49 * made.predicted_s
+    assert dict(made.options)["ring"] > 1.48 * made.predicted_s
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -105,14 +108,14 @@ def test_sites_send_one_copy_over_the_trunk() -> None:
 def best_on_grid(topology: Topology, trees: list[Tree], steps: int) -> float:
     """Seconds per byte of the best shares that are multiples of 1/steps, by trying all."""
     capacity = [link.bytes_per_s for link in topology.links]
-    loads = [load(topology, "all_reduce", tree) for tree in trees]
+    loads = Passage(topology, "all_reduce", trees).loads.toarray().T
     best = float("inf")
     for cuts in itertools.combinations(range(steps + len(trees) - 1), len(trees) - 1):
         edges = [-1, *cuts, steps + len(trees) - 1]
         parts = [edges[i + 1] - edges[i] - 1 for i in range(len(trees))]
         busy = [0.0] * len(capacity)
         for part, crossed in zip(parts, loads, strict=True):
-            for link, times in crossed.items():
+            for link, times in enumerate(crossed):
                 busy[link] += part / steps * times / capacity[link]
         best = min(best, max(busy))
     return best
@@ -235,9 +238,159 @@ def test_planned_shares_leave_out_trees_that_a_dead_pair_cuts() -> None:
 
 
 def test_hosts_that_cannot_be_joined_are_refused() -> None:
-    apart = pairs_between(3, 0.0, lambda a, b: 2 in (a, b))
-    with pytest.raises(PlanError, match="no algorithm joins them without crossing h0 to h2"):
-        plan(Topology(switched(1e8, 1e8, 1e8).hosts, pairs=apart), "all_reduce", LARGE)
+    """Every host can be reached, but only one way round, and an all-reduce goes there and back."""
+    apart = pairs_between(3, 0.0, lambda a, b: (b - a) % 3 == 1)
+    one_way = Topology(switched(1e8, 1e8, 1e8).hosts, pairs=apart)
+    with pytest.raises(PlanError, match="no algorithm joins them without crossing h0 to h1, h1 to h2, h2 to h0"):
+        plan(one_way, "all_reduce", LARGE)
+    assert plan(one_way, "broadcast", LARGE, 0).forest.trees == (Tree.path([0, 2, 1]),)
+
+
+def sites(groups: list[int], trunk: float, rates: list[float] | None = None) -> Topology:
+    hosts = switched(*(rates or [125e6] * sum(groups))).hosts
+    names = iter(host.name for host in hosts)
+    return Topology(hosts, tuple(
+        Site(f"s{i}", tuple(itertools.islice(names, count)), trunk, trunk) for i, count in enumerate(groups)
+    ))  # fmt: skip
+
+
+def several(counts: list[int], **links: float) -> Topology:
+    names = itertools.chain.from_iterable([f"h{i}"] * count for i, count in enumerate(counts))
+    return Topology(tuple(Host(host.name, host.ranks, **links) for host in Topology.from_hosts([*names]).hosts))
+
+
+def uneven(*rates: tuple[float, float]) -> Topology:
+    return Topology(tuple(Host(f"h{rank}", (rank,), up, down) for rank, (up, down) in enumerate(rates)))
+
+
+def chain(size: int) -> Topology:
+    return Topology(switched(*[125e6] * size).hosts, pairs=pairs_between(size, 0.0, lambda a, b: abs(a - b) > 1))
+
+
+def grid(side: int) -> Topology:
+    def apart(a: int, b: int) -> bool:
+        return abs(a // side - b // side) + abs(a % side - b % side) > 1
+
+    return Topology(switched(*[125e6] * side**2).hosts, pairs=pairs_between(side**2, 0.0, apart))
+
+
+def scattered(size: int, seed: int) -> Topology:
+    rng = random.Random(seed)
+    rates = {(a, b): rng.uniform(5e6, 125e6) for a in range(size) for b in range(size) if a != b}
+    hosts = switched(*[125e6] * size).hosts
+    return Topology(hosts, pairs=tuple(Pair(f"h{a}", f"h{b}", rate) for (a, b), rate in rates.items()))
+
+
+FAST, SLOW = (125e6, 125e6), (12.5e6, 12.5e6)
+HARD = {
+    "two sites": sites([3, 3], 31e6),
+    "two unequal sites": sites([4, 2], 31e6, [125e6, 60e6, 12e6, 125e6, 60e6, 125e6]),
+    "three sites": sites([2, 3, 2], 31e6),
+    "fast up, slow down": uneven(FAST, FAST, FAST, (125e6, 12.5e6)),
+    "slow up, fast down": uneven(FAST, FAST, FAST, (12.5e6, 125e6)),
+    "all uneven": uneven((125e6, 60e6), (60e6, 125e6), (30e6, 125e6), (125e6, 30e6)),
+    "five mixed": switched(125e6, 62e6, 62e6, 31e6, 12.5e6),
+    "one slow of many": uneven(*[FAST] * 11, SLOW),
+    "four by two": several([2, 2, 2, 2]),
+    "four, two, one": several([4, 2, 1]),
+    "slow memory": several([4, 4], memory_bytes_per_s=60e6),
+    "slow pair": Topology(
+        switched(*[125e6] * 4).hosts, pairs=pairs_between(4, 5e6, lambda a, b: {a, b} == {0, 1})
+    ),
+    "chain": chain(5),
+    "grid": grid(3),
+    "scattered": scattered(6, 5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("collective", ["all_reduce", "reduce", "broadcast", "reduce_scatter", "all_gather"])
+@pytest.mark.parametrize("name", HARD)
+def test_hard_topologies_reach_their_bound(name: str, collective: Collective) -> None:
+    made = plan(HARD[name], collective, 4**13, root_for(collective))
+    assert made.bound_s is not None
+    assert 4**13 * cost(made.topology, made.forest).s_per_byte <= 1.02 * made.bound_s
+    assert made.predicted_s >= made.bound_s * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_bound_by_prices_is_below_every_forest(seed: int) -> None:
+    """Of all the forests with two of a triangle's three paths, and so of all forests, there is none that is faster."""
+    topology = scattered(3, seed)
+    made = plan(topology, "all_reduce", 4**13)
+    paths = [Tree.path(order) for order in ([0, 1, 2], [1, 0, 2], [0, 2, 1])]
+    least = best_on_grid(topology, paths, steps=60)
+    assert made.bound_s is not None
+    assert made.bound_s <= 4**13 * least * (1 + 1e-9)
+    assert 4**13 * cost(topology, made.forest).s_per_byte <= 1.01 * made.bound_s
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_cheapest_arborescence_is_the_cheapest_of_all(seed: int) -> None:
+    rng = random.Random(seed)
+    size = 2 + seed % 4
+    weights = np.array([[rng.choice([1.0, 2.0, 5.0, rng.random()]) for _ in range(size)] for _ in range(size)])
+    np.fill_diagonal(weights, np.inf)
+    root = rng.randrange(size)
+    others = [node for node in range(size) if node != root]
+
+    def leads_home(parents: dict[int, int]) -> bool:
+        for node in others:
+            for _ in range(size):
+                node = parents.get(node, root)
+            if node != root:
+                return False
+        return True
+
+    choices = itertools.product(range(size), repeat=len(others))
+    every = [dict(zip(others, chosen, strict=True)) for chosen in choices]
+    best = min(sum(weights[a, b] for a, b in parents.items()) for parents in every if leads_home(parents))
+    found = cheapest_arborescence(weights, root)
+    assert leads_home(found)
+    assert sum(weights[a, b] for a, b in found.items()) == pytest.approx(best)
+
+
+def test_all_to_all_has_no_other_forest() -> None:
+    made = plan(HARD["slow pair"], "all_to_all", 4**13)
+    assert made.bound_s == pytest.approx(4**13 / 4 / 5e6)
+    with pytest.raises(PlanError, match="all_to_all of 5 ranks: no algorithm joins them without crossing h0 to h2"):
+        plan(HARD["chain"], "all_to_all", 4**13)
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_plans_read_back(name: str) -> None:
+    for collective in SPECIFICATIONS:
+        if collective == "all_to_all" and name in ("chain", "grid"):
+            continue
+        made = plan(HARD[name], collective, LARGE, root_for(collective))
+        assert Plan.parse(made.to_text()) == made
+        assert Plan.parse(made.to_text()).fingerprint() == made.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said", "marked"),
+    [
+        ("num_bytes 25000000", "num_bytes many", "plan, line 2: num_bytes is 'many'", "many"),
+        ("algorithm direct", "algorithms direct", "plan, line 3: got 'algorithms'; wanted each of", "algorithms"),
+        ("bottleneck up of h0\n", "", "plan: the line 'bottleneck' is missing", ""),
+        ("1>0", "1=0", "forest, line 23: got '1=0', wanted child>parent", "1=0"),
+        ("1>0", "0>1", "tree 0: rank 0 is the root but has a parent, 1", "0>1"),
+        ("1>0 2>0", "1>0", "tree 0: rank 2 is missing", "0"),
+        ("all_reduce of 3 ranks", "allreduce of 3 ranks", "forest, line 22: wanted 'C of", "allreduce of 3 ranks"),
+        ("forest\n", "tree\n", "plan: the part 'forest' is missing", ""),
+        ("plan\n", "plans\n", "plan, line 1: wanted the line 'plan' first", "plans"),
+        ("\"up_bytes_per_s\": 125000000.0", "\"up_bytes_per_s\": -1", "hosts[0].up_bytes_per_s: got -1", ""),
+        ("{\"name\": \"h0\"", "{name: \"h0\"", "plan, line 15, column 6: not JSON", ""),
+    ],
+)  # fmt: skip
+def test_a_plan_that_does_not_read_is_pointed_at(old: str, new: str, said: str, marked: str) -> None:
+    text = plan(switched(125e6, 125e6, 125e6), "all_reduce", LARGE).to_text()
+    assert old in text
+    with pytest.raises(PlanError) as caught:
+        Plan.parse(text.replace(old, new, 1))
+    assert said in str(caught.value)
+    if marked:
+        _, line, arrow = str(caught.value).split("\n")
+        assert line[arrow.index("^") : arrow.rindex("^") + 1] == marked
 
 
 @pytest.mark.parametrize(
@@ -254,3 +407,11 @@ def test_64_ranks_are_planned_within_a_second(collective: Collective) -> None:
     start = time.process_time()
     plan(topology, collective, LARGE, root_for(collective))
     assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize("collective", SPECIFICATIONS)
+def test_256_hosts_are_planned_within_five_seconds(collective: Collective) -> None:
+    topology = Topology(tuple(Host(f"h{rank}", (rank,), 1e8 + rank, 1e8 - rank) for rank in range(256)))
+    start = time.process_time()
+    plan(topology, collective, LARGE, root_for(collective))
+    assert time.process_time() - start < 5

@@ -137,3 +137,23 @@ def test_broken_json_is_refused_with_line_and_column() -> None:
 def test_pair_given_twice_is_refused() -> None:
     with pytest.raises(PlanError, match=r"pairs\[1\]: 'a' to 'b' is given twice"):
         Topology((Host("a", (0,)), Host("b", (1,))), pairs=(Pair("a", "b", 1.0), Pair("a", "b", 2.0)))
+
+
+@pytest.mark.parametrize(
+    ("dead", "said"),
+    [
+        ([("a", "c"), ("b", "c"), ("c", "a"), ("c", "b")], "no way leads from host 'a' to host 'c'"),
+        ([("a", "c"), ("b", "c")], "no way leads from host 'a' to host 'c'"),
+        ([("c", "a"), ("c", "b")], "no way leads from host 'c' to host 'a'"),
+    ],
+)
+def test_hosts_that_cannot_be_reached_are_refused(dead: list[tuple[str, str]], said: str) -> None:
+    with pytest.raises(PlanError, match=said):
+        Topology(
+            tuple(Host(name, (rank,)) for rank, name in enumerate("abc")), pairs=tuple(Pair(a, b, 0.0) for a, b in dead)
+        )
+
+
+def test_a_way_through_others_is_enough() -> None:
+    hosts = tuple(Host(name, (rank,)) for rank, name in enumerate("abc"))
+    Topology(hosts, pairs=(Pair("a", "c", 0.0), Pair("c", "a", 0.0)))

@@ -182,7 +182,7 @@ def test_a_header_that_cannot_be_is_refused_and_shown(change: dict[str, int]) ->
     """Rank 0 speaks the protocol wrongly after a rightful handshake: rank 1 must not write a byte where it says."""
     with engines(["farm-a", "farm-b"]) as group:
         spec = OpSpec("all_reduce", "float32", "sum", None, (100,))
-        layout = group[0]._layout(spec)
+        layout = group[0]._planned(spec).layout
         header = np.zeros(1, HEADER)
         header["spec"] = layout.table.run[0]["spec"]
         header["length"] = 400
@@ -290,7 +290,7 @@ def test_handshake_frames_are_bounded() -> None:
 
 def test_an_interface_that_is_not_here_is_named_with_those_that_are() -> None:
     with pytest.raises(RendezvousError, match=r"interface 'eth9' is not here.*there are: .*lo"):
-        tcp.own_addresses("eth9", None)
+        tcp.interface_addresses("eth9")
 
 
 def test_a_port_where_nobody_listens() -> None:

@@ -73,7 +73,7 @@ def test_a_cut_cable_is_noticed_on_both_sides_in_seconds(cable: tuple[str, str],
     try:
         for process in ranks:
             assert process.stdout is not None
-            assert process.stdout.readline() == "op\n"
+            assert process.stdout.readline() == "op\n" or pytest.fail(process.communicate()[1])
         ip("-n", cable[1], "link", "set", "eth0", "down")
         cut_at = time.monotonic()
         errors = [process.communicate(timeout=60)[1] for process in ranks]
