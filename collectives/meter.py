@@ -52,6 +52,21 @@ class Meter:
         with self._lock:
             self._busy.leave(perf_counter())
 
+    def call_started(self, num_bytes: int) -> None:
+        """An op that its caller waits for."""
+        with self._lock:
+            self._ops += 1
+            self._bytes += num_bytes
+            now = perf_counter()
+            self._busy.enter(now)
+            self._blocked.enter(now)
+
+    def call_ended(self) -> None:
+        with self._lock:
+            now = perf_counter()
+            self._busy.leave(now)
+            self._blocked.leave(now)
+
     def caller_blocked(self) -> None:
         with self._lock:
             self._blocked.enter(perf_counter())

@@ -14,9 +14,8 @@ send, recv and monitored_barrier go to an inner Gloo group that connects two ran
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -218,8 +217,11 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
                     raise
             return work
         for call in calls:
-            with _metered(call):
+            METER.call_started(call.num_bytes)
+            try:
                 self._carrier.run(call, timeout_s)
+            finally:
+                METER.call_ended()
             if call.finish is not None:
                 call.finish()
         return finished([output for call in calls for output in call.outputs])
@@ -342,17 +344,6 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     def _get_sequence_number_for_group(self) -> int:
         return self._ops
-
-
-@contextlib.contextmanager
-def _metered(call: Call) -> Iterator[None]:
-    METER.op_started(call.num_bytes)
-    METER.caller_blocked()
-    try:
-        yield
-    finally:
-        METER.caller_resumed()
-        METER.op_ended()
 
 
 def _options(kind: Any, opts: Any, named: dict[str, Any]) -> Any:

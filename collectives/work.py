@@ -26,6 +26,9 @@ from collectives.meter import METER
 from collectives.staging import from_host
 from collectives.tensors import Call
 
+_ALWAYS = threading.Event()
+_ALWAYS.set()
+
 
 class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
     """One or more calls that finish together.
@@ -38,17 +41,20 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
 
     def __init__(self, calls: list[Call], group: str, helpers: ThreadPoolExecutor | None = None) -> None:
         super().__init__()
-        self._name = f"{', '.join(str(call.spec) for call in calls[:3])}{' ...' if len(calls) > 3 else ''} in {group}"
+        self._calls, self._group = calls, group
         self._outputs = [output for call in calls for output in call.outputs]
         self._helpers = helpers
         self._left = len(calls)
         self._error: BaseException | None = None
-        self._settled = threading.Event()
+        self._settled = threading.Event() if calls else _ALWAYS
         self._lock = threading.Lock()
         self._now: torch.futures.Future[None] | None = None
         self._future: torch.futures.Future[list[Tensor]] | None = None
-        if not calls:
-            self._settled.set()
+
+    @property
+    def _name(self) -> str:
+        named = ", ".join(str(call.spec) for call in self._calls[:3])
+        return f"{named}{' ...' if len(self._calls) > 3 else ''} in {self._group}"
 
     def part_done(self, call: Call, error: BaseException | None) -> None:
         """One of the calls has ended, with `error` if it failed; called from the carrier's thread."""
