@@ -116,8 +116,7 @@ class Plan:
     @cached_property
     def canonical(self) -> bool:
         """Whether every tree folds in the canonical order, so that the bits of a sum do not depend on the shares."""
-        topology = self.topology
-        return is_canonical(self.forest, [topology.host_index(rank) for rank in range(topology.size)])
+        return is_canonical(self.forest, self.topology.homes)
 
     def summary(self) -> dict[str, Any]:
         """For JSON: the same in short."""

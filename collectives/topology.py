@@ -148,6 +148,12 @@ class Topology:
     def host_of(self, rank: int) -> Host:
         return self.hosts[self._host_indices[rank]]
 
+    @cached_property
+    def homes(self) -> tuple[tuple[int, int], ...]:
+        """For each rank the position of its site in `site_groups` and of its host in `hosts`."""
+        group_of = {host: group for group, members in enumerate(self.site_groups) for host in members}
+        return tuple((group_of[host], host) for host in self._host_indices)
+
     def site_of(self, host_index: int) -> Site | None:
         """The site of the host at that position in `hosts`."""
         site = self._site_indices[host_index]

@@ -48,10 +48,10 @@ BOOL_REDUCTION_CODE = {"sum": BOR, "max": BOR, "bor": BOR, "product": BAND, "min
 FLOAT32, FLOAT64, BFLOAT16, FLOAT16, INT8, UINT8, INT16, INT32, INT64 = range(9)
 
 # Operands of a fold step other than a child's index.
-OWN, ACC, TMP, DST = -1, -2, -3, -4
+OWN, ACC, TMP, DST, TMP2 = -1, -2, -3, -4, -5
 
-CHUNK = 2048  # elements; four float32 buffers of it are 32 KiB
-WORK_BYTES = 4 * CHUNK * 8
+CHUNK = 2048  # elements; the buffers that a fold of float32 touches are 32 KiB at most
+WORK_BYTES = 5 * CHUNK * 8
 
 
 @jit
@@ -263,7 +263,8 @@ def _fold(arguments: int) -> None:
     acc_size = 4 if is_half else item_size
     buffer_bytes = CHUNK * 8
     acc = f[F_WORK]
-    tmp, left, right = acc + buffer_bytes, acc + 2 * buffer_bytes, acc + 3 * buffer_bytes
+    tmp, tmp2 = acc + buffer_bytes, acc + 2 * buffer_bytes
+    left, right = acc + 3 * buffer_bytes, acc + 4 * buffer_bytes
     start = 0
     while start < n:
         m = min(CHUNK, n - start)
@@ -275,6 +276,8 @@ def _fold(arguments: int) -> None:
                     address = acc
                 elif operand == TMP:
                     address = tmp
+                elif operand == TMP2:
+                    address = tmp2
                 else:
                     size = item_size if operand == OWN else wire_sizes[operand]
                     address = (own if operand == OWN else operands[operand]) + start * size
@@ -291,6 +294,8 @@ def _fold(arguments: int) -> None:
                 d = acc
             elif target == TMP:
                 d = tmp
+            elif target == TMP2:
+                d = tmp2
             else:
                 d = dst + start * acc_size
             combine(dtype, reduction, d, a, b, m)

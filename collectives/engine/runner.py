@@ -118,7 +118,6 @@ class Engine:
         self.counters = Counters()
         self._shared = shared
         self._epoch, self._mesh, self._options, self._timeout_s = epoch, formed, options, timeout_s
-        self._hosts = [topology.host_index(each) for each in range(self.size)]
         self._tables: collections.OrderedDict[OpSpec, _Planned] = collections.OrderedDict()
         self._scratch, self._scratch_at = np.empty(0, np.uint8), 0
         self._window_bytes = options.window_bytes or _window_bytes(topology)
@@ -351,7 +350,7 @@ class Engine:
         in_force = self.plan(spec.collective, spec.num_bytes if spec.collective != "all_to_all" else 0, spec.root)
         options = self._options
         layout = table.build(
-            in_force.forest, spec, self.rank, self._hosts,
+            in_force.forest, spec, self.rank, self.topology.homes,
             slice_bytes=options.slice_bytes, window_bytes=self._window_bytes, shared_memory=self._shared.hosts,
         )  # fmt: skip
         layout.table.run["spec"] = _agreed(spec, in_force, options.slice_bytes, self._window_bytes)

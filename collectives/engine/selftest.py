@@ -42,7 +42,9 @@ def _warm_up() -> float:
         fcntl.flock(lock, fcntl.LOCK_EX)
         spec = OpSpec("all_reduce", "float32", "sum", None, (1,))
         alone = Topology.from_hosts(["alone"])
-        layout = table.build(plan(alone, "all_reduce", 4).forest, spec, 0, [0], slice_bytes=1024, window_bytes=1024)
+        layout = table.build(
+            plan(alone, "all_reduce", 4).forest, spec, 0, [(0, 0)], slice_bytes=1024, window_bytes=1024
+        )
         buffers = np.zeros(2, np.float32)
         layout.set_run(0, 0, buffers.ctypes.data, buffers.ctypes.data + 4, 0, 10**9)
         buffers[0] = 7.0

@@ -21,9 +21,9 @@ op, too:
                 so all have finished reading those of the op before
     ONLY_PART   what only goes down; an op is not over before every reader has sent word
 
-The fold order is canonical: contributions are grouped by host, ranks of a host ascending, hosts in order of their
-lowest rank; a host's contributions are folded first, then the hosts' results. It does not depend on what arrives
-first, nor on where in the message an element lies.
+The fold order is canonical: contributions are grouped by site and by host, ranks of a host ascending, hosts and sites
+in order of their lowest rank; a host's contributions are folded first, then the hosts' sums of a site, then the
+sites'. It does not depend on what arrives first, nor on where in the message an element lies.
 """
 
 from __future__ import annotations
@@ -38,11 +38,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from collectives.engine.kernels import ACC, BOOL_REDUCTION_CODE, DST, DTYPE_CODE, OWN, REDUCTION_CODE, TMP
+from collectives.engine.kernels import ACC, BOOL_REDUCTION_CODE, DST, DTYPE_CODE, OWN, REDUCTION_CODE, TMP, TMP2
 from collectives.engine.op import REDUCING, OpSpec
 from collectives.forest import Forest, Tree
 
 Records = npt.NDArray[np.void]
+Home = tuple[int, int]  # of a rank: its site (a host in no site is one), its host
+
+REGISTERS = (ACC, TMP, TMP2)  # what a fold needs for ranks in hosts in sites
 
 NO_PEER = -1
 UP, DOWN = 0, 1  # direction of a slice
@@ -144,13 +147,13 @@ class Layout:
 
 
 def build(
-    forest: Forest, spec: OpSpec, rank: int, hosts: Sequence[int], *, slice_bytes: int, window_bytes: int,
+    forest: Forest, spec: OpSpec, rank: int, homes: Sequence[Home], *, slice_bytes: int, window_bytes: int,
     shared_memory: Collection[int] = (),
 ) -> Layout:  # fmt: skip
     """The table by which `rank` runs `spec` over `forest`.
 
     Args:
-        hosts: for each rank the index of its host.
+        homes: for each rank the index of its site and of its host, see `Topology.homes`.
         slice_bytes: bytes of a slice in the op's dtype, a multiple of 64.
         window_bytes: bytes of the message that may be on their way at a time (at least two slices a tree); bounds
             scratch and arena to about as much, twice for a forest with inner nodes, twice again for partial sums of
@@ -163,6 +166,7 @@ def build(
     down = spec.collective not in ("reduce", "reduce_scatter")
     assert slice_bytes % 64 == 0, "a slot of an arena begins at a place that a header can tell"
     slice_elems = slice_bytes // spec.item_size
+    hosts = [host for _, host in homes]
     near = {peer for peer, host in enumerate(hosts) if host == hosts[rank] and host in shared_memory}
 
     trees: list[tuple[int, ...]] = []
@@ -198,7 +202,7 @@ def build(
         num_near = sum(child in near for child in children)
         partial_offset, up_offset, down_offset = scratch, arena_up, arena_down
         if up and children:
-            steps += _fold_steps(rank, children, hosts)
+            steps += fold_steps(rank, children, homes)
         if up and parent in near:
             arena_up += _aligned(slot_elems * (acc_size if children else spec.item_size))
         elif up and children and parent is not None:
@@ -336,22 +340,31 @@ def split(count: int, shares: Sequence[float], item_size: int) -> list[int]:
     return bounds
 
 
-def _fold_steps(rank: int, children: Sequence[int], hosts: Sequence[int]) -> list[tuple[int, int, int]]:
-    """The canonical fold at a node as (dst, a, b) steps; operands are a child's index, OWN, ACC, TMP, at last DST."""
-    operands = sorted([(hosts[rank], rank, OWN)] + [(hosts[c], c, index) for index, c in enumerate(children)])
+def fold_steps(rank: int, children: Sequence[int], homes: Sequence[Home]) -> list[tuple[int, int, int]]:
+    """The canonical fold at a node as (dst, a, b) steps.
+
+    Operands are a child's index, OWN, or a register: ACC, TMP, TMP2; the last step's target is DST.
+    """
     steps: list[tuple[int, int, int]] = []
-    total: int | None = None
-    for _, group in itertools.groupby(operands, key=lambda operand: operand[0]):
-        value, *rest = [operand[2] for operand in group]
-        slot = ACC if total is None else TMP
-        for other in rest:
-            steps.append((slot, value, other))
-            value = slot
-        if total is None:
-            total = value
-        else:
-            steps.append((ACC, total, value))
-            total = ACC
+
+    def fold(operands: Sequence[tuple[int, int, int, int]], level: int, register: int) -> int:
+        """Fold the ranks of one site (level 1), one host (2), or all (0); where the result is."""
+        if level == len(REGISTERS) - 1:
+            parts = [operand[-1] for operand in operands]
+            total = parts[0]
+            for part in parts[1:]:
+                steps.append((REGISTERS[register], total, part))
+                total = REGISTERS[register]
+            return total
+        groups = [list(group) for _, group in itertools.groupby(operands, key=lambda operand: operand[level])]
+        total = fold(groups[0], level + 1, register)
+        for group in groups[1:]:
+            steps.append((REGISTERS[register], total, fold(group, level + 1, register + 1)))
+            total = REGISTERS[register]
+        return total
+
+    own = [(*homes[rank], rank, OWN)]
+    fold(sorted(own + [(*homes[child], child, index) for index, child in enumerate(children)]), 0, 0)
     steps[-1] = (DST, *steps[-1][1:])
     return steps
 

@@ -21,9 +21,8 @@ def layouts(all_specs: list[OpSpec], hosts: list[str], slice_bytes: int = 1024, 
     topology = Topology.from_hosts(hosts)
     spec = all_specs[0]
     forest = plan(topology, spec.collective, spec.num_bytes, spec.root).forest
-    indices = [topology.host_index(rank) for rank in range(len(hosts))]
     return [
-        table.build(forest, each, rank, indices, slice_bytes=slice_bytes, window_bytes=window_bytes)
+        table.build(forest, each, rank, topology.homes, slice_bytes=slice_bytes, window_bytes=window_bytes)
         for rank, each in enumerate(all_specs)
     ]
 
