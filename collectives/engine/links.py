@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from collectives.engine import mesh, tcp
 from collectives.errors import PlanError, UsageError
 from collectives.options import Options
+from collectives.probe import measure, recall, remember
 from collectives.topology import Host, Pair, Topology
 
 logger = logging.getLogger(__name__)
@@ -136,11 +137,9 @@ def _from_file(path: str, hosts: list[str]) -> Topology:
 
 
 def _measured(store: mesh.Store, rank: int, hosts: list[str], formed: mesh.Mesh, timeout_s: float) -> Topology:
-    from collectives import probe
-
     if rank == 0:
         found = next((known.seated(hosts) for known in _known if {*hosts} <= {h.name for h in known.hosts}), None)
-        found = found or probe.recall(hosts)
+        found = found or recall(hosts)
         store.set("links", _MEASURE if found is None else found.to_json())
     told = bytes(store.get("links")).decode()
     if told != _MEASURE:
@@ -149,11 +148,18 @@ def _measured(store: mesh.Store, rank: int, hosts: list[str], formed: mesh.Mesh,
         first: dict[int, socket.socket] = {}
         for peer, connection in formed.data:
             first.setdefault(peer, connection)
-        topology = probe.measure(rank, hosts, first, timeout_s)
+        topology = measure(rank, hosts, first, timeout_s)
         if rank == 0:
-            logger.info("measured the links of %d hosts: %s", len(topology.hosts), probe.remember(topology))
+            _keep(topology)
     _known.append(topology)
     return topology
+
+
+def _keep(topology: Topology) -> None:
+    try:
+        logger.info("measured the links of %d hosts: %s", len(topology.hosts), remember(topology))
+    except OSError as error:
+        logger.warning("the measured links cannot be remembered, so they are measured each time: %s", error)
 
 
 def _emulated(hosts: list[str], rates: list[float]) -> Topology:

@@ -1,0 +1,15 @@
+"""The probe: sockets in, a Topology out.
+
+measure.py   traffic between the hosts, on the group's own connections -> Readings
+infer.py     Readings -> Topology, without I/O
+cache.py     what was measured before, by the set of hosts
+command.py   `python -m collectives probe`
+"""
+
+from __future__ import annotations
+
+from collectives.probe.cache import recall, remember
+from collectives.probe.infer import Readings, infer
+from collectives.probe.measure import measure
+
+__all__ = ["Readings", "infer", "measure", "recall", "remember"]

@@ -1,0 +1,98 @@
+"""`python -m collectives probe`: measure the links between the hosts of the ranks that torchrun or the lab started."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from collectives.errors import UsageError
+from collectives.explain import rate, seconds
+from collectives.options import current
+from collectives.probe.cache import remember
+from collectives.probe.measure import measure
+from collectives.topology import Topology
+
+HINT = "start it as: torchrun --nnodes ... -m collectives probe, or launcher probe CONFIG"
+TIMEOUT_S = 120.0
+WIDEST = 16  # hosts in the matrix
+logger = logging.getLogger(__name__)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the topology as JSON instead")
+    parser.add_argument("--save", metavar="FILE", help="write the topology; a job's collectives.topology takes it")
+
+
+def main(options: argparse.Namespace) -> str:
+    """Measure; what rank 0 should print, "" on the others.
+
+    Raises:
+        UsageError: not started on several ranks.
+        RendezvousError: the ranks did not find each other, or one did not answer.
+    """
+    topology, took_s = probe()
+    if int(os.environ["RANK"]) != 0:
+        return ""
+    if options.save:
+        Path(options.save).write_text(topology.to_json(), encoding="utf-8")
+    return topology.to_json() if options.json else told(topology, took_s)
+
+
+def probe() -> tuple[Topology, float]:
+    """The links between the hosts of this group, measured anew and remembered, and the seconds that it took."""
+    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UsageError(f"probe runs on several ranks and {', '.join(missing)} is not set; {HINT}")
+    from torch.distributed.rendezvous import rendezvous  # here, since explain needs no torch
+
+    from collectives.engine import mesh
+
+    store, rank, size = next(iter(rendezvous("env://")))
+    settings = replace(current(), streams=1)
+    formed = mesh.form(store, rank, size, "probe", 0, settings, TIMEOUT_S)
+    try:
+        hosts = mesh.host_names(formed.cards)
+        started = time.perf_counter()
+        topology = measure(rank, hosts, dict(formed.data), TIMEOUT_S)
+        took_s = time.perf_counter() - started
+    finally:
+        formed.close()
+    if rank == 0 and len(topology.hosts) > 1:
+        try:
+            remember(topology)
+        except OSError as error:
+            logger.warning("the measured links cannot be remembered: %s", error)
+    return topology, took_s
+
+
+def told(topology: Topology, took_s: float) -> str:
+    """For people: what each host can do, and what goes from host (row) to host (column), in Mbit/s of payload."""
+    hosts = topology.hosts
+    width = max(8, *(len(host.name) + 2 for host in hosts))
+    lines = [f"{len(hosts)} hosts, measured in {took_s:.1f} s; Mbit/s of payload", ""]
+    lines.append("".join(f"{name:>{width}}" for name in ("host", "up", "down", "latency", "memory", "ranks")))
+    for host in hosts:
+        row = (
+            host.name, f"{host.up_bytes_per_s * 8e-6:.0f}", f"{host.down_bytes_per_s * 8e-6:.0f}",
+            seconds(host.latency_s), rate(host.memory_bytes_per_s), str(len(host.ranks)),
+        )  # fmt: skip
+        lines.append("".join(f"{value:>{max(width, len(value) + 2)}}" for value in row))
+    for site in topology.sites:
+        up, down = site.up_bytes_per_s * 8e-6, site.down_bytes_per_s * 8e-6
+        lines.append(f"{site.name}: up {up:.0f}, down {down:.0f}, shared by {', '.join(site.hosts)}")
+    if 1 < len(hosts) <= WIDEST:
+        lines += ["", "".join(f"{name:>{width}}" for name in ("from\\to", *(host.name for host in hosts)))]
+        for host in hosts:
+            cells = [_between(topology, host.ranks[0], other.ranks[0]) for other in hosts]
+            lines.append("".join(f"{value:>{width}}" for value in (host.name, *cells)))
+    return "\n".join(lines) + "\n"
+
+
+def _between(topology: Topology, source: int, target: int) -> str:
+    if source == target:
+        return "-"
+    return f"{min(topology.links[link].bytes_per_s for link in topology.route(source, target)) * 8e-6:.0f}"
