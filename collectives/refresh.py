@@ -9,10 +9,11 @@ some seconds of ops, with T the time that they took:
     peak_l     = max rate_f over them                                    and at least that
     offered_l  = sum of rate_f over them              what went through l while all of them were busy
 
-A link can do at least max(carried, peak): if that is more than was assumed, it is. A flow that was busy most of T was
-held up by some link; if all on its route can do clearly more than what was offered to them, the one that was offered
-the least of its capacity has become slower, down to that. A link that was lowered before and no longer holds any of its
-flows up is believed again up to what it could do when it was measured.
+A link can do at least max(carried, peak): if that is more than was assumed, it can do up to what was offered, within
+reason, since flows are not always busy at the same time. A flow that was busy most of T was held up by some link; if
+all on its route can do clearly more than what was offered to them, the one that was offered the least of its capacity
+has become slower, down to that. A link that was lowered before and no longer keeps any flow busy all the time is
+believed again, up to what it could do when it was measured.
 
 All ranks hold the same numbers and so come to the same result.
 """
@@ -27,8 +28,10 @@ from numpy.typing import NDArray
 from collectives.topology import Topology
 
 LEAST_BYTES = 256 * 1024  # a flow of less says nothing of a link
-HELD_UP = 0.5  # of T: a flow that was busy longer waited for a link
+HELD_UP = 0.8  # of T: a flow that was busy longer waited for a link
+UNHINDERED = 0.9  # of T: a link none of whose flows was busy longer can do more
 SLOWER, FASTER = 0.9, 1.05  # of what was assumed: anything between is noise
+MOST_HOPE = 1.5  # of what a link did at least, where it is faster than was assumed
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,20 @@ def refreshed(topology: Topology, measured: Topology, traffic: Traffic) -> Topol
     links = [link.bytes_per_s for link in topology.links]
     once = [link.bytes_per_s for link in measured.links]
     flows = _flows(topology, traffic)
-    offered, carried, peak, freed = [0.0] * len(links), [0.0] * len(links), [0.0] * len(links), [True] * len(links)
+    offered, carried, peak, busiest = ([0.0] * len(links) for _ in range(4))
     for route, num_bytes, busy_s in flows:
         for link in route:
             offered[link] += num_bytes / busy_s
             carried[link] += num_bytes / traffic.seconds
             peak[link] = max(peak[link], num_bytes / busy_s)
-            freed[link] &= busy_s < HELD_UP * traffic.seconds
+            busiest[link] = max(busiest[link], busy_s)
     seen = list(links)
     for link, assumed in enumerate(links):
         least = max(carried[link], peak[link])
-        if freed[link] and assumed < once[link]:
+        if assumed < once[link] and busiest[link] < UNHINDERED * traffic.seconds:
             least = max(least, min(once[link], offered[link]))
+        elif least > FASTER * assumed:
+            least = max(least, min(offered[link], MOST_HOPE * least))
         if least > FASTER * assumed:
             seen[link] = least
     raised = list(seen)

@@ -137,9 +137,10 @@ def _from_file(path: str, hosts: list[str]) -> Topology:
 
 
 def _measured(store: mesh.Store, rank: int, hosts: list[str], formed: mesh.Mesh, timeout_s: float) -> Topology:
+    machines = [card.machine for card in formed.cards]
     if rank == 0:
         found = next((known.seated(hosts) for known in _known if {*hosts} <= {h.name for h in known.hosts}), None)
-        found = found or recall(hosts)
+        found = found or recall(hosts, machines)
         store.set("links", _MEASURE if found is None else found.to_json())
     told = bytes(store.get("links")).decode()
     if told != _MEASURE:
@@ -150,14 +151,14 @@ def _measured(store: mesh.Store, rank: int, hosts: list[str], formed: mesh.Mesh,
             first.setdefault(peer, connection)
         topology = measure(rank, hosts, first, timeout_s)
         if rank == 0:
-            _keep(topology)
+            _keep(topology, hosts, machines)
     _known.append(topology)
     return topology
 
 
-def _keep(topology: Topology) -> None:
+def _keep(topology: Topology, hosts: list[str], machines: list[str]) -> None:
     try:
-        logger.info("measured the links of %d hosts: %s", len(topology.hosts), remember(topology))
+        logger.info("measured the links of %d hosts: %s", len(topology.hosts), remember(topology, hosts, machines))
     except OSError as error:
         logger.warning("the measured links cannot be remembered, so they are measured each time: %s", error)
 

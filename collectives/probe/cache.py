@@ -1,4 +1,7 @@
-"""Measured links on disk, by the set of host names: in narrowgauge/links below $XDG_CACHE_HOME or ~/.cache."""
+"""Measured links on disk, in narrowgauge/links below $XDG_CACHE_HOME or ~/.cache.
+
+They are kept for a set of hosts, each by its name and the identity of its machine, which a reboot changes.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,13 @@ VERSION = 1
 logger = logging.getLogger(__name__)
 
 
-def recall(hosts: Sequence[str]) -> Topology | None:
-    """What was measured between these hosts before, with ranks as `hosts` says by name; None if nothing was."""
-    path = _path(hosts)
+def recall(hosts: Sequence[str], machines: Sequence[str]) -> Topology | None:
+    """What was measured between these hosts before; None if nothing was.
+
+    Args:
+        hosts, machines: of each rank, the name of its host and the identity of its machine.
+    """
+    path = _path(hosts, machines)
     try:
         return Topology.load(path).seated(hosts)
     except FileNotFoundError:
@@ -28,13 +35,13 @@ def recall(hosts: Sequence[str]) -> Topology | None:
         return None
 
 
-def remember(topology: Topology) -> Path:
-    """Keep a measured topology; the file that holds it.
+def remember(topology: Topology, hosts: Sequence[str], machines: Sequence[str]) -> Path:
+    """Keep a measured topology; the file that holds it. Arguments as of `recall`.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    path = _path([host.name for host in topology.hosts])
+    path = _path(hosts, machines)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
         file.write(topology.to_json())
@@ -42,7 +49,8 @@ def remember(topology: Topology) -> Path:
     return path
 
 
-def _path(hosts: Sequence[str]) -> Path:
-    names = hashlib.sha256("\0".join(sorted(set(hosts))).encode()).hexdigest()[:24]
+def _path(hosts: Sequence[str], machines: Sequence[str]) -> Path:
+    which = sorted({f"{host}\0{machine}" for host, machine in zip(hosts, machines, strict=True)})
+    names = hashlib.sha256("\0".join(which).encode()).hexdigest()[:24]
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "narrowgauge" / "links" / f"{names}-{VERSION}.json"

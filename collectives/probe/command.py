@@ -63,7 +63,7 @@ def probe() -> tuple[Topology, float]:
         formed.close()
     if rank == 0 and len(topology.hosts) > 1:
         try:
-            remember(topology)
+            remember(topology, hosts, [card.machine for card in formed.cards])
         except OSError as error:
             logger.warning("the measured links cannot be remembered: %s", error)
     return topology, took_s
