@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from collectives.bench import command as bench
 from collectives.engine.op import Collective
-from collectives.errors import NarrowgaugeError, UsageError
-from collectives.planner import plan
+from collectives.errors import NarrowgaugeError, PlanError, UsageError
+from collectives.explain import explain_simulation
+from collectives.planner import Plan, plan
+from collectives.probe import command as probe
+from collectives.simulate import simulate
+from collectives.sizes import num_bytes
 from collectives.specification import SPECIFICATIONS
 from collectives.topology import Topology
-
-DEFAULT_SIZES = "8,4k,64k,1M,25M"
-SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,12 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _bench(options: argparse.Namespace) -> str:
-    sizes = [num_bytes(text) for text in options.sizes.split(",")]
-    if "RANK" not in os.environ:
-        raise UsageError("bench runs on several ranks; start it as: torchrun --nproc-per-node 4 -m collectives bench")
-    from collectives import bench
-
-    return _line(bench.main(options, sizes))
+    bench.main(options)  # it prints each line as it becomes known
+    return ""
 
 
 def _line(text: str) -> str:
@@ -46,19 +44,41 @@ def _line(text: str) -> str:
 
 
 def _explain(options: argparse.Namespace) -> str:
+    chosen = _read_plan(options.plan) if options.plan is not None else _make_plan(options)
+    if options.text:
+        return chosen.to_text()
+    if options.json:
+        return _line(json.dumps(chosen.summary(), indent=2))
+    parts = [chosen.explain()]
+    if options.simulate:
+        parts.append(explain_simulation(chosen, simulate(chosen.topology, chosen.forest, chosen.num_bytes)))
+    if options.trees:
+        parts.append(str(chosen.forest))
+    return _line("\n\n".join(parts))
+
+
+def _read_plan(path: str) -> Plan:
+    try:
+        return Plan.parse(Path(path).read_text(encoding="utf-8"))
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from None
+
+
+def _make_plan(options: argparse.Namespace) -> Plan:
     topology = _topology(options)
     collective: Collective = options.collective
     rooted = SPECIFICATIONS[collective].rooted
     if options.root is not None and not rooted:
         raise UsageError(f"--root {options.root}: {collective} has no root")
     root = (options.root or 0) if rooted else None
-    chosen = plan(topology, collective, num_bytes(options.bytes), root)
-    if options.json:
-        return _line(json.dumps(chosen.summary(), indent=2))
-    return _line(chosen.explain() + (f"\n\n{chosen.forest}" if options.trees else ""))
+    return plan(topology, collective, num_bytes(options.bytes), root)
 
 
-_COMMANDS = {"explain": _explain, "bench": _bench}
+def _probe(options: argparse.Namespace) -> str:
+    return probe.main(options)
+
+
+_COMMANDS = {"explain": _explain, "bench": _bench, "probe": _probe}
 
 
 def _topology(options: argparse.Namespace) -> Topology:
@@ -72,20 +92,6 @@ def _topology(options: argparse.Namespace) -> Topology:
     return Topology.from_hosts([name for name in names for _ in range(options.ranks_per_host)])
 
 
-def num_bytes(text: str) -> int:
-    """Bytes from digits with an optional suffix: 4096, 4k, 25M, 64Mi.
-
-    Raises:
-        UsageError: anything else.
-    """
-    digits = text.rstrip("kKMGi")
-    suffix = text[len(digits) :].replace("K", "k").replace("ki", "Ki")
-    try:
-        return int(float(digits) * SUFFIXES[suffix])
-    except (ValueError, KeyError, OverflowError):
-        raise UsageError(f"{text!r} is no number of bytes; write it as 4096, 4k, 25M or 64Mi") from None
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m collectives", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -93,18 +99,19 @@ def _parser() -> argparse.ArgumentParser:
     hosts = command.add_mutually_exclusive_group(required=True)
     hosts.add_argument("topology", nargs="?", help="a topology JSON file")
     hosts.add_argument("--hosts", type=int, help="instead of a file: so many hosts with equal default links")
+    hosts.add_argument("--plan", help="instead of making a plan: a file with the text of one, as --text prints it")
     command.add_argument("--ranks-per-host", type=int, default=1, help="with --hosts (default 1)")
     command.add_argument("--collective", choices=list(SPECIFICATIONS), default="all_reduce")
     command.add_argument("--bytes", default="25M", help="message size (default 25M): 4096, 4k, 25M, 64Mi")
     command.add_argument("--root", type=int, help="for broadcast and reduce (default 0)")
     command.add_argument("--trees", action="store_true", help="print the whole forest, too; it reads back")
+    command.add_argument("--simulate", action="store_true", help="run the plan on an event clock, too")
     command.add_argument("--json", action="store_true", help="print the summary as JSON instead")
+    command.add_argument("--text", action="store_true", help="print the whole plan instead, as text that reads back")
     command = commands.add_parser("bench", help="time a collective on this group of ranks, ours and Gloo in turn")
-    command.add_argument("--collective", choices=["all", *SPECIFICATIONS], default="all_reduce")
-    command.add_argument("--sizes", default=DEFAULT_SIZES, help=f"message sizes (default {DEFAULT_SIZES})")
-    command.add_argument("--round-s", type=float, default=0.25, help="seconds of each round (default 0.25)")
-    command.add_argument("--no-gloo", action="store_true", help="time ours alone")
-    command.add_argument("--json", action="store_true", help="print rows as JSON instead; seconds, bytes per second")
+    bench.add_options(command)
+    command = commands.add_parser("probe", help="measure the links between the hosts of this group of ranks")
+    probe.add_options(command)
     return parser
 
 

@@ -10,10 +10,11 @@ some seconds of ops, with T the time that they took:
     offered_l  = sum of rate_f over them              what went through l while all of them were busy
 
 A link can do at least max(carried, peak): if that is more than was assumed, it can do up to what was offered, within
-reason, since flows are not always busy at the same time. A flow that was busy most of T was held up by some link; if
-all on its route can do clearly more than what was offered to them, the one that was offered the least of its capacity
-has become slower, down to that. A link that was lowered before and no longer keeps any flow busy all the time is
-believed again, up to what it could do when it was measured.
+reason, since flows are not always busy at the same time. If the ops took longer than planned, some link has become
+slower. A flow that was busy most of T was held up by a link; if all on its route can do clearly more than what was
+offered to them, it is the one that was offered the least of its capacity, and it can do just that. A link that was
+lowered before and no longer keeps any flow busy all the time is believed again, up to what it could do when it was
+measured.
 
 All ranks hold the same numbers and so come to the same result.
 """
@@ -31,6 +32,7 @@ LEAST_BYTES = 256 * 1024  # a flow of less says nothing of a link
 HELD_UP = 0.8  # of T: a flow that was busy longer waited for a link
 UNHINDERED = 0.9  # of T: a link none of whose flows was busy longer can do more
 SLOWER, FASTER = 0.9, 1.05  # of what was assumed: anything between is noise
+LATE = 1.08  # times what was planned: before that nothing has become slower
 MOST_HOPE = 1.5  # of what a link did at least, where it is faster than was assumed
 
 
@@ -40,10 +42,12 @@ class Traffic:
 
     Attributes:
         seconds: how long the ops took.
+        planned_s: how long they should have taken.
         num_bytes, busy_s: from rank (row) to rank (column); 0 where ranks share memory.
     """
 
     seconds: float
+    planned_s: float
     num_bytes: NDArray[np.float64]
     busy_s: NDArray[np.float64]
 
@@ -75,7 +79,7 @@ def refreshed(topology: Topology, measured: Topology, traffic: Traffic) -> Topol
         if least > FASTER * assumed:
             seen[link] = least
     raised = list(seen)
-    for route, _, busy_s in flows:
+    for route, _, busy_s in flows if traffic.seconds > LATE * traffic.planned_s else ():
         if busy_s < HELD_UP * traffic.seconds:
             continue
         narrowest = min(route, key=lambda link: offered[link] / raised[link])

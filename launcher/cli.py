@@ -13,10 +13,11 @@ from typing import Annotated
 try:
     import typer
 
-    from collectives import __version__
+    from collectives import NarrowgaugeError, __version__
     from launcher import config
     from launcher.errors import ConfigError, LauncherError
     from launcher.job import Job
+    from launcher.lab.commands import app as lab
     from launcher.streams import lasting
 except KeyboardInterrupt:  # a Ctrl-C before there is anything to stop
     sys.exit(130)
@@ -29,6 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(lab, name="lab")
 
 
 def _tell_version(wanted: bool) -> None:
@@ -70,6 +72,52 @@ def submit(
     tell_end(summary, progress)
     if as_json:
         print(json.dumps(summary, indent=2))
+    raise typer.Exit(EXIT[summary["status"]])
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    words: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="CONFIG", help="The job file whose workers should measure.")],
+    overrides: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the job file, such as workers.count=2."),
+    ] = [],  # noqa: B006 - typer copies it
+) -> None:
+    """Time collectives on a job's workers, ours and Gloo in turn; options as of `python -m collectives bench`."""
+    job = config.load(file, overrides)
+    from launcher.bench import bench as run_bench
+
+    try:
+        summary = run_bench(job, words.args)
+    except (NarrowgaugeError, OSError) as error:
+        print(f"launcher bench: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    raise typer.Exit(EXIT[summary["status"]])
+
+
+@app.command()
+def probe(
+    file: Annotated[Path, typer.Argument(metavar="CONFIG", help="The job file between whose hosts to measure.")],
+    overrides: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the job file, such as workers.count=2."),
+    ] = [],  # noqa: B006 - typer copies it
+    as_json: Annotated[bool, typer.Option("--json", help="Only the topology on stdout, as JSON.")] = False,
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", metavar="FILE", help="Write the topology; a job's collectives.topology takes it."),
+    ] = None,
+) -> None:
+    """Measure the links between a job's hosts: up, down, latency, memory, slow pairs and shared uplinks."""
+    job = config.load(file, overrides)
+    from launcher.probe import probe as run_probe
+
+    try:
+        summary = run_probe(job, save, as_json)
+    except (NarrowgaugeError, OSError) as error:
+        print(f"launcher probe: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
     raise typer.Exit(EXIT[summary["status"]])
 
 

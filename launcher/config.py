@@ -1,7 +1,7 @@
-"""From a job file to a `Job`, or one clear error with its line.
+"""From a job file to a `Job`, from a lab file to a `LabFile`, or one clear error with its line.
 
-Reading goes text -> YAML nodes -> plain values and the mark of each -> `Job`. Marks are kept apart from values, keyed
-by the same path that pydantic reports ("workers", "count"), so that every mistake can be shown with its line.
+Reading goes text -> YAML nodes -> plain values and the mark of each -> the model. Marks are kept apart from values,
+keyed by the same path that pydantic reports ("workers", "count"), so that every mistake can be shown with its line.
 
 This is the only file that reads YAML.
 """
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import yaml
@@ -26,6 +26,7 @@ from pydantic import BaseModel, ValidationError
 
 from launcher.errors import ConfigError, Place
 from launcher.job import Job, described, is_file
+from launcher.lab.file import LabFile, contradictions
 
 WORKERS_PER_CORE = 4
 MEMORY_PER_WORKER_BYTES = 512 * 1024**2
@@ -70,6 +71,25 @@ def load(path: Path, overrides: Sequence[str] = (), machine: Machine | None = No
     return job
 
 
+def load_lab(path: Path) -> LabFile:
+    """Read a lab file.
+
+    Raises:
+        ConfigError: as of `load`; and names that stand twice, or sites of hosts that aren't there.
+    """
+    document = _read(path, LabFile)
+    try:
+        lab = LabFile.model_validate(document.values)
+    except ValidationError as error:
+        raise _told(error, document) from None
+    found = list(contradictions(lab))
+    if found:
+        first, others = found[0], len(found) - 1
+        place = document.place(first.path)
+        raise ConfigError(place, first.what, got=first.got, wanted=first.wanted, nearest=first.nearest, others=others)
+    return lab
+
+
 def to_yaml(job: Job) -> str:
     """The job as a file that `load` reads back to the same job."""
     return yaml.safe_dump(job.model_dump(), sort_keys=False)
@@ -85,9 +105,15 @@ class _Document:
     """Plain values of a file, and where each of them stands."""
 
     source: str
+    model: type[BaseModel] = Job
     values: Any = None
     keys: dict[_Path, Place] = field(default_factory=dict)
     places: dict[_Path, Place] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """Of what it is a file: "job" or "lab"."""
+        return "job" if self.model is Job else "lab"
 
     def place(self, path: Sequence[str | int], of_key: bool = False) -> Place:
         """The mark of the value (or key) at the longest part of `path` that is in the file."""
@@ -101,7 +127,8 @@ class _Document:
         """The value at the longest part of `path` that is in the file."""
         value = self.values
         for part in path:
-            if not (isinstance(value, dict) and part in value):
+            known = range(len(value)) if isinstance(value, list) else value if isinstance(value, dict) else ()
+            if part not in known:
                 break
             value = value[part]
         return value
@@ -132,8 +159,8 @@ class _Document:
         self.keys[path] = self.places[path] = place
 
 
-def _read(path: Path) -> _Document:
-    document = _Document(str(path))
+def _read(path: Path, model: type[BaseModel] = Job) -> _Document:
+    document = _Document(str(path), model)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -161,9 +188,9 @@ def _read(path: Path) -> _Document:
     if not isinstance(document.values, dict):
         raise ConfigError(
             document.place(()),
-            "not a job",
+            f"not a {document.kind}",
             got=described(document.values),
-            wanted="keys: " + ", ".join(Job.model_fields),
+            wanted="keys: " + ", ".join(model.model_fields),
         )
     return document
 
@@ -188,7 +215,7 @@ def _plain(node: yaml.Node, path: _Path, document: _Document) -> Any:
     if node.tag not in _SAFE_TAGS[type(node)]:
         raise ConfigError(
             document.places[path],
-            "a tag that job files may not have",
+            f"a tag that {document.kind} files may not have",
             got=node.tag.replace("tag:yaml.org,2002:", "!!"),
             wanted="plain texts, numbers, lists and mappings",
             next_step="remove the tag; put quotes around a text that starts with '!'",
@@ -250,7 +277,7 @@ def _mistakes(error: ValidationError, document: _Document) -> list[Any]:
 
     mistakes = sorted(error.errors(), key=position)
     unknown = [found["loc"] for found in mistakes if found["type"] == "extra_forbidden"]
-    meant = {(*path[:-1], _nearest(str(path[-1]), _fields_at(path[:-1]))) for path in unknown}
+    meant = {(*path[:-1], _nearest(str(path[-1]), _fields_at(document.model, path[:-1]))) for path in unknown}
     return [found for found in mistakes if found["type"] != "missing" or found["loc"] not in meant]
 
 
@@ -260,7 +287,7 @@ def _told(error: ValidationError, document: _Document) -> ConfigError:
     others = len(rest)
     path, kind, context = first["loc"], first["type"], first.get("ctx", {})
     name = ".".join(map(str, path))
-    model, fields = _model_at(path[:-1]), _fields_at(path[:-1])
+    model, fields = _model_at(document.model, path[:-1]), _fields_at(document.model, path[:-1])
     if kind == "extra_forbidden":
         return ConfigError(
             document.place(path, of_key=True),
@@ -276,7 +303,7 @@ def _told(error: ValidationError, document: _Document) -> ConfigError:
             f"key {name!r} is missing",
             got="only " + ", ".join(map(str, first["input"])) if first["input"] else "nothing",
             wanted=f"{path[-1]}: " + (_meaning(model, str(path[-1]))),
-            next_step="`launcher schema` prints every key with its meaning",
+            next_step="`launcher schema` prints every key with its meaning" if document.model is Job else None,
             others=others,
         )
     expected = str(context.get("expected", "")).replace("'", "").replace(" or ", ", ").split(", ")
@@ -285,29 +312,39 @@ def _told(error: ValidationError, document: _Document) -> ConfigError:
         "value_error": str(context.get("error", "")).partition("; wanted ")[2] or str(context.get("error", "")),
         "string_pattern_mismatch": "letters, digits, '.', '_' and '-', starting with a letter or digit, at most 64",
     }.get(kind, _WANTED.get(kind) or first["msg"].replace("Input should be", "").strip())
+    of_field = path
+    while of_field and isinstance(of_field[-1], int):  # an item means what its list means
+        of_field = of_field[:-1]
     return ConfigError(
         document.place(path),
         f"{name!r} cannot be that",
         got=described(document.value(path)),
         wanted=wanted,
         nearest=_nearest(str(first["input"]), expected) if kind == "literal_error" else None,
-        next_step=_meaning(model, str(path[-1])) if path else None,
+        next_step=_meaning(_model_at(document.model, of_field[:-1]), str(of_field[-1])) if of_field else None,
         others=others,
     )
 
 
-def _model_at(path: Sequence[str | int]) -> type[BaseModel] | None:
-    model: type[BaseModel] = Job
+def _model_at(root: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel] | None:
+    model = root
     for part in path:
-        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        if isinstance(part, int):  # the model of a list's items was found with the list
+            continue
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        found = next((kind for kind in (annotation, *get_args(annotation)) if _is_model(kind)), None)
+        if found is None:
             return None
-        model = annotation
+        model = found
     return model
 
 
-def _fields_at(path: Sequence[str | int]) -> list[str]:
-    model = _model_at(path)
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _fields_at(root: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    model = _model_at(root, path)
     return list(model.model_fields) if model else []
 
 

@@ -3,6 +3,7 @@
 LauncherError
 ├── ConfigError (ValueError)      the job file, or what it points to, is wrong; nothing was started
 ├── ClusterError (RuntimeError)   Ray could not be reached or has no room; nothing was started
+├── LabError (RuntimeError)       a lab can't be made, found or changed; what was half made is gone again
 └── EntrypointError (ValueError)  in a worker: the entrypoint is not there
 """
 
@@ -17,6 +18,10 @@ class LauncherError(Exception):
 
 class ClusterError(LauncherError, RuntimeError):
     """Ray could not be started or reached, or has no room for the workers."""
+
+
+class LabError(LauncherError, RuntimeError):
+    """A lab could not be made, found or changed."""
 
 
 class EntrypointError(LauncherError, ValueError):

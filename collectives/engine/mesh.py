@@ -128,8 +128,7 @@ def form(
         tcp.tune(connection)
         if stream == CONTROL_STREAM:
             tcp.tune_control(connection)
-        if cards[other].machine == card.machine:
-            tcp.tune_within_machine(connection)
+        tcp.tune_congestion(connection, cards[other].machine == card.machine)
     control = {other: connection for (other, stream), connection in made.items() if stream == CONTROL_STREAM}
     data = [(other, connection) for (other, stream), connection in sorted(made.items()) if stream != CONTROL_STREAM]
     return Mesh(cards, control, data)

@@ -1,6 +1,6 @@
 """Watches the links while training goes on, and tells when another plan would be faster.
 
-Large ops are watched: how long they took, and what the kernel counts for each connection. Once they should have taken
+Long ops are watched: how long they took, and what the kernel counts for each connection. Once they should have taken
 LOOK_S seconds by the plan, which is at the same op on all ranks, the ranks tell each other what they counted, in one
 small all-gather, and each works out the links' rates from that (`collectives.refresh`). If twice in a row the best plan
 for those would take GAIN less time than the one in force, all ranks take it from the next op on. Each switch makes the
@@ -23,7 +23,7 @@ from collectives.planner import Plan, plan
 from collectives.refresh import Traffic, changes, refreshed
 from collectives.topology import Topology
 
-LARGE_BYTES = 512 * 1024
+LONG_S = 0.02  # ops that should take less are mostly latency
 LOOK_S = 1.0
 GAIN = 1.10
 PATIENCE, MOST_PATIENCE = 2, 32
@@ -48,9 +48,9 @@ class Watch:
 
     def is_due(self, spec: OpSpec, in_force: Plan, seconds: float) -> bool:
         """Note an op that took `seconds`; whether the ranks should tell each other, the same on all of them."""
-        if spec.num_bytes < LARGE_BYTES or spec.collective == "all_to_all":
-            return False
         planned_s = in_force.predicted_s
+        if planned_s < LONG_S or spec.collective == "all_to_all":
+            return False
         key = (spec.collective, spec.num_bytes, spec.root)
         self._common[key] = self._common.get(key, 0.0) + planned_s
         self._planned_s += planned_s
@@ -61,7 +61,7 @@ class Watch:
         """What this rank counted since the last report: seconds, then bytes and busy seconds for each peer."""
         now = self._counts()
         told = np.concatenate(([self._seconds], (now - self._before).ravel()))
-        self._before, self._seconds, self._planned_s = now, 0.0, 0.0
+        self._before = now
         return told
 
     def consider(self, reports: NDArray[np.float64]) -> Topology | None:
@@ -71,9 +71,10 @@ class Watch:
         """
         size = self.topology.size
         counts = reports[:, 1:].reshape(size, 2, size)
-        traffic = Traffic(float(reports[:, 0].max()), counts[:, 0], counts[:, 1])
+        traffic = Traffic(float(reports[:, 0].max()), self._planned_s, counts[:, 0], counts[:, 1])
         collective, num_bytes, root = max(self._common, key=lambda key: (self._common[key], str(key)))
         self._common.clear()
+        self._seconds = self._planned_s = 0.0
         seen = refreshed(self.topology, self._measured, traffic)
         in_force = plan(self.topology, collective, num_bytes, root)
         better = plan(seen, collective, num_bytes, root)

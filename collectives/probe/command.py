@@ -24,26 +24,45 @@ logger = logging.getLogger(__name__)
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the topology as JSON instead")
-    parser.add_argument("--save", metavar="FILE", help="write the topology; a job's collectives.topology takes it")
+    parser.add_argument(
+        "--save", metavar="FILE", type=Path, help="write the topology; a job's collectives.topology takes it"
+    )
 
 
 def main(options: argparse.Namespace) -> str:
     """Measure; what rank 0 should print, "" on the others.
 
     Raises:
-        UsageError: not started on several ranks.
+        UsageError: not started on several ranks, or there is no folder for the file.
         RendezvousError: the ranks did not find each other, or one did not answer.
+        OSError: the file cannot be written.
     """
+    if options.save is not None:
+        check(options.save)
     topology, took_s = probe()
     if int(os.environ["RANK"]) != 0:
         return ""
-    if options.save:
-        Path(options.save).write_text(topology.to_json(), encoding="utf-8")
+    if options.save is not None:
+        options.save.write_text(topology.to_json(), encoding="utf-8")
     return topology.to_json() if options.json else told(topology, took_s)
 
 
+def check(save: Path) -> None:
+    """Seconds of measuring should not end in a mistake that could be seen before.
+
+    Raises:
+        UsageError: there is no folder for the file.
+    """
+    if not save.absolute().parent.is_dir():
+        raise UsageError(f"--save {save}: there is no folder {save.parent}; make it first")
+
+
 def probe() -> tuple[Topology, float]:
-    """The links between the hosts of this group, measured anew and remembered, and the seconds that it took."""
+    """The links between the hosts of this group, measured anew and remembered, and the seconds that it took.
+
+    Raises:
+        UsageError, RendezvousError: as `main`.
+    """
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UsageError(f"probe runs on several ranks and {', '.join(missing)} is not set; {HINT}")

@@ -16,16 +16,19 @@ def farm(*rates: float) -> Topology:
     return Topology(tuple(Host(f"h{i}", (i,), rate * MB, rate * MB) for i, rate in enumerate(rates)))
 
 
-def traffic(seconds: float, rates: dict[tuple[int, int], tuple[float, float]], size: int = 4) -> Traffic:
+Rates = dict[tuple[int, int], tuple[float, float]]
+
+
+def traffic(seconds: float, rates: Rates, size: int = 4, planned_s: float = 1.0) -> Traffic:
     """Flows by (source, target) as (MB/s while busy, share of the seconds that it was busy)."""
     num_bytes, busy_s = np.zeros((size, size)), np.zeros((size, size))
     for (source, target), (rate, share) in rates.items():
         busy_s[source, target] = share * seconds
         num_bytes[source, target] = rate * MB * share * seconds
-    return Traffic(seconds, num_bytes, busy_s)
+    return Traffic(seconds, planned_s, num_bytes, busy_s)
 
 
-def everybody(rate: float, share: float) -> dict[tuple[int, int], tuple[float, float]]:
+def everybody(rate: float, share: float) -> Rates:
     return {(i, j): (rate, share) for i in range(4) for j in range(4) if i != j}
 
 
@@ -37,6 +40,13 @@ def test_links_that_do_what_was_assumed_stay() -> None:
 def test_idle_links_say_nothing() -> None:
     assumed = farm(120, 120, 120, 120)
     assert refreshed(assumed, assumed, traffic(2.0, everybody(5, 0.02))) == assumed
+
+
+def test_ops_that_take_as_long_as_planned_do_not_make_a_link_slower() -> None:
+    flows = {(i, j): (20.0, 0.97) if 3 in (i, j) else (45.0, 0.45) for i in range(4) for j in range(4) if i != j}
+    assert refreshed(farm(120, 120, 120, 120), farm(120, 120, 120, 120), traffic(2.0, flows, planned_s=1.9)) == farm(
+        120, 120, 120, 120
+    )
 
 
 def test_a_host_whose_link_has_halved() -> None:
