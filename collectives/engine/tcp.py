@@ -18,7 +18,7 @@ from collectives.errors import RendezvousError
 # closed window, too, and a peer that does something else for a while and reads nothing is well.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 5, 2, 4
 SHORT_WAY_US = 2000
-_SO_MAX_PACING_RATE = 47
+_SO_MAX_PACING_RATE, _SO_NETNS_COOKIE = 47, 71
 _RTT_AT, _ACKNOWLEDGED_AT, _BUSY_AT = 68, 120, 168  # in struct tcp_info of linux/tcp.h, which only grows at its end
 USER_TIMEOUT_MS = 1000 * (KEEPALIVE_IDLE_S + KEEPALIVE_INTERVAL_S * KEEPALIVE_PROBES)
 
@@ -142,10 +142,19 @@ def _address_towards(host: str) -> str | None:
 
 
 def machine_identity() -> str:
-    """Equal for ranks that share a kernel and a network: boot id and network namespace."""
+    """Equal for ranks that share a kernel and a network: boot id and network namespace.
+
+    A namespace is named by its cookie, which is never used again, or by its inode number where the kernel has no
+    cookies (before Linux 5.14).
+    """
     with open("/proc/sys/kernel/random/boot_id") as file:
         boot_id = file.read().strip()
-    return f"{boot_id}/{os.stat('/proc/self/ns/net').st_ino}"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            (namespace,) = struct.unpack("=Q", probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))
+        except OSError:
+            namespace = f"inode {os.stat('/proc/self/ns/net').st_ino}"
+    return f"{boot_id}/{namespace}"
 
 
 def pace(connection: socket.socket, bytes_per_s: float) -> None:

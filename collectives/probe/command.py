@@ -7,9 +7,10 @@ import logging
 import os
 import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
-from collectives.errors import UsageError
+from collectives.errors import RendezvousError, UsageError
 from collectives.explain import rate, seconds
 from collectives.options import current
 from collectives.probe.cache import remember
@@ -70,7 +71,11 @@ def probe() -> tuple[Topology, float]:
 
     from collectives.engine import mesh
 
-    store, rank, size = next(iter(rendezvous("env://")))
+    try:
+        store, rank, size = next(iter(rendezvous("env://", timeout=timedelta(seconds=TIMEOUT_S))))
+    except RuntimeError as error:  # torch raises DistNetworkError or DistStoreError
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise RendezvousError(f"rank {os.environ['RANK']} found no store of rank 0 at {where}: {error}") from None
     settings = replace(current(), streams=1)
     formed = mesh.form(store, rank, size, "probe", 0, settings, TIMEOUT_S)
     try:

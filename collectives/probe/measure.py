@@ -22,8 +22,7 @@ import json
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,25 +30,20 @@ import numpy as np
 from collectives.engine.tcp import receive_frame, send_frame
 from collectives.errors import RendezvousError
 from collectives.probe.infer import Crossing, Readings, capacities, groups, held_up, infer
+from collectives.probe.lead import NOTSENT_LOWAT, Lead, patient_until, reason
+from collectives.probe.rounds import Flow, both_ways, matchings, tournament
 from collectives.topology import Topology
 
-PINGS = 12
-BLOCK_BYTES = 64 * 1024
-UNSENT_BYTES = 128 * 1024
 FLOW_S, SHORTEST_FLOW_S, LONGEST_FLOW_S = 0.3, 0.1, 1.5
 MATCHINGS_S = 2.2  # for all of them
 ROUND_TRIPS = 15  # of slow start that a flow outlasts
-SKIPPED = 0.4  # of a flow, before counting starts
 MOST_FANS, NEAR_THE_FASTEST, FAN_S = 8, 0.9, 0.15
 MOST_AGAIN = 2  # rounds
 SLOW_BYTES_PER_S, SLOW_S, MOST_SLOW = 40e6, 0.8, 2  # rounds
 CROSSING_S = 0.5
-MEMORY_BYTES = 16 * 1024 * 1024
 DEFAULT_TIMEOUT_S = 60.0
+MOST_GRACE_S, FAREWELL_S = 2.0, 0.2
 _FRAME_LIMIT = 64 * 1024 * 1024
-_TCP_NOTSENT_LOWAT = 25
-
-Flow = tuple[int, int]
 
 
 def measure(
@@ -59,7 +53,8 @@ def measure(
 
     Args:
         hosts: the host's name of each rank.
-        connections: an idle blocking TCP connection to each other rank. They are idle and as they were afterwards.
+        connections: an idle TCP connection to each other rank. They are idle and as they were afterwards; after an
+            error they are of no use.
         timeout_s: seconds for all of it.
 
     Returns:
@@ -70,171 +65,109 @@ def measure(
     """
     plain = Topology.from_hosts(hosts)
     leads = [host.ranks[0] for host in plain.hosts]
-    modes = {peer: connection.gettimeout() for peer, connection in connections.items()}
-    deadline = time.monotonic() + timeout_s
-    for connection in connections.values():
-        connection.settimeout(timeout_s)
+    names = [f"rank {host.ranks[0]} ({host.name})" for host in plain.hosts]
+    before = [(each, each.gettimeout(), _unsent_bytes(each)) for each in connections.values()]
+    # The leads give up on each other first, so that rank 0 hears of it, and then everybody hears the same from rank 0.
+    deadline, grace_s = time.monotonic() + timeout_s, min(MOST_GRACE_S, timeout_s / 4)
     try:
-        if rank == 0:
-            return _Conductor(hosts, leads, connections, deadline).conduct()
         if rank in leads:
-            _follow(leads.index(rank), hosts, {i: connections[lead] for i, lead in enumerate(leads) if lead != rank})
-        return Topology.from_json(_told(connections[0], f"rank 0 ({hosts[0]})")["topology"])
+            to = {index: connections[lead] for index, lead in enumerate(leads) if lead != rank}
+            own = Lead(leads.index(rank), names, to, deadline - grace_s)
+            if rank == 0:
+                return _Conductor(hosts, own, connections, deadline - grace_s / 2).conduct()
+            _follow(own, deadline)
+        return Topology.from_json(_told(connections[0], names[0], deadline)["topology"])
     finally:
-        for peer, connection in connections.items():
+        for connection, mode, unsent_bytes in before:
             with contextlib.suppress(OSError):
-                connection.settimeout(modes[peer])
-                connection.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, 0)
+                connection.settimeout(mode)
+                connection.setsockopt(socket.IPPROTO_TCP, NOTSENT_LOWAT, unsent_bytes)
 
 
-@dataclass(frozen=True)
-class _Lead:
-    """One host's end of all orders.
-
-    Attributes:
-        index: of the host. hosts: the host's name of each rank.
-        to: the connection to each other host's lead, by the host's index.
-    """
-
-    index: int
-    names: list[str]
-    to: dict[int, socket.socket]
-
-    def ping(self, rounds: Sequence[Sequence[Flow]]) -> dict[str, float]:
-        """Half a round trip to each partner of ours in these rounds."""
-        seconds = {}
-        for pairs in rounds:
-            for first, second in pairs:
-                if self.index == first:
-                    seconds[f"{first} {second}"] = self._ping(second)
-                elif self.index == second:
-                    self._pong(first)
-        return seconds
-
-    def _ping(self, other: int) -> float:
-        best = float("inf")
-        with self._named(other):
-            for _ in range(PINGS):
-                started = time.perf_counter()
-                self.to[other].sendall(b".")
-                _receive_exactly(self.to[other], 1)
-                best = min(best, time.perf_counter() - started)
-        return best / 2
-
-    def _pong(self, other: int) -> None:
-        with self._named(other):
-            for _ in range(PINGS):
-                self.to[other].sendall(_receive_exactly(self.to[other], 1))
-
-    def run(self, flows: Sequence[Flow], seconds: float) -> dict[str, float]:
-        """Send and receive our flows, all at once; the rates that arrived here."""
-        out = [target for source, target in flows if source == self.index]
-        into = [source for source, target in flows if target == self.index]
-        if not out and not into:
-            return {}
-        with ThreadPoolExecutor(len(out) + len(into)) as pool:
-            sending = [pool.submit(self._send, target, seconds) for target in out]
-            receiving = {source: pool.submit(self._receive, source, seconds) for source in into}
-            for future in sending:
-                future.result()
-            return {f"{source} {self.index}": future.result() for source, future in receiving.items()}
-
-    def _send(self, target: int, seconds: float) -> None:
-        """Blocks until the time is over; the first byte of a block says whether it is the last."""
-        connection, until = self.to[target], time.perf_counter() + seconds
-        connection.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES)
-        more, last = bytes(BLOCK_BYTES), b"\1" + bytes(BLOCK_BYTES - 1)
-        with self._named(target):
-            while time.perf_counter() < until:
-                connection.sendall(more)
-            connection.sendall(last)
-
-    def _receive(self, source: int, seconds: float) -> float:
-        """Bytes per second of the part that counts."""
-        connection, block = self.to[source], bytearray(BLOCK_BYTES)
-        view, total, is_last = memoryview(block), 0, False
-        first: float | None = None
-        begin, begin_bytes, now = None, 0, 0.0
-        with self._named(source):
-            while not is_last:
-                got = 0
-                while got < BLOCK_BYTES:
-                    n = connection.recv_into(view[got:])
-                    if not n:
-                        raise OSError("the connection was closed")
-                    got += n
-                    total += n
-                    now = time.perf_counter()
-                    first = first or now
-                    if begin is None and now - first >= SKIPPED * seconds:
-                        begin, begin_bytes = now, total
-                is_last = block[0] == 1
-        if begin is None or now <= begin or first is None:
-            return total / max(now - (first or 0.0), 1e-6) if first else 0.0
-        return (total - begin_bytes) / (now - begin)
-
-    @contextlib.contextmanager
-    def _named(self, other: int) -> Any:
-        """Socket errors as a sentence with the other host's name."""
-        try:
-            yield
-        except OSError as error:
-            raise RendezvousError(
-                f"measuring links: {self.names[self.index]} lost {self.names[other]}: {error.strerror or error}"
-            ) from None
+def _unsent_bytes(connection: socket.socket) -> int:
+    try:
+        return connection.getsockopt(socket.IPPROTO_TCP, NOTSENT_LOWAT)
+    except OSError:  # it is closed; whoever uses it first says so
+        return 0
 
 
-def _follow(index: int, hosts: Sequence[str], to: dict[int, socket.socket]) -> None:
+def _follow(lead: Lead, deadline: float) -> None:
     """A lead other than rank 0's: carry out orders until there are no more."""
-    lead = _Lead(index, [host.name for host in Topology.from_hosts(hosts).hosts], to)
+    conductor = lead.to[0]
     while True:
-        order = _told(to[0], f"rank 0 ({hosts[0]})")
+        order = _told(conductor, lead.names[0], deadline)
         if order["do"] == "end":
             return
+        answer = lead.carry_out(order)
         try:
-            answer: dict[str, Any] = _carry_out(lead, order)
-        except RendezvousError as error:
-            answer = {"error": str(error)}
-        send_frame(to[0], json.dumps(answer).encode())
+            patient_until(conductor, deadline)
+            send_frame(conductor, json.dumps(answer).encode())
+        except OSError as error:
+            raise RendezvousError(f"measuring links: {lead.names[0]} takes no answer: {reason(error)}") from None
 
 
-def _carry_out(lead: _Lead, order: dict[str, Any]) -> dict[str, float]:
-    if order["do"] == "ping":
-        return lead.ping(order["rounds"])
-    if order["do"] == "memory":
-        return {str(lead.index): memory_bytes_per_s()}
-    return lead.run([(source, target) for source, target in order["flows"]], order["seconds"])
+def _told(connection: socket.socket, who: str, deadline: float) -> dict[str, Any]:
+    """What rank 0 says next; an error that it tells is raised."""
+    try:
+        patient_until(connection, deadline)
+        told = _frame(connection)
+    except OSError as error:
+        raise RendezvousError(f"measuring links: {who} does not answer: {reason(error)}") from None
+    if "error" in told:
+        raise RendezvousError(str(told["error"]))
+    return told
+
+
+def _frame(connection: socket.socket) -> dict[str, Any]:
+    data = receive_frame(connection, _FRAME_LIMIT)
+    try:
+        frame: dict[str, Any] = json.loads(data)
+    except ValueError:
+        raise OSError(f"got {data[:20]!r} where a message was expected") from None
+    return frame
 
 
 class _Conductor:
-    """Rank 0: gives orders, takes part in them, and makes the topology of what all tell."""
+    """Rank 0: gives orders, takes part in them, and makes the topology of what all tell.
+
+    Args:
+        connections: to all other ranks, leads or not.
+        answers_until: when to give up on an answer; time.monotonic, seconds.
+    """
 
     def __init__(
-        self, hosts: Sequence[str], leads: Sequence[int], connections: Mapping[int, socket.socket], deadline: float
+        self, hosts: Sequence[str], lead: Lead, connections: Mapping[int, socket.socket], answers_until: float
     ) -> None:
-        self._hosts, self._connections, self._deadline = tuple(hosts), connections, deadline
-        self._to = {i: connections[lead] for i, lead in enumerate(leads) if lead != 0}
-        self._count = len(leads)
-        self._lead = _Lead(0, [host.name for host in Topology.from_hosts(hosts).hosts], self._to)
+        self._hosts, self._lead, self._connections = tuple(hosts), lead, connections
+        self._to, self._count = lead.to, len(lead.names)
+        self._answers_until = answers_until
         self._flow_s = FLOW_S
 
     def conduct(self) -> Topology:
         try:
             topology = infer(self._readings())
         except Exception as error:
-            words = str(error) if isinstance(error, RendezvousError) else repr(error)
-            for connection in self._connections.values():
-                with contextlib.suppress(OSError):
-                    send_frame(connection, json.dumps({"error": words}).encode())
+            words = str(error) if isinstance(error, RendezvousError) else f"{self._lead.names[0]}: {error!r}"
+            self._tell_all({"error": words}, time.monotonic() + FAREWELL_S)
             raise
-        for other in self._to:
-            self._say(other, {"do": "end"})
+        for connection in self._to.values():
+            with contextlib.suppress(OSError):  # the next frame tells
+                patient_until(connection, self._answers_until)
+                send_frame(connection, json.dumps({"do": "end"}).encode())
+        if gone := self._tell_all({"topology": topology.to_json()}, self._answers_until):
+            raise RendezvousError(f"measuring links: {'; '.join(gone)}")
+        return topology
+
+    def _tell_all(self, what: dict[str, str], until: float) -> list[str]:
+        """Send it to everybody, whoever is gone; sentences about those that are."""
+        gone = []
         for rank, connection in self._connections.items():
             try:
-                send_frame(connection, json.dumps({"topology": topology.to_json()}).encode())
+                patient_until(connection, until)
+                send_frame(connection, json.dumps(what).encode())
             except OSError as error:
-                raise RendezvousError(f"measuring links: rank {rank} ({self._hosts[rank]}) is gone: {error}") from None
-        return topology
+                gone.append(f"rank {rank} ({self._hosts[rank]}) is gone: {reason(error)}")
+        return gone
 
     def _readings(self) -> Readings:
         rounds = tournament(self._count)
@@ -245,7 +178,7 @@ class _Conductor:
         self._flow_s = min(LONGEST_FLOW_S, max(SHORTEST_FLOW_S, min(FLOW_S, shared_s), 2 * ROUND_TRIPS * longest))
         rates = np.zeros((self._count, self._count))
         for pairs in rounds:
-            rates += self._matrix(self._flows(_both_ways(pairs)), symmetric=False)
+            rates += self._matrix(self._flows(both_ways(pairs)), symmetric=False)
         readings = Readings(
             self._hosts, _tuples(rates), _tuples(latencies), tuple(memory[str(i)] for i in range(self._count))
         )
@@ -256,9 +189,9 @@ class _Conductor:
 
     def _again(self, readings: Readings, rates: Any) -> Readings:
         """Measure pairs that were held up once more; the better reading counts."""
-        slow = {tuple(sorted(pair)) for pair in held_up(readings)}
-        for pairs in _matchings(slow)[:MOST_AGAIN]:
-            np.maximum(rates, self._matrix(self._flows(_both_ways(pairs)), symmetric=False), out=rates)
+        slow = {(min(pair), max(pair)) for pair in held_up(readings)}
+        for pairs in matchings(slow)[:MOST_AGAIN]:
+            np.maximum(rates, self._matrix(self._flows(both_ways(pairs)), symmetric=False), out=rates)
         return replace(readings, rates=_tuples(rates))
 
     def _fans(self, readings: Readings) -> Readings:
@@ -271,7 +204,7 @@ class _Conductor:
         fan_up, fan_down = dict[int, float](), dict[int, float]()
         for hub in fastest[:MOST_FANS]:
             others = [i for i in range(self._count) if i != hub]
-            flows = _both_ways([(hub, other) for other in others])
+            flows = both_ways([(hub, other) for other in others])
             got = self._matrix(self._flows(flows, FAN_S), symmetric=False)
             fan_up[hub], fan_down[hub] = float(got[hub].sum()), float(got[:, hub].sum())
         return replace(readings, fan_up=fan_up, fan_down=fan_down)
@@ -292,8 +225,8 @@ class _Conductor:
                     free = [other for other in free if other not in (host, partner)]
             if not pairs:
                 break
-            got = self._matrix(self._flows(_both_ways(pairs), SLOW_S), symmetric=False)
-            for a, b in _both_ways(pairs):
+            got = self._matrix(self._flows(both_ways(pairs), SLOW_S), symmetric=False)
+            for a, b in both_ways(pairs):
                 if a in left and down[b] >= NEAR_THE_FASTEST * up[a]:
                     slow_up[a] = float(got[a, b])
                 if a in left and up[b] >= NEAR_THE_FASTEST * down[a]:
@@ -312,7 +245,7 @@ class _Conductor:
             alone = self._matrix(self._flows([(a, b), (b, a)]), symmetric=False)
             many = min(len(members), len(outside))
             pairs = list(zip(members[:many], outside[:many], strict=True))
-            together = self._matrix(self._flows(_both_ways(pairs), CROSSING_S), symmetric=False)
+            together = self._matrix(self._flows(both_ways(pairs), CROSSING_S), symmetric=False)
             crossings.append(
                 Crossing(
                     members,
@@ -327,19 +260,31 @@ class _Conductor:
         return self._order({"do": "flows", "flows": flows, "seconds": max(seconds, self._flow_s)})
 
     def _order(self, order: dict[str, Any]) -> dict[str, float]:
-        """Have all leads carry out an order; what all of them tell, together."""
-        for other in self._to:
-            self._say(other, order)
-        told = _carry_out(self._lead, json.loads(json.dumps(order)))
-        for other, connection in self._to.items():
-            connection.settimeout(max(0.01, self._deadline - time.monotonic()))
-            answer = _told(connection, self._lead.names[other])
-            told.update(answer)
-        return told
+        """Have all leads carry out an order; what all of them got, together.
 
-    def _say(self, other: int, order: dict[str, Any]) -> None:
-        with self._lead._named(other):
-            send_frame(self._to[other], json.dumps(order).encode())
+        Raises:
+            RendezvousError: names those that did not answer; if all did, tells what they say went wrong.
+        """
+        gone = dict[int, str]()
+        for other, connection in self._to.items():
+            try:
+                patient_until(connection, self._lead.deadline)
+                send_frame(connection, json.dumps(order).encode())
+            except OSError as error:
+                gone[other] = reason(error)
+        answers = [self._lead.carry_out(order)]  # also without those: the others count on us
+        for other, connection in self._to.items():
+            try:
+                if other not in gone:
+                    patient_until(connection, self._answers_until)
+                    answers.append(_frame(connection))
+            except OSError as error:
+                gone[other] = reason(error)
+        problems = [f"{self._lead.names[other]} does not answer: {why}" for other, why in sorted(gone.items())]
+        problems = problems or [answer["problems"][0] for answer in answers if answer["problems"]]
+        if problems:
+            raise RendezvousError(f"measuring links: {'; '.join(problems)}")
+        return {key: value for answer in answers for key, value in answer["got"].items()}
 
     def _matrix(self, told: dict[str, float], symmetric: bool = True) -> Any:
         matrix = np.zeros((self._count, self._count))
@@ -351,65 +296,5 @@ class _Conductor:
         return matrix
 
 
-def tournament(count: int) -> list[list[Flow]]:
-    """Rounds in which everybody meets everybody else once: the circle method; one rests in each round if odd."""
-    players: list[int | None] = [*range(count)] + ([None] if count % 2 else [])
-    rounds = []
-    for _ in range(len(players) - 1):
-        half = len(players) // 2
-        facing = zip(players[:half], reversed(players[half:]), strict=True)
-        rounds.append([(min(a, b), max(a, b)) for a, b in facing if a is not None and b is not None])
-        players.insert(1, players.pop())
-    return rounds
-
-
-def memory_bytes_per_s() -> float:
-    """What copying gives here: bytes per second of one thread, beyond the cache; the best of several."""
-    source, target = np.ones(MEMORY_BYTES, np.uint8), np.ones(MEMORY_BYTES, np.uint8)
-    best = float("inf")
-    for _ in range(4):
-        started = time.perf_counter()
-        np.copyto(target, source)
-        best = min(best, time.perf_counter() - started)
-    return float(f"{MEMORY_BYTES / best:.3g}")
-
-
-def _matchings(pairs: set[Any]) -> list[list[Flow]]:
-    """Pairs in rounds in which no host stands twice."""
-    left, rounds = sorted(pairs), list[list[Flow]]()
-    while left:
-        used: set[int] = set()
-        chosen = []
-        for pair in left:
-            if not used & {*pair}:
-                chosen.append(pair)
-                used |= {*pair}
-        left = [pair for pair in left if pair not in chosen]
-        rounds.append(chosen)
-    return rounds
-
-
-def _both_ways(pairs: Sequence[Flow]) -> list[Flow]:
-    return [flow for a, b in pairs for flow in ((a, b), (b, a))]
-
-
 def _tuples(matrix: Any) -> tuple[tuple[float, ...], ...]:
     return tuple(map(tuple, matrix.tolist()))
-
-
-def _told(connection: socket.socket, who: str) -> dict[str, Any]:
-    """The next frame; what it says of an error is raised."""
-    try:
-        told: dict[str, Any] = json.loads(receive_frame(connection, _FRAME_LIMIT))
-    except OSError as error:
-        raise RendezvousError(f"measuring links: {who} does not answer: {error}") from None
-    if "error" in told:
-        raise RendezvousError(str(told["error"]))
-    return told
-
-
-def _receive_exactly(connection: socket.socket, num_bytes: int) -> bytes:
-    data = connection.recv(num_bytes)
-    if not data:
-        raise OSError("the connection was closed")
-    return data

@@ -1,0 +1,169 @@
+"""One host's end of all measurements: carries out rank 0's orders together with the leads of the other hosts.
+
+An order is finished with every partner, whatever happened with the others. So one that fails holds up nobody who is
+well, and what is on a connection is always what the other end expects. What went wrong stands in the answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from collectives.probe.rounds import Flow
+
+PINGS = 12
+BLOCK_BYTES = 64 * 1024
+UNSENT_BYTES = 128 * 1024
+SKIPPED, COUNTED = 0.4, 0.2  # of a flow: what is passed over before counting starts, and what must be left to count
+MEMORY_BYTES = 16 * 1024 * 1024
+NOTSENT_LOWAT = 25  # TCP_NOTSENT_LOWAT of linux/tcp.h
+
+
+def patient_until(connection: socket.socket, deadline: float) -> None:
+    """The connection's next call may take until then (time.monotonic, seconds); what is there by then can be read."""
+    connection.settimeout(max(0.01, deadline - time.monotonic()))
+
+
+def reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+class Lead:
+    """The lowest rank of a host.
+
+    Args:
+        index: the host's position in the order of lowest ranks.
+        names: what to call each host in errors.
+        to: the connection to each other host's lead, by the host's position.
+        deadline: when to give up on partners; time.monotonic, seconds.
+    """
+
+    def __init__(self, index: int, names: Sequence[str], to: Mapping[int, socket.socket], deadline: float) -> None:
+        self.index, self.names, self.to, self.deadline = index, names, to, deadline
+        self._problems: list[str] = []
+
+    def carry_out(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        """Do an order's work; the answer for rank 0: {"got": values by "from to" or by host, "problems": sentences}."""
+        self._problems = []
+        if order["do"] == "ping":
+            got = self._pings(order["rounds"])
+        elif order["do"] == "memory":
+            got = {str(self.index): memory_bytes_per_s()}
+        else:
+            got = self._flows(order["flows"], order["seconds"])
+        return {"got": got, "problems": self._problems}
+
+    def _pings(self, rounds: Sequence[Sequence[Flow]]) -> dict[str, float]:
+        """Half a round trip to each partner that comes after us."""
+        seconds = {}
+        for pairs in rounds:
+            for first, second in pairs:
+                if self.index == first:
+                    with self._noting(second):
+                        seconds[f"{first} {second}"] = self._ping(second)
+                elif self.index == second:
+                    with self._noting(first):
+                        self._pong(first)
+        return seconds
+
+    def _ping(self, other: int) -> float:
+        best = float("inf")
+        for _ in range(PINGS):
+            patient_until(self.to[other], self.deadline)
+            started = time.perf_counter()
+            self.to[other].sendall(b".")
+            _receive_byte(self.to[other])
+            best = min(best, time.perf_counter() - started)
+        return best / 2
+
+    def _pong(self, other: int) -> None:
+        for _ in range(PINGS):
+            patient_until(self.to[other], self.deadline)
+            self.to[other].sendall(_receive_byte(self.to[other]))
+
+    def _flows(self, flows: Sequence[Flow], seconds: float) -> dict[str, float]:
+        """Send and receive our flows, all at once; the rates that arrived here."""
+        out = [target for source, target in flows if source == self.index]
+        into = [source for source, target in flows if target == self.index]
+        if not out and not into:
+            return {}
+        got = {}
+        with ThreadPoolExecutor(len(out) + len(into)) as pool:
+            sending = {target: pool.submit(self._send, target, seconds) for target in out}
+            receiving = {source: pool.submit(self._receive, source, seconds) for source in into}
+            for target, sent in sending.items():
+                with self._noting(target):
+                    sent.result()
+            for source, received in receiving.items():
+                with self._noting(source):
+                    got[f"{source} {self.index}"] = received.result()
+        return got
+
+    def _send(self, target: int, seconds: float) -> None:
+        """Blocks until the time is over; the first byte of a block says whether it is the last."""
+        connection, until = self.to[target], time.perf_counter() + seconds
+        connection.setsockopt(socket.IPPROTO_TCP, NOTSENT_LOWAT, UNSENT_BYTES)
+        more, last = bytes(BLOCK_BYTES), b"\1" + bytes(BLOCK_BYTES - 1)
+        while time.perf_counter() < until:
+            patient_until(connection, self.deadline)
+            connection.sendall(more)
+        patient_until(connection, self.deadline)
+        connection.sendall(last)
+
+    def _receive(self, source: int, seconds: float) -> float:
+        """Bytes per second of the part that counts; of the whole flow if hardly any of it is left to count."""
+        connection, block = self.to[source], bytearray(BLOCK_BYTES)
+        view, total, is_last = memoryview(block), 0, False
+        first: float | None = None
+        begin, begin_bytes, now = None, 0, 0.0
+        while not is_last:
+            got = 0
+            patient_until(connection, self.deadline)
+            while got < BLOCK_BYTES:
+                n = connection.recv_into(view[got:])
+                if not n:
+                    raise OSError("the connection was closed")
+                got += n
+                total += n
+                now = time.perf_counter()
+                first = first or now
+                if begin is None and now - first >= SKIPPED * seconds:
+                    begin, begin_bytes = now, total
+            is_last = block[0] == 1
+        assert first is not None
+        if begin is not None and now - begin >= COUNTED * seconds:
+            return (total - begin_bytes) / (now - begin)
+        # Most of it was here before this end came to read, so how fast it was read says nothing.
+        return total / max(now - first, seconds)
+
+    @contextlib.contextmanager
+    def _noting(self, other: int) -> Iterator[None]:
+        """Socket errors as a sentence in the answer."""
+        try:
+            yield
+        except OSError as error:
+            self._problems.append(f"{self.names[self.index]} lost {self.names[other]}: {reason(error)}")
+
+
+def memory_bytes_per_s() -> float:
+    """What copying gives here: bytes per second of one thread, beyond the cache; the best of several."""
+    source, target = np.ones(MEMORY_BYTES, np.uint8), np.ones(MEMORY_BYTES, np.uint8)
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        np.copyto(target, source)
+        best = min(best, time.perf_counter() - started)
+    return float(f"{MEMORY_BYTES / best:.3g}")
+
+
+def _receive_byte(connection: socket.socket) -> bytes:
+    data = connection.recv(1)
+    if not data:
+        raise OSError("the connection was closed")
+    return data

@@ -1,0 +1,38 @@
+"""Who measures with whom at the same time: pairs of hosts in rounds, no host twice in one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+Flow = tuple[int, int]
+
+
+def tournament(count: int) -> list[list[Flow]]:
+    """Rounds in which everybody meets everybody else once: the circle method; one rests in each round if odd."""
+    players: list[int | None] = [*range(count)] + ([None] if count % 2 else [])
+    rounds = []
+    for _ in range(len(players) - 1):
+        half = len(players) // 2
+        facing = zip(players[:half], reversed(players[half:]), strict=True)
+        rounds.append([(min(a, b), max(a, b)) for a, b in facing if a is not None and b is not None])
+        players.insert(1, players.pop())
+    return rounds
+
+
+def matchings(pairs: Iterable[Flow]) -> list[list[Flow]]:
+    """These pairs in few rounds: each takes all that are free."""
+    left, rounds = sorted(set(pairs)), list[list[Flow]]()
+    while left:
+        used: set[int] = set()
+        chosen = []
+        for pair in left:
+            if not used & {*pair}:
+                chosen.append(pair)
+                used |= {*pair}
+        left = [pair for pair in left if pair not in chosen]
+        rounds.append(chosen)
+    return rounds
+
+
+def both_ways(pairs: Sequence[Flow]) -> list[Flow]:
+    return [flow for a, b in pairs for flow in ((a, b), (b, a))]

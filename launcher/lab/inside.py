@@ -1,0 +1,105 @@
+"""Processes in a host: in its network namespace, under its hostname, with the names of the others in /etc/hosts."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import IO, TypeVar
+
+from launcher.agent import MASTER_PORTS
+from launcher.errors import LabError
+from launcher.lab.file import LabFile
+from launcher.lab.network import namespace_of
+from launcher.lab.record import hosts_file
+
+Result = TypeVar("Result")
+
+_CLONE_NEWNET, _CLONE_NEWUTS, _CLONE_NEWNS = 0x40000000, 0x04000000, 0x00020000
+_MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def start(
+    lab: LabFile,
+    index: int,
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+    tied: bool = True,
+) -> subprocess.Popen[bytes]:
+    """Start a command in the host at that position in `lab.hosts`, in a session of its own.
+
+    Args:
+        tied: the kernel kills it when this process, or the thread that calls this, ends.
+
+    Raises:
+        LabError: there is no such command, or the host is not there.
+    """
+    name, hosts, parent = lab.hosts[index].name, os.fsencode(hosts_file(lab.name)), os.getpid()
+
+    def enter() -> None:
+        _enter_network(lab, index)
+        _checked(_libc.unshare(_CLONE_NEWUTS | _CLONE_NEWNS))
+        socket.sethostname(name)
+        _checked(_libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None))  # ours stay unseen outside
+        _checked(_libc.mount(hosts, b"/etc/hosts", None, _MS_BIND, None))
+        if tied:
+            _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
+            if os.getppid() != parent:
+                os._exit(1)
+
+    try:
+        return subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+            preexec_fn=enter,
+        )
+    except FileNotFoundError:
+        raise LabError(f"no command {command[0]!r} in PATH, to run on host {name!r}") from None
+    except (OSError, subprocess.SubprocessError) as error:
+        raise LabError(f"cannot start {command[0]!r} on host {name!r}: {error}") from None
+
+
+def call(lab: LabFile, index: int, function: Callable[[], Result]) -> Result:
+    """What a function gives when it is called in a thread that is in the host's network."""
+    with ThreadPoolExecutor(max_workers=1, initializer=_enter_network, initargs=(lab, index)) as thread:
+        return thread.submit(function).result()
+
+
+def free_port(lab: LabFile, index: int) -> int:
+    """A TCP port that can be listened on at the host's address."""
+
+    def look() -> int:
+        for port in random.sample(MASTER_PORTS, 100):
+            with socket.socket() as probe, suppress(OSError):
+                probe.bind((lab.address(index), port))
+                return port
+        raise LabError(f"no free port at {lab.address(index)} among 100 tried of {MASTER_PORTS}")
+
+    return call(lab, index, look)
+
+
+def _enter_network(lab: LabFile, index: int) -> None:
+    namespace = os.open(f"/run/netns/{namespace_of(lab.name, lab.hosts[index].name)}", os.O_RDONLY | os.O_CLOEXEC)
+    _checked(_libc.setns(namespace, _CLONE_NEWNET))
+    os.close(namespace)
+
+
+def _checked(status: int) -> None:
+    if status != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))

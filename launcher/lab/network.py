@@ -1,0 +1,191 @@
+"""Namespaces, bridges and shaped links of one lab, by `ip` and `tc`.
+
+    namespace ng.LAB.HOST                  namespace ng.LAB, the switch
+    lab0 --------------------------------- h0 -- core ---- down0 ======= up0 -- site0 -- h3 ------ lab0 of a host there
+    shaped: the host's up                  shaped: its down
+                                                           shaped: the site's down and up
+
+Shaping is `tc tbf`, at the end where bytes leave. A cable is pulled at the switch, so the host sees its carrier go.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.errors import LabError
+from launcher.lab.file import NETWORK, LabFile
+
+INTERFACE = "lab0"
+"""Name of the interface in every host."""
+BURST_S, LEAST_BURST_BYTES = 0.001, 16 * 1024
+QUEUE_S, LEAST_QUEUE_BYTES = 0.020, 64 * 1024
+NEEDS = (
+    "a lab needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN) and the commands `ip` and `tc` of iproute2; without them, "
+    "`emulate:` in a job file or NARROWGAUGE_EMULATE paces the engine's own connections"
+)
+
+
+@dataclass(frozen=True)
+class Port:
+    """An end of a cable: what leaves here is shaped."""
+
+    namespace: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Cable:
+    """A host's or a site's link: where its two directions are shaped, and what the lab file says of them, in Mbit/s."""
+
+    up: Port
+    down: Port
+    up_mbit: float
+    down_mbit: float
+
+
+def switch_of(lab: str) -> str:
+    """The namespace of the lab's bridges."""
+    return f"ng.{lab}"
+
+
+def namespace_of(lab: str, host: str) -> str:
+    """The namespace of a host."""
+    return f"ng.{lab}.{host}"
+
+
+def namespaces(lab: LabFile) -> list[str]:
+    """All namespaces of a lab."""
+    return [switch_of(lab.name), *(namespace_of(lab.name, host.name) for host in lab.hosts)]
+
+
+def cables(lab: LabFile) -> dict[str, Cable]:
+    """The link of each host and site, by its name."""
+    switch = switch_of(lab.name)
+    found = {
+        host.name: Cable(
+            Port(namespace_of(lab.name, host.name), INTERFACE), Port(switch, f"h{index}"), host.up, host.down
+        )
+        for index, host in enumerate(lab.hosts)
+    }
+    for index, site in enumerate(lab.sites):
+        found[site.name] = Cable(Port(switch, f"up{index}"), Port(switch, f"down{index}"), site.up, site.down)
+    return found
+
+
+def check_tools() -> None:
+    """Raises LabError if this process can't make namespaces and links."""
+    missing = [name for name in ("ip", "tc") if not shutil.which(name)]
+    if os.geteuid() != 0 or missing:
+        got = f"no `{missing[0]}` in PATH" if missing else f"user id {os.geteuid()}"
+        raise LabError(f"{NEEDS}; got {got}")
+
+
+def build(lab: LabFile) -> None:
+    """Make all namespaces, bridges and links.
+
+    Raises:
+        LabError: something can't be made; what was made before it is still there.
+    """
+    for namespace in namespaces(lab):
+        _ip("netns", "add", namespace)
+        _ip("-n", namespace, "link", "set", "lo", "up")
+    switch, all_cables = switch_of(lab.name), cables(lab)
+    bridge_of = {name: f"site{index}" for index, site in enumerate(lab.sites) for name in site.hosts}
+    for bridge in ("core", *(f"site{index}" for index in range(len(lab.sites)))):
+        _in(switch, "link", "add", bridge, "type", "bridge", "mcast_snooping", "0")
+        _in(switch, "link", "set", bridge, "up")
+    for index, host in enumerate(lab.hosts):
+        cable = all_cables[host.name]
+        _join(cable)
+        _in(switch, "link", "set", cable.down.device, "master", bridge_of.get(host.name, "core"))
+        address = f"{lab.address(index)}/{NETWORK.prefixlen}"
+        _in(cable.up.namespace, "addr", "add", address, "broadcast", "+", "dev", INTERFACE)
+    for index, site in enumerate(lab.sites):
+        cable = all_cables[site.name]
+        _join(cable)
+        _in(switch, "link", "set", cable.up.device, "master", f"site{index}")
+        _in(switch, "link", "set", cable.down.device, "master", "core")
+
+
+def destroy(names: list[str]) -> None:
+    """Remove those of the namespaces that are there, and with them all that is in them."""
+    there = set(existing())
+    for name in names:
+        if name in there:
+            _ip("netns", "delete", name)
+
+
+def existing() -> list[str]:
+    """Names of all network namespaces of this machine that have one."""
+    return [found["name"] for found in json.loads(_ip("-j", "netns", "list") or "[]")]
+
+
+def pids(names: list[str]) -> list[int]:
+    """Processes that live in those of the namespaces that are there, without this one."""
+    there = set(existing())
+    found = [int(pid) for name in names if name in there for pid in _ip("netns", "pids", name).split()]
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def shape(port: Port, mbit: float) -> None:
+    """Let `mbit` Mbit/s through, from now on."""
+    rate = mbit * 1e6 / 8
+    burst, queue = max(rate * BURST_S, LEAST_BURST_BYTES), max(rate * QUEUE_S, LEAST_QUEUE_BYTES)
+    _run(
+        *("tc", "-n", port.namespace, "qdisc", "replace", "dev", port.device, "root", "tbf"),
+        *("rate", f"{rate * 8:.0f}bit", "burst", f"{burst:.0f}", "limit", f"{queue + burst:.0f}"),
+    )
+
+
+def rate_now(port: Port) -> float:
+    """What is let through now, in Mbit/s."""
+    (found,) = json.loads(_run("tc", "-n", port.namespace, "-j", "qdisc", "show", "dev", port.device))
+    return float(found["options"]["rate"]) * 8 / 1e6
+
+
+def cut(cable: Cable) -> None:
+    """Pull the cable."""
+    _in(cable.down.namespace, "link", "set", cable.down.device, "down")
+
+
+def mend(cable: Cable) -> None:
+    """Put the cable back."""
+    _in(cable.down.namespace, "link", "set", cable.down.device, "up")
+
+
+def is_cut(cable: Cable) -> bool:
+    """Whether the cable is pulled."""
+    (found,) = json.loads(_ip("-n", cable.down.namespace, "-j", "link", "show", "dev", cable.down.device))
+    return "UP" not in found["flags"]
+
+
+def _join(cable: Cable) -> None:
+    """Make the cable between its two ends, shaped and up."""
+    up, down = cable.up, cable.down
+    _in(up.namespace, "link", "add", up.device, "type", "veth", "peer", "name", down.device, "netns", down.namespace)
+    shape(up, cable.up_mbit)
+    shape(down, cable.down_mbit)
+    for port in (up, down):
+        _in(port.namespace, "link", "set", port.device, "up")
+
+
+def _in(namespace: str, *words: str) -> str:
+    return _ip("-n", namespace, *words)
+
+
+def _ip(*words: str) -> str:
+    return _run("ip", *words)
+
+
+def _run(*words: str) -> str:
+    done: Any = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        said = " ".join(done.stderr.split()) or f"status {done.returncode}"
+        needs = f"; {NEEDS}" if "not permitted" in said else ""
+        raise LabError(f"`{' '.join(words)}` failed: {said}{needs}")
+    return str(done.stdout)

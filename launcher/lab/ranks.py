@@ -1,0 +1,170 @@
+"""A command once in each rank, in its host, from the first start to the last end."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import IO, TextIO
+
+from launcher.lab import inside
+from launcher.lab.network import INTERFACE
+from launcher.lab.record import Record
+from launcher.lab.signals import undisturbed
+from launcher.lab.warden import Warden
+
+GRACE_S = 10.0
+"""How long the others have, once a rank has failed, to find out and tell why."""
+TERM_S, LAUNCHER_TERM_S = 5.0, 20.0
+"""How long ranks, and a `launcher` that has ranks of its own to end, have after SIGTERM."""
+
+
+@dataclass
+class _Rank:
+    rank: int
+    host: str
+    process: subprocess.Popen[bytes]
+    readers: list[threading.Thread] = field(default_factory=list)
+    ended: bool = False
+
+
+def run(record: Record, command: Sequence[str], warden: Warden, *, known_links: bool) -> int:
+    """Run `command` in every rank and wait for all. Rank 0's output stays as it is, the others' lines get their rank.
+
+    Args:
+        command: a first word "python" means this Python.
+        known_links: tell the collectives the links' true rates.
+
+    Returns:
+        0, or the status of the rank that failed first; 128 + n for one that a signal n ended.
+
+    Raises:
+        LabError: a rank can't be started; no other runs on then.
+    """
+    words = [sys.executable if command[0] == "python" else command[0], *command[1:]]
+    ranks: list[_Rank] = []
+    with _ended(ranks, TERM_S):
+        common = _common(record, known_links)
+        for index, host in enumerate(record.lab.hosts):
+            for local_rank, rank in enumerate(record.lab.ranks_of(index)):
+                env = {**common, "RANK": rank, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": host.ranks}
+                env["GROUP_RANK"] = index
+                pipe = None if rank == 0 else subprocess.PIPE
+                texts = {name: str(value) for name, value in env.items()}
+                process = inside.start(record.lab, index, words, env=texts, stdout=pipe, stderr=pipe)
+                warden.trust_group(process.pid)
+                ranks.append(_Rank(rank, host.name, process))
+        for each in ranks:  # threads only after the last fork
+            each.readers += _readers(each)
+        return _watch(ranks)
+
+
+def run_once(record: Record, command: Sequence[str], warden: Warden, env: dict[str, str]) -> int:
+    """Run `command` once, in the first host, with the environment `env`. Status as of `run`."""
+    ranks: list[_Rank] = []
+    with _ended(ranks, LAUNCHER_TERM_S):
+        process = inside.start(record.lab, 0, command, env=env)
+        warden.trust_group(process.pid)
+        ranks.append(_Rank(0, record.lab.hosts[0].name, process))
+        return _watch(ranks)
+
+
+def _common(record: Record, known_links: bool) -> dict[str, object]:
+    lab = record.lab
+    known = {"NARROWGAUGE_TOPOLOGY": record.topology_file} if known_links else {}
+    return {
+        "OMP_NUM_THREADS": 1,
+        "PYTHONUNBUFFERED": 1,  # lines come when they are written, also the last ones of a rank that is killed
+        **os.environ,
+        "WORLD_SIZE": sum(host.ranks for host in lab.hosts),
+        "GROUP_WORLD_SIZE": len(lab.hosts),
+        "MASTER_ADDR": lab.address(0),
+        "MASTER_PORT": inside.free_port(lab, 0),
+        "GLOO_SOCKET_IFNAME": INTERFACE,
+        "NARROWGAUGE_INTERFACE": INTERFACE,
+        "NARROWGAUGE_LAB_TOPOLOGY": record.topology_file,
+        **known,
+    }
+
+
+def _watch(ranks: list[_Rank]) -> int:
+    """Wait for all; after the first failure for `GRACE_S` at most. The first failure's status."""
+    status = 0
+    deadline: float | None = None
+    with selectors.DefaultSelector() as ends, ExitStack() as opened:
+        for each in ranks:
+            end = os.pidfd_open(each.process.pid)
+            opened.callback(os.close, end)
+            ends.register(end, selectors.EVENT_READ, each)
+        while ends.get_map():
+            ready = ends.select(None if deadline is None else max(deadline - time.monotonic(), 0))
+            if deadline is not None and not ready:
+                break
+            for key, _ in ready:
+                ends.unregister(key.fd)
+                code = _end_of(key.data)
+                if code and not status:
+                    status, deadline = code, time.monotonic() + GRACE_S
+                    _say(f"rank {key.data.rank} on host {key.data.host} ended with status {code}")
+    return status
+
+
+def _end_of(each: _Rank) -> int:
+    """Status of a rank that has ended, once its output is through. What it left running is killed."""
+    code, each.ended = each.process.wait(), True
+    with suppress(ProcessLookupError):
+        os.killpg(each.process.pid, signal.SIGKILL)
+    for reader in each.readers:
+        reader.join(timeout=2)
+    return 128 - code if code < 0 else code
+
+
+@contextmanager
+def _ended(ranks: list[_Rank], term_s: float) -> Iterator[None]:
+    """At the end of the block, however it is left, end those that still run."""
+    try:
+        yield
+    finally:
+        with undisturbed():
+            left = [each for each in ranks if not each.ended]
+            for each in left:
+                with suppress(ProcessLookupError):
+                    os.killpg(each.process.pid, signal.SIGTERM)
+            deadline = time.monotonic() + term_s
+            for each in left:
+                with suppress(subprocess.TimeoutExpired):
+                    each.process.wait(max(deadline - time.monotonic(), 0))
+                each.process.kill()
+                _end_of(each)
+            if left:
+                _say(f"ended rank{'s' if left[1:] else ''} " + ", ".join(str(each.rank) for each in left))
+
+
+def _readers(each: _Rank) -> list[threading.Thread]:
+    pairs = ((each.process.stdout, sys.stdout), (each.process.stderr, sys.stderr))
+    threads = [
+        threading.Thread(target=_pass_on, args=(each.rank, source, target), daemon=True)
+        for source, target in pairs
+        if source is not None
+    ]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def _pass_on(rank: int, source: IO[bytes], target: TextIO) -> None:
+    with source:
+        for line in source:
+            target.write(f"[{rank}] {line.decode(errors='replace').rstrip()}\n")
+            target.flush()
+
+
+def _say(text: str) -> None:
+    print(f"lab: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,152 @@
+"""A Ray node in each host, with the CPUs that its ranks need. Ray itself is started by its own command."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeAlias
+
+from launcher.errors import LabError
+from launcher.lab import inside
+from launcher.lab.file import LabFile
+from launcher.lab.network import INTERFACE
+from launcher.lab.record import Record, Started
+from launcher.lab.signals import undisturbed
+
+Node: TypeAlias = "subprocess.Popen[bytes]"
+
+PORT = 6379
+START_TIMEOUT_S = 120.0
+STOP_S = 10.0
+_READY = "Ray runtime started"
+"""What `ray start` prints once its node has registered."""
+_OBJECT_STORE_BYTES = 80 * 1024**2
+
+
+def address(lab: LabFile) -> str:
+    """Where the lab's Ray cluster is reached from inside the lab."""
+    return f"{lab.address(0)}:{PORT}"
+
+
+def start(record: Record, *, tied: bool, started: Callable[[int], None] = lambda pid: None) -> list[Node]:
+    """Start the nodes, the first host's before the others', and note them in the record.
+
+    Args:
+        tied: they end with this process.
+        started: told the process group of each node as soon as there is one.
+
+    Returns:
+        the process of each node; its children are Ray's own processes.
+
+    Raises:
+        LabError: a node didn't come up; the message ends with what it wrote. None runs on then.
+    """
+    record.temp_dir = tempfile.mkdtemp(prefix="ng-")  # short: Ray puts sockets below it, whose paths have a limit
+    record.save()
+    nodes: list[Node] = []
+    try:
+        for index in range(len(record.lab.hosts)):
+            nodes.append(_start_one(record, index, tied))
+            started(nodes[-1].pid)
+            if index == 0:
+                _wait(record, nodes)
+        _wait(record, nodes)
+    except BaseException:
+        stop(record, nodes)
+        raise
+    return nodes
+
+
+def stop(record: Record, nodes: list[Node]) -> None:
+    """End the nodes that `start` gave, and forget them."""
+    with undisturbed():
+        for node in nodes:
+            node.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_S
+        for node in nodes:
+            with suppress(subprocess.TimeoutExpired):
+                node.wait(max(deadline - time.monotonic(), 0))
+            with suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
+        shutil.rmtree(str(record.temp_dir), ignore_errors=True)
+        record.ray, record.temp_dir = {}, None
+        record.save()
+
+
+@contextmanager
+def present(record: Record, started: Callable[[int], None]) -> Iterator[None]:
+    """The nodes for the time of the block; those that aren't there are started, and end with it."""
+    if record.ray and all(node.lives for node in record.ray.values()):
+        yield
+        return
+    if record.ray:
+        dead = ", ".join(host for host, node in record.ray.items() if not node.lives)
+        raise LabError(f"the Ray node on {dead} has ended; take lab {record.lab.name!r} down and bring it up again")
+    nodes = start(record, tied=True, started=started)
+    try:
+        yield
+    finally:
+        stop(record, nodes)
+
+
+def _start_one(record: Record, index: int, tied: bool) -> Node:
+    lab = record.lab
+    place = ["--head", f"--port={PORT}", "--include-dashboard=false"] if index == 0 else [f"--address={address(lab)}"]
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *place),
+        f"--node-ip-address={lab.address(index)}",
+        f"--num-cpus={lab.hosts[index].ranks}",
+        f"--object-store-memory={_OBJECT_STORE_BYTES}",
+        f"--temp-dir={record.temp_dir}/{index}",
+    ]
+    with _log(record, index).open("wb") as log:
+        node = inside.start(lab, index, command, env=environment(record), stdout=log, stderr=log, tied=tied)
+    record.ray[lab.hosts[index].name] = Started.of(node.pid)
+    record.save()
+    return node
+
+
+def environment(record: Record) -> dict[str, str]:
+    """What Ray's nodes, and through them their workers, find, and what a process in the lab needs to reach them."""
+    ours = {
+        "RAY_ADDRESS": address(record.lab),
+        "RAY_raylet_start_wait_time_s": f"{START_TIMEOUT_S:.0f}",
+        "GLOO_SOCKET_IFNAME": INTERFACE,
+        "NARROWGAUGE_INTERFACE": INTERFACE,
+    }
+    ranks = [host.ranks for host in record.lab.hosts]
+    if ranks == sorted(ranks, reverse=True):  # the order in which a job takes nodes; else its ranks sit elsewhere
+        ours["NARROWGAUGE_LAB_TOPOLOGY"] = str(record.topology_file)
+    # Nobody outside can reach the lab; left to itself, Ray's head wants a token if there is one in the home folder,
+    # and the other nodes don't send it.
+    return {"RAY_AUTH_MODE": "disabled", **os.environ, **ours}
+
+
+def _wait(record: Record, nodes: list[Node]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    waiting = dict(enumerate(nodes))
+    while waiting:
+        for index, node in list(waiting.items()):
+            said = _log(record, index).read_text(errors="replace")
+            if _READY in said:
+                del waiting[index]
+            elif node.poll() is not None or time.monotonic() > deadline:
+                end = f"ended with status {node.returncode}" if node.poll() is not None else "is not up"
+                raise LabError(
+                    f"the Ray node on host {record.lab.hosts[index].name!r} {end}, {START_TIMEOUT_S:.0f} s allowed; "
+                    f"it wrote: {said[-2000:].strip() or 'nothing'}"
+                )
+        time.sleep(0.1)
+
+
+def _log(record: Record, index: int) -> Path:
+    return Path(str(record.temp_dir)) / f"node-{index}.log"
