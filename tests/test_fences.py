@@ -15,7 +15,8 @@ MODULES = sorted(path for package in ("collectives", "launcher") for path in (RE
 PLAIN = (
     "__main__ canonical cost errors explain forest options "
     "plan_text planner rows shares simulate sizes specification topology version "
-    "bench/__init__ bench/command bench/limit bench/plot bench/report"
+    "bench/__init__ bench/command bench/limit bench/plot bench/report "
+    "probe/__init__ probe/cache probe/infer probe/lead probe/measure probe/rounds"
 )
 WITHOUT_TORCH = (
     "collectives/engine/",

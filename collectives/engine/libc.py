@@ -15,6 +15,7 @@ recv = types.ExternalFunction("recv", _size(_int, _address, _size, _int))
 recvmsg = types.ExternalFunction("recvmsg", _size(_int, _address, _int))
 send = types.ExternalFunction("send", _size(_int, _address, _size, _int))
 sendmsg = types.ExternalFunction("sendmsg", _size(_int, _address, _int))
+setsockopt = types.ExternalFunction("setsockopt", _int(_int, _int, _int, _address, _int))
 poll = types.ExternalFunction("poll", _int(_address, _size, _int))
 memmove = types.ExternalFunction("memmove", _address(_address, _address, _size))
 clock_gettime = types.ExternalFunction("clock_gettime", _int(_int, _address))
@@ -23,6 +24,7 @@ _errno_location = types.ExternalFunction("__errno_location", _address())
 MSG_DONTWAIT = 0x40
 MSG_NOSIGNAL = 0x4000
 POLLIN, POLLOUT, POLLERR, POLLHUP = 0x1, 0x4, 0x8, 0x10
+SOL_SOCKET, SO_RCVLOWAT = 1, 18
 EINTR, EAGAIN = 4, 11
 CLOCK_MONOTONIC = 1
 

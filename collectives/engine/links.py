@@ -26,6 +26,7 @@ from collectives.topology import Host, Pair, Topology
 
 logger = logging.getLogger(__name__)
 MOST_STREAMS = 16
+QUEUE_S = 0.015
 _MEASURE = "measure"
 _known: list[Topology] = []
 
@@ -68,6 +69,8 @@ def join(store: mesh.Store, rank: int, size: int, name: str, epoch: int, options
         if options.streams == "auto" and (streams := streams_for(topology, tcp.most_bytes_under_way())) > 1:
             formed.close()
             formed = mesh.form(_Renamed(store, "streams"), rank, size, name, epoch, options, timeout_s, streams)
+        if is_known:
+            _keep_queues_short(formed, rank, topology)
         if emulated:
             _pace(formed, rank, topology)
     except BaseException:
@@ -182,6 +185,16 @@ def _emulated(hosts: list[str], rates: list[float]) -> Topology:
             if i != j
         ),
     )
+
+
+def _keep_queues_short(formed: mesh.Mesh, rank: int, topology: Topology) -> None:
+    """On ways over a slow link: as much under way as a round trip and a short queue take, dealt out to the hosts."""
+    for peer, connection in formed.data:
+        if topology.host_index(peer) != topology.host_index(rank):
+            slowest = min(topology.links[link].bytes_per_s for link in topology.route(rank, peer))
+            streams = sum(each == peer for each, _ in formed.data)
+            seconds = 2 * topology.latency_s(rank, peer) + QUEUE_S
+            tcp.keep_short(connection, slowest * seconds / (len(topology.hosts) - 1) / streams)
 
 
 def _pace(formed: mesh.Mesh, rank: int, topology: Topology) -> None:

@@ -41,6 +41,7 @@ DONE, INTERRUPTED, CONTROL, PEER_CLOSED, SOCKET_ERROR, TIMEOUT, BAD_HEADER, OP_M
 _IDLE, _MOVED = -2, -1
 
 LONGEST_POLL_MS = 1000
+WAKE_BYTES = 16 * 1024
 STEP_BYTES = STEP.itemsize
 BATCH_BYTES = BATCH * HEADER_BYTES
 
@@ -544,6 +545,7 @@ def _wait(net: Net, table: Table) -> int:
         queue = table.queues[conn["peer"]]
         if queue["expect"] > 0 and conn["parked"] == 0:
             events |= libc.POLLIN
+            _wake_at(net, conn)
         if conn["tx_active"] > 0 or queue["head"] < queue["tail"]:
             events |= libc.POLLOUT
         polls[c]["fd"] = conn["fd"] if events != 0 else -1
@@ -584,6 +586,18 @@ def _wait(net: Net, table: Table) -> int:
         if revents & ~libc.POLLIN:
             conns[c]["tx_ready"] = 1
     return _IDLE
+
+
+@jit
+def _wake_at(net: Net, conn: Any) -> None:
+    """Have poll tell of a payload only when a good part of it is here: on slow links it comes packet by packet."""
+    wanted = np.int64(1)
+    if conn["accepted"] == 1:
+        wanted = max(wanted, min(WAKE_BYTES, conn["payload_length"] - conn["payload_got"]))
+    if wanted != conn["wakes_at"]:
+        net.iov[0] = wanted
+        libc.setsockopt(conn["fd"], libc.SOL_SOCKET, libc.SO_RCVLOWAT, net.iov.ctypes.data, 4)
+        conn["wakes_at"] = wanted
 
 
 @jit

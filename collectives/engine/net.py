@@ -34,6 +34,7 @@ CONN = np.dtype(
         ("rx_ready", "i8"), ("tx_ready", "i8"),  # worth trying without asking poll
         ("header_at", "i8"), ("header_got", "i8"),  # bytes of its headers that are done with, that are here
         ("accepted", "i8"), ("parked", "i8"),  # what became of a complete header
+        ("wakes_at", "i8"),  # bytes that must be here before poll tells
         ("payload_at", "i8"), ("payload_length", "i8"), ("payload_got", "i8"),
         ("tree", "i8"), ("slice", "i8"), ("direction", "i8"),
         ("tx_active", "i8"),  # frames that are being sent
@@ -70,7 +71,7 @@ def make_net(fds: list[tuple[int, int]], control: list[int], waker: int, arenas:
     conns = np.zeros(len(fds), CONN)
     conns["peer"], conns["fd"] = [peer for peer, _ in fds], [fd for _, fd in fds]
     conns["near"] = [peer in arenas for peer, _ in fds]
-    conns["tx_ready"] = 1
+    conns["tx_ready"] = conns["wakes_at"] = 1
     iov, message = np.zeros(4, np.int64), np.zeros(7, np.int64)
     message[2], message[3] = iov.ctypes.data, 2
     return Net(

@@ -1,6 +1,8 @@
 """The probe: sockets in, a Topology out.
 
-measure.py   traffic between the hosts, on the group's own connections -> Readings
+measure.py   rank 0 conducts: traffic between the hosts, on the group's own connections -> Readings
+lead.py      each host's part in it
+rounds.py    who measures with whom at the same time
 infer.py     Readings -> Topology, without I/O
 cache.py     what was measured before, by the set of hosts
 command.py   `python -m collectives probe`

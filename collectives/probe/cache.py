@@ -25,32 +25,43 @@ def recall(hosts: Sequence[str], machines: Sequence[str]) -> Topology | None:
     Args:
         hosts, machines: of each rank, the name of its host and the identity of its machine.
     """
-    path = _path(hosts, machines)
     try:
+        path = _path(hosts, machines)
         return Topology.load(path).seated(hosts)
     except FileNotFoundError:
         return None
-    except (PlanError, OSError, UnicodeDecodeError) as error:
-        logger.warning("the remembered links in %s cannot be used (%s); measuring again", path, error)
-        return None
+    except UnicodeDecodeError as error:
+        why = f"{path}: {error}"
+    except (PlanError, OSError) as error:  # both name the file
+        why = str(error)
+    logger.warning("the remembered links cannot be used, so they are measured again: %s", why)
+    return None
 
 
 def remember(topology: Topology, hosts: Sequence[str], machines: Sequence[str]) -> Path:
     """Keep a measured topology; the file that holds it. Arguments as of `recall`.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: there is no folder for it, or it cannot be written.
     """
     path = _path(hosts, machines)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(topology.to_json())
-    os.replace(file.name, path)
+        try:
+            file.write(topology.to_json())
+            file.flush()
+            os.replace(file.name, path)
+        except OSError:
+            os.unlink(file.name)
+            raise
     return path
 
 
 def _path(hosts: Sequence[str], machines: Sequence[str]) -> Path:
     which = sorted({f"{host}\0{machine}" for host, machine in zip(hosts, machines, strict=True)})
     names = hashlib.sha256("\0".join(which).encode()).hexdigest()[:24]
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "narrowgauge" / "links" / f"{names}-{VERSION}.json"
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # as in a container whose user is in no /etc/passwd
+        raise OSError(f"{error}; set HOME or XDG_CACHE_HOME") from None
+    return home / "narrowgauge" / "links" / f"{names}-{VERSION}.json"

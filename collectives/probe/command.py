@@ -97,17 +97,18 @@ def told(topology: Topology, took_s: float) -> str:
     """For people: what each host can do, and what goes from host (row) to host (column), in Mbit/s of payload."""
     hosts = topology.hosts
     width = max(8, *(len(host.name) + 2 for host in hosts))
-    lines = [f"{len(hosts)} hosts, measured in {took_s:.1f} s; Mbit/s of payload", ""]
+    count = "1 host" if len(hosts) == 1 else f"{len(hosts)} hosts"
+    lines = [f"{count}, measured in {took_s:.1f} s; Mbit/s of payload", ""]
     lines.append("".join(f"{name:>{width}}" for name in ("host", "up", "down", "latency", "memory", "ranks")))
     for host in hosts:
         row = (
-            host.name, f"{host.up_bytes_per_s * 8e-6:.0f}", f"{host.down_bytes_per_s * 8e-6:.0f}",
+            host.name, _mbit(host.up_bytes_per_s), _mbit(host.down_bytes_per_s),
             seconds(host.latency_s), rate(host.memory_bytes_per_s), str(len(host.ranks)),
         )  # fmt: skip
         lines.append("".join(f"{value:>{max(width, len(value) + 2)}}" for value in row))
     for site in topology.sites:
-        up, down = site.up_bytes_per_s * 8e-6, site.down_bytes_per_s * 8e-6
-        lines.append(f"{site.name}: up {up:.0f}, down {down:.0f}, shared by {', '.join(site.hosts)}")
+        up, down = _mbit(site.up_bytes_per_s), _mbit(site.down_bytes_per_s)
+        lines.append(f"{site.name}: up {up}, down {down}, shared by {', '.join(site.hosts)}")
     if 1 < len(hosts) <= WIDEST:
         lines += ["", "".join(f"{name:>{width}}" for name in ("from\\to", *(host.name for host in hosts)))]
         for host in hosts:
@@ -119,4 +120,9 @@ def told(topology: Topology, took_s: float) -> str:
 def _between(topology: Topology, source: int, target: int) -> str:
     if source == target:
         return "-"
-    return f"{min(topology.links[link].bytes_per_s for link in topology.route(source, target)) * 8e-6:.0f}"
+    return _mbit(min(topology.links[link].bytes_per_s for link in topology.route(source, target)))
+
+
+def _mbit(bytes_per_s: float) -> str:
+    mbit = bytes_per_s * 8e-6
+    return f"{mbit:.0f}" if mbit >= 100 else f"{mbit:.3g}"

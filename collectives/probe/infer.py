@@ -1,7 +1,7 @@
 """From readings to a topology: a pure function.
 
     up_i, down_i     what host i was seen to send and to receive in its best matchings (their median, as each is off
-                     a little), or with all others at once if that is more; of slow hosts, over a longer time
+                     a little), or with all others at once if that is far more
     pair (i, j)      what went from i to j, where that is well below up_i and down_j, and no site explains it
     site             hosts that reach each other at full speed, but together send no more to others than one alone does
     latency_i        least squares of (latency_i + latency_j) / 2 [+ the sites'] against what pairs took, none negative
@@ -22,9 +22,12 @@ from scipy.optimize import nnls
 
 from collectives.topology import Host, Pair, Site, Topology
 
+NEAR_BEST = 0.93  # readings of a host that are this near its best show its own link, not a slower partner's
 FULL = 0.7  # a pair that gets less of what its hosts can do is held up by something
+FASTER = 1.25  # several flows that get more than so many times what one got show more of a link than it did
 SHARED = 0.75  # hosts that together get less than this of what each got alone share an uplink
 NOISE = 0.04
+EVENLY = 1e-3  # how much an even split of latencies weighs against one that was measured
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class Crossing:
     together_up: float
     together_down: float
 
+    def turned(self, others: tuple[int, ...]) -> Crossing:
+        """The same as the others see it, if they are all the others."""
+        return Crossing(others, self.alone_down, self.alone_up, self.together_down, self.together_up)
+
 
 @dataclass(frozen=True)
 class Readings:
@@ -48,7 +55,6 @@ class Readings:
         latencies: half a round trip; 0 on the diagonal.
         memory: what copying gives, for each host.
         fan_up, fan_down: with all others at once, for hosts that no single other one could fill.
-        slow_up, slow_down: over a longer time, for hosts that are slow.
         crossings: of groups whose hosts reach each other faster than the others.
     """
 
@@ -58,8 +64,6 @@ class Readings:
     memory: tuple[float, ...]
     fan_up: dict[int, float] = field(default_factory=dict)
     fan_down: dict[int, float] = field(default_factory=dict)
-    slow_up: dict[int, float] = field(default_factory=dict)
-    slow_down: dict[int, float] = field(default_factory=dict)
     crossings: tuple[Crossing, ...] = ()
 
 
@@ -74,7 +78,8 @@ def infer(readings: Readings) -> Topology:
     )
     built = tuple(
         Site(f"site {plain.hosts[crossing.members[0]].name}", tuple(plain.hosts[i].name for i in crossing.members),
-             crossing.together_up, crossing.together_down, site_s[index])
+             _tidy(_more(crossing.alone_up, crossing.together_up)),
+             _tidy(_more(crossing.alone_down, crossing.together_down)), site_s[index])
         for index, crossing in enumerate(sites)
     )  # fmt: skip
     site_of = {i: index for index, crossing in enumerate(sites) for i in crossing.members}
@@ -91,17 +96,20 @@ def capacities(readings: Readings) -> tuple[list[float], list[float]]:
     rates, count = np.array(readings.rates).reshape(len(readings.memory), -1), len(readings.memory)
     if count == 1:
         return [Host.up_bytes_per_s], [Host.down_bytes_per_s]
-    up = [max(_best(rates[i]), readings.fan_up.get(i, 0.0)) for i in range(count)]
-    down = [max(_best(rates[:, i]), readings.fan_down.get(i, 0.0)) for i in range(count)]
-    up = [readings.slow_up.get(i, rate) for i, rate in enumerate(up)]
-    down = [readings.slow_down.get(i, rate) for i, rate in enumerate(down)]
+    up = [_more(_best(rates[i]), readings.fan_up.get(i, 0.0)) for i in range(count)]
+    down = [_more(_best(rates[:, i]), readings.fan_down.get(i, 0.0)) for i in range(count)]
     even = _evened(up + down)
     return even[:count], even[count:]
 
 
 def _best(rates: npt.NDArray[np.float64]) -> float:
     """The median of those that are near the largest."""
-    return float(np.median(rates[rates >= FULL * rates.max()]))
+    return float(np.median(rates[rates >= NEAR_BEST * rates.max()]))
+
+
+def _more(alone: float, together: float) -> float:
+    """What several flows got counts only if it is far more: the sum of their rates is less exact than one flow's."""
+    return together if together > FASTER * alone else alone
 
 
 def held_up(readings: Readings) -> list[tuple[int, int]]:
@@ -152,6 +160,9 @@ def _latencies(readings: Readings, sites: Sequence[Crossing]) -> tuple[list[floa
                 row[[count + site_of[host] for host in (i, j) if host in site_of]] = 1.0
             rows.append(row)
             wanted.append(readings.latencies[i][j])
+    # Where several splits explain it, the even one: of two hosts, each gets what the pair took.
+    rows += [*EVENLY * np.eye(count + len(sites))]
+    wanted += [0.0] * (count + len(sites))
     found, _ = nnls(np.array(rows), np.array(wanted))
     return [_tidy(each) for each in found[:count]], [_tidy(each) for each in found[count:]]
 

@@ -21,6 +21,7 @@ PINGS = 12
 BLOCK_BYTES = 64 * 1024
 UNSENT_BYTES = 128 * 1024
 SKIPPED, COUNTED = 0.4, 0.2  # of a flow: what is passed over before counting starts, and what must be left to count
+CLOSED = "the connection was closed"
 MEMORY_BYTES = 16 * 1024 * 1024
 NOTSENT_LOWAT = 25  # TCP_NOTSENT_LOWAT of linux/tcp.h
 
@@ -75,7 +76,7 @@ class Lead:
     def _ping(self, other: int) -> float:
         best = float("inf")
         for _ in range(PINGS):
-            patient_until(self.to[other], self.deadline)
+            self._be_patient(self.to[other])
             started = time.perf_counter()
             self.to[other].sendall(b".")
             _receive_byte(self.to[other])
@@ -84,7 +85,7 @@ class Lead:
 
     def _pong(self, other: int) -> None:
         for _ in range(PINGS):
-            patient_until(self.to[other], self.deadline)
+            self._be_patient(self.to[other])
             self.to[other].sendall(_receive_byte(self.to[other]))
 
     def _flows(self, flows: Sequence[Flow], seconds: float) -> dict[str, float]:
@@ -110,37 +111,41 @@ class Lead:
         connection, until = self.to[target], time.perf_counter() + seconds
         connection.setsockopt(socket.IPPROTO_TCP, NOTSENT_LOWAT, UNSENT_BYTES)
         more, last = bytes(BLOCK_BYTES), b"\1" + bytes(BLOCK_BYTES - 1)
-        while time.perf_counter() < until:
-            patient_until(connection, self.deadline)
-            connection.sendall(more)
-        patient_until(connection, self.deadline)
-        connection.sendall(last)
+        is_last = False
+        while not is_last:
+            is_last = time.perf_counter() >= until
+            self._be_patient(connection)
+            connection.sendall(last if is_last else more)
 
     def _receive(self, source: int, seconds: float) -> float:
         """Bytes per second of the part that counts; of the whole flow if hardly any of it is left to count."""
-        connection, block = self.to[source], bytearray(BLOCK_BYTES)
-        view, total, is_last = memoryview(block), 0, False
+        connection, block = self.to[source], memoryview(bytearray(BLOCK_BYTES))
+        total, begin_bytes, now = 0, 0, 0.0
         first: float | None = None
-        begin, begin_bytes, now = None, 0, 0.0
-        while not is_last:
-            got = 0
-            patient_until(connection, self.deadline)
-            while got < BLOCK_BYTES:
-                n = connection.recv_into(view[got:])
-                if not n:
-                    raise OSError("the connection was closed")
-                got += n
-                total += n
-                now = time.perf_counter()
-                first = first or now
-                if begin is None and now - first >= SKIPPED * seconds:
-                    begin, begin_bytes = now, total
-            is_last = block[0] == 1
+        begin: float | None = None
+        while total == 0 or total % BLOCK_BYTES or block[0] == 0:
+            self._be_patient(connection)
+            n = connection.recv_into(block[total % BLOCK_BYTES :])  # no further: an answer may follow
+            if not n:
+                raise OSError(CLOSED)
+            now = time.perf_counter()
+            total += n
+            first = first or now
+            if begin is None and now - first >= SKIPPED * seconds:
+                begin, begin_bytes = now, total
         assert first is not None
         if begin is not None and now - begin >= COUNTED * seconds:
             return (total - begin_bytes) / (now - begin)
         # Most of it was here before this end came to read, so how fast it was read says nothing.
         return total / max(now - first, seconds)
+
+    def _be_patient(self, connection: socket.socket) -> None:
+        """The next call may take until the deadline. After it nothing more is sent or read: the other end may have
+        given up, too, and then what comes from it is its answer to rank 0."""
+        left_s = self.deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("timed out")
+        connection.settimeout(left_s)
 
     @contextlib.contextmanager
     def _noting(self, other: int) -> Iterator[None]:
@@ -165,5 +170,5 @@ def memory_bytes_per_s() -> float:
 def _receive_byte(connection: socket.socket) -> bytes:
     data = connection.recv(1)
     if not data:
-        raise OSError("the connection was closed")
+        raise OSError(CLOSED)
     return data

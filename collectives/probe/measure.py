@@ -4,11 +4,13 @@ The lowest rank of each host leads it, and rank 0 conducts: it sends every lead 
 side, and each tells what it got.
 
     latency      matchings of ping-pongs, before there is any load
-    matchings    n - 1 rounds of disjoint pairs, both directions at once, as in a tournament
+    matchings    n - 1 rounds of disjoint pairs, as in a tournament
     again        pairs that got less than their hosts can do, once more, in case something else was in the way
     fans         a host that no other single host could fill, with all others at once
-    slow hosts   once more and for longer, since few slices pass in the time of a matching
     crossings    groups of hosts that are slow to reach from outside: one pair alone, then all at once
+
+A host sends or receives, never both: acknowledgements that wait in a queue full of the host's own data would slow down
+what it receives, most of all on links that are shaped.
 
 A flow lasts some tenths of a second. The receiver counts, and only the second part: slow start, and what a shaper lets
 through at once after a pause, are over by then. A sender keeps little in its socket, so a slow link is not clogged for
@@ -29,20 +31,18 @@ import numpy as np
 
 from collectives.engine.tcp import receive_frame, send_frame
 from collectives.errors import RendezvousError
-from collectives.probe.infer import Crossing, Readings, capacities, groups, held_up, infer
+from collectives.probe.infer import FASTER, Crossing, Readings, capacities, groups, held_up, infer
 from collectives.probe.lead import NOTSENT_LOWAT, Lead, patient_until, reason
-from collectives.probe.rounds import Flow, both_ways, matchings, tournament
+from collectives.probe.rounds import Flow, matchings, tournament, trios
 from collectives.topology import Topology
 
 FLOW_S, SHORTEST_FLOW_S, LONGEST_FLOW_S = 0.3, 0.1, 1.5
-MATCHINGS_S = 2.2  # for all of them
+MATCHINGS_S = 1.8  # for all of them
 ROUND_TRIPS = 15  # of slow start that a flow outlasts
-MOST_FANS, NEAR_THE_FASTEST, FAN_S = 8, 0.9, 0.15
-MOST_AGAIN = 2  # rounds
-SLOW_BYTES_PER_S, SLOW_S, MOST_SLOW = 40e6, 0.8, 2  # rounds
-CROSSING_S = 0.5
+AGAIN_S, MOST_AGAIN = 0.2, 2  # rounds
+NEAR_THE_FASTEST, FAN_S, MOST_FANS = 0.9, 0.15, 4
 DEFAULT_TIMEOUT_S = 60.0
-MOST_GRACE_S, FAREWELL_S = 2.0, 0.2
+LONGEST_STEP_S, FAREWELL_S = 1.0, 0.2
 _FRAME_LIMIT = 64 * 1024 * 1024
 
 
@@ -67,14 +67,16 @@ def measure(
     leads = [host.ranks[0] for host in plain.hosts]
     names = [f"rank {host.ranks[0]} ({host.name})" for host in plain.hosts]
     before = [(each, each.gettimeout(), _unsent_bytes(each)) for each in connections.values()]
-    # The leads give up on each other first, so that rank 0 hears of it, and then everybody hears the same from rank 0.
-    deadline, grace_s = time.monotonic() + timeout_s, min(MOST_GRACE_S, timeout_s / 4)
+    # First rank 0 gives up on what it measures itself, so that it takes no answer for a part of that; then the other
+    # leads, which answer; then rank 0 on answers, and everybody hears the same from it before the time is over.
+    deadline, step_s = time.monotonic() + timeout_s, min(LONGEST_STEP_S, timeout_s / 9)
+    give_up_at = deadline - (3 if rank == 0 else 2) * step_s
     try:
         if rank in leads:
             to = {index: connections[lead] for index, lead in enumerate(leads) if lead != rank}
-            own = Lead(leads.index(rank), names, to, deadline - grace_s)
+            own = Lead(leads.index(rank), names, to, give_up_at)
             if rank == 0:
-                return _Conductor(hosts, own, connections, deadline - grace_s / 2).conduct()
+                return _Conductor(hosts, own, connections, deadline - step_s).conduct()
             _follow(own, deadline)
         return Topology.from_json(_told(connections[0], names[0], deadline)["topology"])
     finally:
@@ -141,7 +143,7 @@ class _Conductor:
         self._hosts, self._lead, self._connections = tuple(hosts), lead, connections
         self._to, self._count = lead.to, len(lead.names)
         self._answers_until = answers_until
-        self._flow_s = FLOW_S
+        self._least_s = SHORTEST_FLOW_S
 
     def conduct(self) -> Topology:
         try:
@@ -173,91 +175,82 @@ class _Conductor:
         rounds = tournament(self._count)
         latencies = self._matrix(self._order({"do": "ping", "rounds": rounds}))
         memory = self._order({"do": "memory"})
-        longest = float(latencies.max(initial=0.0))
-        shared_s = MATCHINGS_S / max(1, len(rounds))
-        self._flow_s = min(LONGEST_FLOW_S, max(SHORTEST_FLOW_S, min(FLOW_S, shared_s), 2 * ROUND_TRIPS * longest))
+        self._least_s = min(LONGEST_FLOW_S, 2 * ROUND_TRIPS * float(latencies.max(initial=0.0)) + SHORTEST_FLOW_S)
+        each_s = min(FLOW_S, MATCHINGS_S / max(1, 2 * len(rounds)))
         rates = np.zeros((self._count, self._count))
         for pairs in rounds:
-            rates += self._matrix(self._flows(both_ways(pairs)), symmetric=False)
+            rates += self._both_ways(pairs, each_s)
         readings = Readings(
             self._hosts, _tuples(rates), _tuples(latencies), tuple(memory[str(i)] for i in range(self._count))
         )
         readings = self._again(readings, rates)
         readings = self._fans(readings)
-        readings = self._slow_hosts(readings)
         return self._crossings(readings)
 
     def _again(self, readings: Readings, rates: Any) -> Readings:
         """Measure pairs that were held up once more; the better reading counts."""
         slow = {(min(pair), max(pair)) for pair in held_up(readings)}
         for pairs in matchings(slow)[:MOST_AGAIN]:
-            np.maximum(rates, self._matrix(self._flows(both_ways(pairs)), symmetric=False), out=rates)
+            np.maximum(rates, self._both_ways(pairs, AGAIN_S), out=rates)
         return replace(readings, rates=_tuples(rates))
 
     def _fans(self, readings: Readings) -> Readings:
-        """The fastest hosts could be faster than any single other can tell."""
+        """The fastest hosts could be faster than any single other can tell: of those that two can, all others at once
+        find out how fast."""
         up, down = capacities(readings)
         both = [min(up[i], down[i]) for i in range(self._count)]
         fastest = [i for i in range(self._count) if both[i] >= NEAR_THE_FASTEST * max(both)]
-        if self._count < 3 or max(both) < SLOW_BYTES_PER_S:
-            return readings
+        if self._count > 2 and len(fastest) <= MOST_FANS:  # a few can meet all others, so slow ones add up, too
+            fans = [[(hub, other) for other in range(self._count) if other != hub] for hub in fastest]
+        else:
+            fans = trios(fastest, range(self._count))
+        faster = [
+            hub
+            for group in fans
+            for hub, got_up, got_down in self._fan(group, FAN_S)
+            if got_up > FASTER * up[hub] or got_down > FASTER * down[hub]
+        ]
         fan_up, fan_down = dict[int, float](), dict[int, float]()
-        for hub in fastest[:MOST_FANS]:
-            others = [i for i in range(self._count) if i != hub]
-            flows = both_ways([(hub, other) for other in others])
-            got = self._matrix(self._flows(flows, FAN_S), symmetric=False)
-            fan_up[hub], fan_down[hub] = float(got[hub].sum()), float(got[:, hub].sum())
+        for hub in faster[:MOST_FANS]:
+            others = [other for other in range(self._count) if other != hub]
+            ((_, fan_up[hub], fan_down[hub]),) = self._fan([(hub, other) for other in others], FLOW_S)
         return replace(readings, fan_up=fan_up, fan_down=fan_down)
 
-    def _slow_hosts(self, readings: Readings) -> Readings:
-        """Each with the fastest of the others that is free; a way counts where the other end is no slower."""
-        up, down = capacities(readings)
-        order = sorted(range(self._count), key=lambda i: -min(up[i], down[i]))
-        slow = [i for i in order if min(up[i], down[i]) < SLOW_BYTES_PER_S]
-        slow_up, slow_down = dict[int, float](), dict[int, float]()
-        for _ in range(MOST_SLOW):
-            left = [host for host in slow if host not in slow_up or host not in slow_down]
-            free, pairs = list(order), list[Flow]()
-            for host in left:
-                partner = next((other for other in free if other != host), None)
-                if host in free and partner is not None:
-                    pairs.append((host, partner))
-                    free = [other for other in free if other not in (host, partner)]
-            if not pairs:
-                break
-            got = self._matrix(self._flows(both_ways(pairs), SLOW_S), symmetric=False)
-            for a, b in both_ways(pairs):
-                if a in left and down[b] >= NEAR_THE_FASTEST * up[a]:
-                    slow_up[a] = float(got[a, b])
-                if a in left and up[b] >= NEAR_THE_FASTEST * down[a]:
-                    slow_down[a] = float(got[b, a])
-        return replace(readings, slow_up=slow_up, slow_down=slow_down)
+    def _fan(self, pairs: Sequence[Flow], seconds: float) -> list[tuple[int, float, float]]:
+        """Of each hub, the first of a pair: itself, and what it sent to and got from its others at once."""
+        got = self._both_ways(pairs, seconds)
+        return [(hub, float(got[hub].sum()), float(got[:, hub].sum())) for hub in dict(pairs)]
 
     def _crossings(self, readings: Readings) -> Readings:
         """Of groups that are slow to reach: what one pair gets alone, and what all get at once."""
-        found = groups(readings)
-        crossings = []
-        for members in found if len(found) > 1 else []:
-            outside = [i for i in range(self._count) if i not in members]
-            if len(members) < 2 or len(outside) < 2:
+        found = [group for group in groups(readings) if len(group) < self._count]
+        crossings = dict[tuple[int, ...], Crossing]()
+        for members in found:
+            outside = tuple(i for i in range(self._count) if i not in members)
+            if min(len(members), len(outside)) < 2:
+                continue
+            if outside in crossings:  # the same links seen from their other end
+                crossings[members] = crossings[outside].turned(members)
                 continue
             a, b = max(((i, j) for i in members for j in outside), key=lambda pair: readings.rates[pair[0]][pair[1]])
-            alone = self._matrix(self._flows([(a, b), (b, a)]), symmetric=False)
-            many = min(len(members), len(outside))
-            pairs = list(zip(members[:many], outside[:many], strict=True))
-            together = self._matrix(self._flows(both_ways(pairs), CROSSING_S), symmetric=False)
-            crossings.append(
-                Crossing(
-                    members,
-                    float(alone[a, b]), float(alone[b, a]),
-                    float(sum(together[i, j] for i, j in pairs)), float(sum(together[j, i] for i, j in pairs)),
-                )
+            alone = self._both_ways([(a, b)], FLOW_S)
+            pairs = list(zip(members, outside, strict=False))
+            together = self._both_ways(pairs, FLOW_S)
+            crossings[members] = Crossing(
+                members,
+                float(alone[a, b]), float(alone[b, a]),
+                float(sum(together[i, j] for i, j in pairs)), float(sum(together[j, i] for i, j in pairs)),
             )  # fmt: skip
-        return replace(readings, crossings=tuple(crossings))
+        return replace(readings, crossings=tuple(crossings.values()))
 
-    def _flows(self, flows: Sequence[Flow], seconds: float = 0.0) -> dict[str, float]:
-        """What the flows get, over at least `seconds`."""
-        return self._order({"do": "flows", "flows": flows, "seconds": max(seconds, self._flow_s)})
+    def _both_ways(self, pairs: Sequence[Flow], seconds: float) -> Any:
+        """Rates between the hosts of these pairs: all first to second at once, then all second to first."""
+        return self._flows(pairs, seconds) + self._flows([(b, a) for a, b in pairs], seconds)
+
+    def _flows(self, flows: Sequence[Flow], seconds: float) -> Any:
+        """Rates of flows that run at once, for so long, or longer where the latency asks for it."""
+        order = {"do": "flows", "flows": flows, "seconds": max(seconds, self._least_s)}
+        return self._matrix(self._order(order), symmetric=False)
 
     def _order(self, order: dict[str, Any]) -> dict[str, float]:
         """Have all leads carry out an order; what all of them got, together.

@@ -34,5 +34,12 @@ def matchings(pairs: Iterable[Flow]) -> list[list[Flow]]:
     return rounds
 
 
-def both_ways(pairs: Sequence[Flow]) -> list[Flow]:
-    return [flow for a, b in pairs for flow in ((a, b), (b, a))]
+def trios(hubs: Sequence[int], hosts: Sequence[int]) -> list[list[Flow]]:
+    """Rounds in which every hub meets two other hosts at once: (hub, other) for both; none with less than 3 hosts."""
+    many = len(hosts) // 3
+    rounds = []
+    for start in range(0, len(hubs), many) if many else ():
+        group = hubs[start : start + many]
+        others = iter([host for host in dict.fromkeys([*hubs, *hosts]) if host not in group])
+        rounds.append([(hub, next(others)) for hub in group for _ in range(2)])
+    return rounds

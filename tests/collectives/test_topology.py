@@ -36,6 +36,33 @@ def test_from_hosts() -> None:
     assert topology.size == 3
 
 
+def test_seated_keeps_the_links_and_takes_other_ranks() -> None:
+    seated = FARM.seated(["c", "b", "a", "a"])
+    c, b, a = seated.hosts
+    assert (c, b, a) == (
+        Host("c", (0,), up_bytes_per_s=1e6, latency_s=300e-6),
+        Host("b", (1,), down_bytes_per_s=2e6, memory_bytes_per_s=3e9),
+        Host("a", (2, 3)),
+    )
+    assert (seated.sites, seated.pairs) == (FARM.sites, FARM.pairs)
+    assert FARM.seated([FARM.host_of(rank).name for rank in range(FARM.size)]) == FARM
+
+
+def test_seated_drops_hosts_that_are_not_named() -> None:
+    without_a = FARM.seated("bc")
+    assert [host.name for host in without_a.hosts] == ["b", "c"]
+    assert without_a.sites == (Site("town", ("b",), 5e6, 6e6, latency_s=1e-3),)
+    assert without_a.pairs == ()
+    assert FARM.seated("cc") == Topology((Host("c", (0, 1), up_bytes_per_s=1e6, latency_s=300e-6),))
+
+
+def test_seated_refuses_a_host_that_it_does_not_know() -> None:
+    with pytest.raises(PlanError, match="rank 1: no host is called 'x'"):
+        FARM.seated("ax")
+    with pytest.raises(PlanError, match="rank 0: no host is called 'hostb'; did you mean 'hostB'"):
+        Topology.from_hosts(["hostA", "hostB"]).seated(["hostb"])
+
+
 @pytest.mark.parametrize(
     ("source", "target", "crossed"),
     [

@@ -302,7 +302,7 @@ def test_a_port_where_nobody_listens() -> None:
 
 def test_two_machines_of_one_name_are_two_hosts() -> None:
     def card(rank: int, machine: str, emulated: bool = False) -> mesh.Card:
-        return mesh.Card(rank, "ubuntu", emulated, machine, (), 0, 1, None)
+        return mesh.Card(rank, "ubuntu", emulated, machine, (), 0, 0, 1, None)
 
     assert mesh.host_names([card(0, "m1"), card(1, "m2"), card(2, "m1")]) == ["ubuntu", "ubuntu#2", "ubuntu"]
     assert mesh.host_names([card(0, "m1", True), card(1, "m2", True)]) == ["ubuntu", "ubuntu"]
