@@ -13,7 +13,7 @@ from pathlib import Path
 
 from collectives.bench import command as bench
 from collectives.engine.op import Collective
-from collectives.errors import NarrowgaugeError, PlanError, UsageError
+from collectives.errors import CollectiveError, NarrowgaugeError, PlanError, RendezvousError, UsageError
 from collectives.explain import explain_simulation
 from collectives.planner import Plan, plan
 from collectives.probe import command as probe
@@ -24,13 +24,13 @@ from collectives.topology import Topology
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, or 2 for a mistake in the arguments or the topology."""
+    """Run one command; returns the exit status: 0, 1 if the ranks failed, 2 for a mistake in arguments or topology."""
     options = _parser().parse_args(arguments)
     try:
         print(_COMMANDS[options.command](options), end="")
     except (NarrowgaugeError, OSError) as error:
         print(f"python -m collectives {options.command}: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, (CollectiveError, RendezvousError)) else 2
     return 0
 
 
