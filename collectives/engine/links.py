@@ -26,6 +26,7 @@ from collectives.topology import Host, Pair, Topology
 
 logger = logging.getLogger(__name__)
 MOST_STREAMS = 16
+MOST_PROBE_S = 60.0
 QUEUE_S = 0.015
 _MEASURE = "measure"
 _known: list[Topology] = []
@@ -152,7 +153,7 @@ def _measured(store: mesh.Store, rank: int, hosts: list[str], formed: mesh.Mesh,
         first: dict[int, socket.socket] = {}
         for peer, connection in formed.data:
             first.setdefault(peer, connection)
-        topology = measure(rank, hosts, first, timeout_s)
+        topology = measure(rank, hosts, first, min(timeout_s, MOST_PROBE_S))
         if rank == 0:
             _keep(topology, hosts, machines)
     _known.append(topology)
