@@ -191,10 +191,11 @@ def fail_in_backward(rank: int, size: int, store: Any) -> str:
     join(store, rank, size)
     model = DistributedDataParallel(torch.nn.Linear(100, 100))
     model(torch.ones(2, 100)).sum().backward()
+    loss = model(torch.ones(2, 100)).sum()
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     with pytest.raises(RuntimeError) as caught:
-        model(torch.ones(2, 100)).sum().backward()
+        loss.backward()
     dist.destroy_process_group()
     return str(caught.value)
 

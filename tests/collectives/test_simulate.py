@@ -108,7 +108,7 @@ def test_short_messages_take_what_the_plan_says(farm: str, num_bytes: int) -> No
     """The plan adds what messages cost; on the clock a rank that waits for one link serves another."""
     made = plan(FARMS[farm], "all_reduce", num_bytes)
     simulated_s = simulate(made.topology, made.forest, num_bytes).seconds
-    assert 0.9 * simulated_s <= made.predicted_s <= 2 * simulated_s
+    assert 0.8 * simulated_s <= made.predicted_s <= 2 * simulated_s
 
 
 @pytest.mark.parametrize("seed", range(10))
