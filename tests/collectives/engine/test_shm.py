@@ -65,7 +65,7 @@ def test_payloads_of_near_ranks_do_not_travel() -> None:
         assert all(engine.counters.bytes_sent < 100_000 for engine in group)
 
 
-def in_turn(hosts: list[int], change: object = None) -> list[shm.SharedMemory]:
+def in_turn(hosts: list[int]) -> list[shm.SharedMemory]:
     store = MemoryStore()
     return on_all(len(hosts), lambda rank: shm.share(store, rank, hosts))
 
