@@ -50,6 +50,7 @@ REDUCTION = {
     dist.ReduceOp.BOR: "bor",
     dist.ReduceOp.BXOR: "bxor",
 }
+_REDUCTION_BY_VALUE = {int(op): name for op, name in REDUCTION.items()}  # torch's enum compares slowly
 
 
 def create(torch_options: Any, pg_options: object = None) -> NarrowgaugeGroup:
@@ -370,9 +371,10 @@ def _options(kind: Any, opts: Any, named: dict[str, Any]) -> Any:
 
 def _reduction(opts: Any) -> str:
     op = opts.reduceOp.op
-    if op not in REDUCTION:
+    name = _REDUCTION_BY_VALUE.get(int(op))
+    if name is None:
         raise UsageError(f"reduction {op.name} is not supported; use one of {', '.join(REDUCTION.values())}")
-    return REDUCTION[op]
+    return name
 
 
 def _listed(given: Tensor | list[Tensor]) -> list[Tensor]:

@@ -10,6 +10,7 @@ data move bytes, so they take every dense dtype.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,7 +23,7 @@ from collectives.errors import UsageError
 from collectives.staging import as_bytes, from_host, is_plain, room_for, to_host
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Call:
     """One op with its memory.
 
@@ -75,8 +76,13 @@ class Carrier(Protocol):
 def all_reduce(tensor: Tensor, reduction: str) -> Call:
     """Every rank gets the reduction of all ranks' `tensor`, in place."""
     host, numbers = _numbers(tensor, reduction)
-    spec = OpSpec("all_reduce", _dtype_name(numbers), reduction, None, (numbers.numel(),))
+    spec = _all_reduce_spec(numbers.dtype, reduction, numbers.numel())
     return Call(spec, numbers, numbers, [tensor], _back(host, tensor))
+
+
+@functools.lru_cache(1024)
+def _all_reduce_spec(dtype: torch.dtype, reduction: str, count: int) -> OpSpec:
+    return OpSpec("all_reduce", str(dtype).removeprefix("torch."), reduction, None, (count,))
 
 
 def all_reduce_coalesced(tensors: Sequence[Tensor], reduction: str) -> list[Call]:
