@@ -145,7 +145,7 @@ class Layout:
 
     @cached_property
     def _run(self) -> memoryview:
-        return memoryview(self.table.run.view(np.uint8))  # far quicker to write than a record's fields, one by one
+        return self.table.run.view(np.uint8).data  # far quicker to write than a record's fields, one by one
 
 
 def build(
