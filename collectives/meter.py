@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import threading
 from time import perf_counter
+from typing import Any
+
+from collectives.engine.lifetime import waits
 
 
 class _Union:
@@ -105,7 +108,7 @@ class Meter:
 METER = Meter()
 
 
-def stats() -> dict[str, float]:
+def stats() -> dict[str, Any]:
     """What communication has cost this process since it started, over all its groups, native and on Gloo alike.
 
     Returns:
@@ -118,7 +121,11 @@ def stats() -> dict[str, float]:
             inside C++): from the moment the last of them was handed out until none of them was left unfinished, less
             what the first part already counts. That is what DDP waits at the end of a backward pass; a program
             that takes a future and then computes instead of waiting is charged for it all the same.
+        waited_for: for each native group that this process is in, by its name, the seconds that its engine slept in ops
+            because of each other rank: of those that still owed something, in equal parts, and where none did, of those
+            that took nothing. A rank that owes is not always the one to blame: it may wait itself. Who is late is
+            logged, see README.
 
     send, recv and monitored_barrier are not counted.
     """
-    return METER.read()
+    return {**METER.read(), "waited_for": waits()}

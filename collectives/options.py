@@ -36,6 +36,8 @@ class Options:
         emulate: Mbit/s of each host's link, in the order of their lowest ranks, with commas between ("1000,1000,100"):
             the kernel then paces the connections between (emulated) hosts. An approximation, see README.
             Env NARROWGAUGE_EMULATE.
+        trace: folder to which each rank writes a trace of its ops when it leaves the group, for ui.perfetto.dev.
+            Env NARROWGAUGE_TRACE.
         log: path of this rank's log, told to peers so that their errors can name it. Env NARROWGAUGE_LOG.
     """
 
@@ -50,6 +52,7 @@ class Options:
     timeout_s: float | None = None
     topology: str | None = None
     emulate: str | None = None
+    trace: str | None = None
     log: str | None = None
 
     def __post_init__(self) -> None:

@@ -19,6 +19,9 @@ class Member(Protocol):
 
     def leave(self) -> None: ...
     def abandon(self) -> None: ...
+    def waits(self) -> dict[str, float]: ...
+
+    name: str
 
 
 _members: weakref.WeakSet[Member] = weakref.WeakSet()
@@ -32,6 +35,11 @@ def joined(member: Member) -> None:
 def left(member: Member) -> None:
     """It was closed in the ordinary way."""
     _members.discard(member)
+
+
+def waits() -> dict[str, dict[str, float]]:
+    """For each group that this process is a member of now: the seconds that it has slept for each rank."""
+    return {member.name: member.waits() for member in list(_members)}
 
 
 @atexit.register

@@ -33,7 +33,7 @@ from collectives.engine.kernels import (
     F_WIRE_SIZES,
     F_WORK,
 )  # fmt: skip
-from collectives.engine.net import BATCH, HEADER_BYTES, PLACE_BYTES, Net
+from collectives.engine.net import BATCH, HEADER_BYTES, JOURNAL_FIELDS, PLACE_BYTES, Net
 from collectives.engine.table import ARENA_BYTES, DOWN, NO_PEER, STEP, UP, Table
 
 # What `advance` returns. Where it names a peer, `run.culprit` holds its rank.
@@ -360,6 +360,8 @@ def _complete(net: Net, table: Table, c: int) -> None:
     table.run[0]["to_receive"] -= 1
     table.queues[conn["peer"]]["expect"] -= 1
     tree = table.trees[conn["tree"]]
+    if len(net.journal) > 0:
+        _note(net, _now_ns(net), conn["direction"], conn["peer"], (tree["id"] << 32) | conn["slice"])
     if conn["direction"] == DOWN:
         table.received[tree["first_slice"] + conn["slice"]] = 2
         _came_down(net, table, conn["tree"], conn["slice"])
@@ -573,7 +575,9 @@ def _wait(net: Net, table: Table) -> int:
     if left_ms < 0:
         return TIMEOUT
     ready = libc.poll(polls.ctypes.data, last + 1, min(left_ms + 1, LONGEST_POLL_MS))
-    run["poll_ns"] += _now_ns(net) - now
+    slept = _now_ns(net) - now
+    run["poll_ns"] += slept
+    _charge(net, table, now, slept)
     if ready < 0:
         error = libc.errno()
         if error == libc.EINTR:
@@ -595,6 +599,31 @@ def _wait(net: Net, table: Table) -> int:
         if revents & ~libc.POLLIN:
             conns[c]["tx_ready"] = 1
     return _IDLE
+
+
+@jit
+def _charge(net: Net, table: Table, since: int, slept: int) -> None:
+    """Note whose fault a sleep is: of the ranks that owe something, in equal parts; else of those that take nothing."""
+    debtors, one, queues = 0, -1, table.queues
+    owing = False
+    for p in range(len(queues)):
+        owing |= queues[p]["expect"] > 0
+    for p in range(len(queues)):
+        if (queues[p]["expect"] > 0) if owing else (queues[p]["head"] < queues[p]["tail"]):
+            debtors, one = debtors + 1, p
+    for p in range(len(queues)):
+        if (queues[p]["expect"] > 0) if owing else (queues[p]["head"] < queues[p]["tail"]):
+            net.waited_ns[p] += slept // debtors
+    if len(net.journal) > 0:
+        _note(net, since, 2, one if debtors == 1 else -1, slept)
+
+
+@jit
+def _note(net: Net, when: int, kind: int, peer: int, what: int) -> None:
+    """Add an entry to the journal."""
+    at = net.journal_head[0] * JOURNAL_FIELDS % len(net.journal)
+    net.journal[at], net.journal[at + 1], net.journal[at + 2], net.journal[at + 3] = when, kind, peer, what
+    net.journal_head[0] += 1
 
 
 @jit

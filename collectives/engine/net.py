@@ -41,6 +41,7 @@ CONN = np.dtype(
         ("tx_at", "i8"), ("tx_length", "i8"), ("tx_sent", "i8"),
     ]
 )  # fmt: skip
+JOURNAL_FIELDS = 4  # when (monotonic ns), kind, peer, what
 POLLFD = np.dtype([("fd", "i4"), ("events", "i2"), ("revents", "i2")])
 
 
@@ -60,13 +61,19 @@ class Net(NamedTuple):
     work: npt.NDArray[np.uint8]  # a fold's chunks
     fold: npt.NDArray[np.int64]  # a fold's arguments
     fold_address: npt.NDArray[np.int64]  # one address: the compiled kernels
+    waited_ns: npt.NDArray[np.int64]  # for each rank: how long this one slept because of it
+    journal: npt.NDArray[np.int64]  # a ring of entries, see `trace.py`; empty if nobody asked for a trace
+    journal_head: npt.NDArray[np.int64]  # one number: entries written so far
 
 
-def make_net(fds: list[tuple[int, int]], control: list[int], waker: int, arenas: Mapping[int, int] = {}) -> Net:
+def make_net(
+    fds: list[tuple[int, int]], control: list[int], waker: int, arenas: Mapping[int, int] = {}, journal: int = 0
+) -> Net:
     """State for connections given as (peer's rank, fd), control fds by rank (-1: none) and the waker's fd.
 
     Args:
         arenas: for each near rank and this one the address of its arena; peers that are in it are near.
+        journal: entries of the journal.
     """
     conns = np.zeros(len(fds), CONN)
     conns["peer"], conns["fd"] = [peer for peer, _ in fds], [fd for _, fd in fds]
@@ -88,4 +95,7 @@ def make_net(fds: list[tuple[int, int]], control: list[int], waker: int, arenas:
         work=np.zeros(WORK_BYTES + 64, np.uint8),
         fold=np.zeros(FOLD_FIELDS, np.int64),
         fold_address=np.array([fold_address()], np.int64),
+        waited_ns=np.zeros(len(control), np.int64),
+        journal=np.zeros(journal * JOURNAL_FIELDS, np.int64),
+        journal_head=np.zeros(1, np.int64),
     )

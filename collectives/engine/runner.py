@@ -20,13 +20,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from collectives.engine import farewell, lifetime, links, loop, mesh, shm, table
+from collectives.engine.attribution import Attribution
 from collectives.engine.entry import Entry
 from collectives.engine.faults import explain
 from collectives.engine.net import make_net
 from collectives.engine.op import Collective, OpSpec
 from collectives.engine.selftest import warm_up
+from collectives.engine.trace import JOURNAL, Trace
 from collectives.engine.watch import Watch
 from collectives.errors import CollectiveError, GroupClosed
 from collectives.options import Options
@@ -132,7 +135,11 @@ class Engine:
             control,
             self._waker.fileno(),
             shared.arenas,
+            JOURNAL if options.trace else 0,
         )
+        names = [card.describe() for card in formed.cards]
+        self._trace = Trace(options.trace, name, rank, names, self._net) if options.trace else None
+        self._attribution = Attribution(rank, names) if self.size > 1 else None
         self._lock = threading.Condition()
         self._calls: collections.deque[_Call] = collections.deque()
         self._working = False  # an op is in work, on the thread or inline
@@ -208,6 +215,8 @@ class Engine:
             self._lock.wait_for(lambda: not self._working)
         if self._failure is None:
             self._farewells.say_goodbye()
+        if self._trace is not None:
+            self._trace.write()
         lifetime.left(self)
         self._mesh.close()
         self._shared.close()
@@ -216,6 +225,8 @@ class Engine:
 
     def leave(self) -> None:
         """The process ends without `close`: tell the peers, who may still need this rank, whether it ends well."""
+        if self._trace is not None:
+            self._trace.write()
         error = getattr(sys, "last_value", None)
         if error is None:
             self._farewells.say_goodbye()
@@ -293,12 +304,20 @@ class Engine:
             raise type(self._failure)(str(self._failure), self._failure.culprit)
         if self._closing:
             raise self._closed(spec)
-        started = time.perf_counter()
+        started_ns, slept_s = time.monotonic_ns(), self.counters.poll_s
         planned = self._carry_out(spec, source, target, timeout_s)
-        seconds = time.perf_counter() - started
+        ended_ns = time.monotonic_ns()
+        seconds = (ended_ns - started_ns) / 1e9
         self.counters.ops += 1
         self.counters.num_bytes += spec.num_bytes
         self.counters.busy_s += seconds
+        if self._trace is not None:
+            self._trace.op(spec, planned.plan.algorithm, started_ns, ended_ns)
+        if self._attribution is not None and self._attribution.is_due(
+            spec, planned.plan, self.counters.poll_s - slept_s
+        ):
+            heard = self._tell(self._attribution.report())
+            self._attribution.consider(heard, self.topology)
         if self._watch is not None and self._watch.is_due(spec, planned.plan, seconds):
             self._look_at_links(self._watch)
 
@@ -319,14 +338,22 @@ class Engine:
 
     def _look_at_links(self, watch: Watch) -> None:
         """Tell each other what was counted, and plan anew if the links have changed; at the same op on all ranks."""
-        told = watch.report()
-        heard = np.empty((self.size, len(told)))
-        gather = OpSpec("all_gather", "uint8", None, None, (told.nbytes,) * self.size)
-        self._carry_out(gather, told.ctypes.data, heard.ctypes.data, self._timeout_s)
-        topology = watch.consider(heard)
+        topology = watch.consider(self._tell(watch.report()))
         if topology is not None:
             self.topology = topology
             self._tables.clear()
+
+    def _tell(self, told: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """What every rank tells, one a row."""
+        heard = np.empty((self.size, len(told)))
+        gather = OpSpec("all_gather", "uint8", None, None, (told.nbytes,) * self.size)
+        self._carry_out(gather, told.ctypes.data, heard.ctypes.data, self._timeout_s)
+        return heard
+
+    def waits(self) -> dict[str, float]:
+        """Seconds that this rank has slept in ops because of each other rank, by what the rank is called."""
+        seconds = (self._net.waited_ns / 1e9).tolist()
+        return {card.describe(): seconds[peer] for peer, card in enumerate(self._mesh.cards) if seconds[peer] > 0}
 
     def _closed(self, spec: OpSpec) -> GroupClosed:
         return GroupClosed(f"rank {self.rank}: group {self.name} was closed before {spec} ran", self.rank)
