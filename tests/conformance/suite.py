@@ -1,4 +1,4 @@
-"""torch's suite on one backend, in this process and forked ones: ``python -m tests.conformance.suite CARRIER OUT.json``.
+"""torch's suite on one backend, in this process and forked ones: ``python -m tests.conformance.suite CARRIER OUT``.
 
 The suite reads its backend from the environment when it is imported and decides by its name what to run. A carrier is:
 
