@@ -9,7 +9,8 @@
 A synchronous call runs in the caller's thread and has ended when the method returns. DDP always asks asynchronously.
 torch changed the names of the single-tensor forms between 2.9 and 2.13; both generations are here.
 
-send, recv and monitored_barrier go to an inner Gloo group that connects two ranks when they first speak.
+send, recv, monitored_barrier and sparse all-reduces (embeddings' gradients) go to an inner Gloo group that connects two
+ranks when they first speak.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ REDUCTION = {
     dist.ReduceOp.BOR: "bor",
     dist.ReduceOp.BXOR: "bxor",
 }
+_REDUCTION_BY_VALUE = {int(op): name for op, name in REDUCTION.items()}  # torch's enum compares slowly
 
 
 def create(torch_options: Any, pg_options: object = None) -> NarrowgaugeGroup:
@@ -105,9 +107,12 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     # Collectives
 
-    def allreduce(self, given: Tensor | list[Tensor], opts: Any = None, **named: Any) -> NarrowgaugeWork:
+    def allreduce(self, given: Tensor | list[Tensor], opts: Any = None, **named: Any) -> Work:
         opts = _options(c10d.AllreduceOptions, opts, named)
-        return self._submit(self._all_reduce(_listed(given), _reduction(opts)), opts)
+        listed = _listed(given)
+        if listed and listed[0].is_sparse:
+            return self._inner_gloo().allreduce(listed, opts)
+        return self._submit(self._all_reduce(listed, _reduction(opts)), opts)
 
     def allreduce_coalesced(self, given: list[Tensor], opts: Any = None) -> NarrowgaugeWork:
         opts = _options(c10d.AllreduceCoalescedOptions, opts, {})
@@ -408,9 +413,10 @@ def _options(kind: Any, opts: Any, named: dict[str, Any]) -> Any:
 
 def _reduction(opts: Any) -> str:
     op = opts.reduceOp.op
-    if op not in REDUCTION:
+    name = _REDUCTION_BY_VALUE.get(int(op))
+    if name is None:
         raise UsageError(f"reduction {op.name} is not supported; use one of {', '.join(REDUCTION.values())}")
-    return REDUCTION[op]
+    return name
 
 
 def _listed(given: Tensor | list[Tensor]) -> list[Tensor]:

@@ -23,8 +23,8 @@ from collectives.errors import UsageError
 def is_plain(tensor: Tensor) -> bool:
     """Whether the engine may read and write the tensor where it is."""
     return (
-        tensor.layout is torch.strided
-        and tensor.device.type == "cpu"
+        tensor.is_cpu
+        and tensor.layout is torch.strided
         and tensor.is_contiguous()
         and not tensor.is_conj()
         and not tensor.is_neg()

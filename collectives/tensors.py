@@ -10,6 +10,7 @@ data move bytes, so they take every dense dtype.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -22,7 +23,7 @@ from collectives.errors import UsageError
 from collectives.staging import as_bytes, from_host, is_plain, leaving, room_for, to_host
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Call:
     """One op with its memory.
 
@@ -79,7 +80,7 @@ def all_reduce(tensor: Tensor, reduction: str) -> Call:
     _check_reducible(tensor, reduction)
     host, ready = leaving(tensor)
     numbers = _as_reals(host)
-    spec = OpSpec("all_reduce", _dtype_name(numbers), reduction, None, (numbers.numel(),))
+    spec = _all_reduce_spec(numbers.dtype, reduction, numbers.numel())
     return Call(spec, numbers, numbers, [tensor], _back(host, tensor), ready)
 
 
@@ -96,6 +97,11 @@ def all_reduce_in_chunks(tensor: Tensor, reduction: str, chunk_bytes: int) -> li
     calls = [replace(all_reduce(chunk, reduction), outputs=[]) for chunk in chunks]
     back = calls[-1].finish if whole is tensor else _back(whole, tensor)
     return [*calls[:-1], replace(calls[-1], outputs=[tensor], finish=back)]
+
+
+@functools.lru_cache(1024)
+def _all_reduce_spec(dtype: torch.dtype, reduction: str, count: int) -> OpSpec:
+    return OpSpec("all_reduce", str(dtype).removeprefix("torch."), reduction, None, (count,))
 
 
 def all_reduce_coalesced(tensors: Sequence[Tensor], reduction: str) -> list[Call]:

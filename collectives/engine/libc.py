@@ -18,6 +18,7 @@ sendmsg = types.ExternalFunction("sendmsg", _size(_int, _address, _int))
 setsockopt = types.ExternalFunction("setsockopt", _int(_int, _int, _int, _address, _int))
 poll = types.ExternalFunction("poll", _int(_address, _size, _int))
 memmove = types.ExternalFunction("memmove", _address(_address, _address, _size))
+sched_yield = types.ExternalFunction("sched_yield", _int())
 clock_gettime = types.ExternalFunction("clock_gettime", _int(_int, _address))
 _errno_location = types.ExternalFunction("__errno_location", _address())
 

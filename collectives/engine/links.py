@@ -3,7 +3,7 @@
     options.topology    where the rates come from
     a path              the file; its hosts must be those of the ranks
     None                measured, once for a set of hosts: from this process's other groups, else from rank 0's cache,
-                        else by a probe that takes seconds. On one machine there is no link to measure
+                        else by a probe that takes seconds. On one machine only its memory is measured
     "equal"             nowhere: links are taken to be equal
 
 Emulated links are as they are told. Rank 0 says what holds, so all ranks plan with the same numbers.
@@ -11,17 +11,19 @@ Emulated links are as they are told. Rank 0 says what holds, so all ranks plan w
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import logging
 import math
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from collectives.engine import mesh, tcp
 from collectives.errors import PlanError, UsageError
 from collectives.options import Options
 from collectives.probe import measure, recall, remember
+from collectives.probe.lead import memory_bytes_per_s
 from collectives.topology import Host, Pair, Topology
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,8 @@ def join(store: mesh.Store, rank: int, size: int, name: str, epoch: int, options
             topology, is_known = _emulated(hosts, emulated), True
         elif options.topology is None and len({card.machine for card in formed.cards}) > 1:
             topology, is_known = _measured(store, rank, hosts, formed, timeout_s), True
+        elif options.topology is None and size > 1:
+            topology, is_known = _on_one_machine(store, rank, hosts), False
         else:
             topology, is_known = Topology.from_hosts(hosts), False
         _check_agreement(store, rank, formed.cards, topology, options)
@@ -158,6 +162,18 @@ def _measured(store: mesh.Store, rank: int, hosts: list[str], formed: mesh.Mesh,
             _keep(topology, hosts, machines)
     _known.append(topology)
     return topology
+
+
+def _on_one_machine(store: mesh.Store, rank: int, hosts: list[str]) -> Topology:
+    """There is no link to measure, only what rank 0 finds that copying gives."""
+    if rank == 0:
+        store.set("memory", str(_memory_bytes_per_s()))
+    measured = float(bytes(store.get("memory")))
+    plain = Topology.from_hosts(hosts)
+    return replace(plain, hosts=tuple(replace(host, memory_bytes_per_s=measured) for host in plain.hosts))
+
+
+_memory_bytes_per_s = functools.cache(memory_bytes_per_s)
 
 
 def _keep(topology: Topology, hosts: list[str], machines: list[str]) -> None:

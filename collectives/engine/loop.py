@@ -1,7 +1,8 @@
 """The compiled loop: runs a table on non-blocking sockets until the op is done or something needs a decision.
 
 `advance(net, table)` keeps all its state in its arguments: it returns a status, Python reacts, and may call it again
-to go on where it stopped. It tries sockets that may be ready first and blocks in poll only when nothing moved.
+to go on where it stopped. It tries sockets that may be ready first and blocks in poll only when nothing moved; in a
+short op it first lets others have the core a few times and tries again.
 
 A frame is a 32-byte header and a payload. On a far connection the payload follows the header and goes straight to where
 it belongs: on the way up into the place in scratch of that child's slice, on the way down into the target. On a near
@@ -41,6 +42,7 @@ DONE, INTERRUPTED, CONTROL, PEER_CLOSED, SOCKET_ERROR, TIMEOUT, BAD_HEADER, OP_M
 _IDLE, _MOVED = -2, -1
 
 LONGEST_POLL_MS = 1000
+MOST_YIELDS = 10  # a short op's peers answer soon, and to be woken takes longer than what they do
 WAKE_BYTES = 16 * 1024
 STEP_BYTES = STEP.itemsize
 BATCH_BYTES = BATCH * HEADER_BYTES
@@ -55,6 +57,7 @@ def advance(net: Net, table: Table) -> int:
         _copy_own(table)
         run["last_move_ns"] = _now_ns(net)
         _begin(net, table)
+    yields = 0
     while run["to_send"] > 0 or run["to_receive"] > 0:
         moved = False
         for c in range(len(net.conns)):
@@ -66,7 +69,13 @@ def advance(net: Net, table: Table) -> int:
             if status >= 0:
                 return status
             moved |= status == _MOVED
-        if not moved:
+        if moved:
+            yields = 0
+        elif run["is_short"] == 1 and yields < MOST_YIELDS:
+            yields += 1
+            libc.sched_yield()
+            _try_again(net, table)
+        else:
             status = _wait(net, table)
             if status >= 0:
                 return status
@@ -586,6 +595,14 @@ def _wait(net: Net, table: Table) -> int:
         if revents & ~libc.POLLIN:
             conns[c]["tx_ready"] = 1
     return _IDLE
+
+
+@jit
+def _try_again(net: Net, table: Table) -> None:
+    """Read from every connection that owes something, as if poll had told."""
+    for c in range(len(net.conns)):
+        if table.queues[net.conns[c]["peer"]]["expect"] > 0:
+            net.conns[c]["rx_ready"] = 1
 
 
 @jit

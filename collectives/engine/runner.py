@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from collectives.engine import farewell, lifetime, links, loop, mesh, shm, table
+from collectives.engine.entry import Entry
 from collectives.engine.faults import explain
 from collectives.engine.net import make_net
 from collectives.engine.op import Collective, OpSpec
@@ -87,6 +88,7 @@ class _Planned(NamedTuple):
 
     plan: Plan
     layout: table.Layout
+    entry: Entry
 
 
 @dataclass
@@ -168,7 +170,8 @@ class Engine:
             UsageError: the spec cannot be carried out.
             CollectiveError: the op failed, or one before it.
         """
-        spec.check(self.size)
+        if spec not in self._tables:
+            spec.check(self.size)
         inline = False
         try:
             with self._lock:
@@ -302,15 +305,16 @@ class Engine:
     def _carry_out(self, spec: OpSpec, source: int, target: int, timeout_s: float) -> _Planned:
         """Run an op to its end; the plan that it followed."""
         planned = self._planned(spec)
-        layout = planned.layout
+        layout, advance = planned.layout, planned.entry.advance
         scratch = self._scratch_of(layout.scratch_bytes)
         layout.set_run(next(self._ops), self._epoch, source, target, scratch, int(timeout_s * 1e9))
-        while (status := loop.advance(self._net, layout.table)) != loop.DONE:
+        while (status := advance()) != loop.DONE:
             self._react(status, spec, layout.table)
         poll_ns, sent, received = layout.counters()
-        self.counters.poll_s += poll_ns / 1e9
-        self.counters.bytes_sent += sent
-        self.counters.bytes_received += received
+        counters = self.counters
+        counters.poll_s += poll_ns / 1e9
+        counters.bytes_sent += sent
+        counters.bytes_received += received
         return planned
 
     def _look_at_links(self, watch: Watch) -> None:
@@ -354,7 +358,7 @@ class Engine:
             slice_bytes=options.slice_bytes, window_bytes=self._window_bytes, shared_memory=self._shared.hosts,
         )  # fmt: skip
         layout.table.run["spec"] = _agreed(spec, in_force, options.slice_bytes, self._window_bytes)
-        self._tables[spec] = _Planned(in_force, layout)
+        self._tables[spec] = _Planned(in_force, layout, Entry(self._net, layout.table))
         if len(self._tables) > TABLES_KEPT:
             self._tables.popitem(last=False)
         return self._tables[spec]

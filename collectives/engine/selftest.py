@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from collectives.engine import kernels, loop, table
+from collectives.engine.entry import Entry
 from collectives.engine.jit import source_stamp
 from collectives.engine.net import make_net
 from collectives.engine.op import OpSpec
@@ -48,7 +49,7 @@ def _warm_up() -> float:
         buffers = np.zeros(2, np.float32)
         layout.set_run(0, 0, buffers.ctypes.data, buffers.ctypes.data + 4, 0, 10**9)
         buffers[0] = 7.0
-        if loop.advance(make_net([], [-1], -1), layout.table) != loop.DONE or buffers[1] != 7.0:
+        if Entry(make_net([], [-1], -1), layout.table).advance() != loop.DONE or buffers[1] != 7.0:
             raise RuntimeError(f"the compiled loop copied {buffers[0]} as {buffers[1]}")
         _try_fold()
     return time.perf_counter() - started

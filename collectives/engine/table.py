@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,6 +50,7 @@ REGISTERS = (ACC, TMP, TMP2)  # what a fold needs for ranks in hosts in sites
 
 NO_PEER = -1
 UP, DOWN = 0, 1  # direction of a slice
+SHORT_BYTES = 64 * 1024
 LEAST_SLOTS = 2  # one slice in work while the next is on its way
 
 # An arena is mapped whole but takes only the memory that is written to.
@@ -98,11 +100,11 @@ RUN = np.dtype(
         ("culprit", "i8"), ("errno", "i8"),  # where a status other than OK came from
         # Fixed.
         ("rank", "i8"), ("spec", "i8"),
+        ("is_short", "i8"),  # worth a few tries before sleeping
         ("dtype", "i8"), ("reduction", "i8"), ("divisor", "i8"), ("item_size", "i8"), ("acc_size", "i8"),
     ]
 )  # fmt: skip
-FIRST_COUNTER = 8
-NUM_SET = 11
+_SET, _COUNTERS = struct.Struct("=11q"), struct.Struct("=3q")  # what is set, and the last of it
 
 
 class Table(NamedTuple):
@@ -135,15 +137,15 @@ class Layout:
 
     def set_run(self, *values: int) -> None:
         """Make the table ready for an op: op, epoch, source, target, scratch, timeout_ns; all else from the start."""
-        self._fields[:NUM_SET] = (*values, 0, 0, 0, 0, 0)
+        _SET.pack_into(self._run, 0, *values, 0, 0, 0, 0, 0)
 
-    def counters(self) -> list[int]:
+    def counters(self) -> tuple[int, int, int]:
         """The last op's poll_ns, bytes_sent and bytes_received."""
-        return self._fields[FIRST_COUNTER:NUM_SET].tolist()  # type: ignore[no-any-return]
+        return _COUNTERS.unpack_from(self._run, _SET.size - _COUNTERS.size)
 
     @cached_property
-    def _fields(self) -> npt.NDArray[np.int64]:
-        return self.table.run.view(np.int64)  # far quicker to write than a record's fields, one by one
+    def _run(self) -> memoryview:
+        return self.table.run.view(np.uint8).data  # far quicker to write than a record's fields, one by one
 
 
 def build(
@@ -227,6 +229,7 @@ def build(
     run = np.zeros(1, RUN)
     run["rank"] = rank
     run["spec"] = spec.fingerprint()
+    run["is_short"] = int(spec.num_bytes <= SHORT_BYTES)
     run["dtype"] = DTYPE_CODE["uint8" if spec.dtype == "bool" else spec.dtype]
     if spec.reduction is not None:
         codes = BOOL_REDUCTION_CODE if spec.dtype == "bool" else REDUCTION_CODE

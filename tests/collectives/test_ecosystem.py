@@ -117,6 +117,18 @@ def ddp_buffers(rank: int, size: int) -> list[Tensor]:
 
 
 @case
+def ddp_sparse_embedding(rank: int, size: int) -> list[Tensor]:
+    torch.manual_seed(2)
+    model = DistributedDataParallel(nn.Sequential(nn.Embedding(40, 6, sparse=True), nn.Linear(6, 2)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for step in range(3):
+        optimizer.zero_grad()
+        model(torch.tensor([rank, 3 + step, 30 + rank])).square().sum().backward()
+        optimizer.step()
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+@case
 def ddp_mixed_precision(rank: int, size: int) -> list[Tensor]:
     model = DistributedDataParallel(network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
