@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
 
 from collectives import gloo
 from collectives.c10d import GlooGroup, Store, dist
@@ -38,30 +40,42 @@ class EngineCarrier:
         self.engine.close()
 
 
-def choose(
-    store: Store, rank: int, size: int, name: str, timeout_s: float, settings: Options
-) -> tuple[Carrier, GlooGroup]:
-    """Form the group on the carrier that all its ranks can use.
+class Chosen(NamedTuple):
+    """What a group works with.
 
-    Returns:
-        The carrier, and a Gloo group for messages between two ranks.
+    Attributes:
+        carrier: what executes its Calls.
+        mail: a Gloo group for messages between two ranks.
+        devices: whether a rank has an accelerator, so that tensors may have to be copied to host memory first.
+    """
+
+    carrier: Carrier
+    mail: GlooGroup
+    devices: bool
+
+
+def choose(store: Store, rank: int, size: int, name: str, timeout_s: float, settings: Options) -> Chosen:
+    """Form the group on the carrier that all its ranks can use.
 
     Raises:
         RendezvousError: the ranks did not find each other.
     """
-    on_gloo = _agree_on_gloo(store, rank, size, settings)
+    on_gloo, devices = _agree(store, rank, size, settings)
     inner = gloo.connect(dist.PrefixStore("gloo", store), rank, size, timeout_s, settings, lazily=not on_gloo)
     if on_gloo:
-        return gloo.GlooCarrier(inner, rank, size), inner
+        return Chosen(gloo.GlooCarrier(inner, rank, size), inner, devices)
     from collectives.engine.runner import connect
 
     meeting = dist.PrefixStore("engine", store)
-    return EngineCarrier(connect(meeting, rank, size, name, timeout_s, settings)), inner
+    return Chosen(EngineCarrier(connect(meeting, rank, size, name, timeout_s, settings)), inner, devices)
 
 
-def _agree_on_gloo(store: Store, rank: int, size: int, settings: Options) -> bool:
+def _agree(store: Store, rank: int, size: int, settings: Options) -> tuple[bool, bool]:
+    """Whether to take Gloo, and whether any rank has an accelerator; the same on all ranks."""
     wants_gloo = settings.backend == "gloo"
-    store.set(f"carrier/{rank}", json.dumps({"gloo": wants_gloo, "fault": None if wants_gloo else _self_test()}))
+    fault = None if wants_gloo else _self_test()
+    devices = torch.accelerator.is_available()
+    store.set(f"carrier/{rank}", json.dumps({"gloo": wants_gloo, "fault": fault, "devices": devices}))
     said = [json.loads(store.get(f"carrier/{other}")) for other in range(size)]
     faults = [f"rank {other}: {each['fault']}" for other, each in enumerate(said) if each["fault"]]
     asked = [other for other, each in enumerate(said) if each["gloo"]]
@@ -70,7 +84,7 @@ def _agree_on_gloo(store: Store, rank: int, size: int, settings: Options) -> boo
         _warn(f"the native engine failed its self-test on {'; '.join(faults[:3])}{more}")
     elif 0 < len(asked) < size:
         _warn(f"ranks {asked} ask for it by their options and the others do not")
-    return bool(faults or asked)
+    return bool(faults or asked), any(each["devices"] for each in said)
 
 
 def _self_test() -> str | None:

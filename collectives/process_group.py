@@ -9,7 +9,8 @@
 A synchronous call runs in the caller's thread and has ended when the method returns. DDP always asks asynchronously.
 torch changed the names of the single-tensor forms between 2.9 and 2.13; both generations are here.
 
-send, recv and monitored_barrier go to an inner Gloo group that connects two ranks when they first speak.
+send, recv, monitored_barrier and sparse all-reduces (embeddings' gradients) go to an inner Gloo group that connects two
+ranks when they first speak.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from collectives.engine.runner import Engine
     from collectives.planner import Plan
 
+CHUNK_BYTES = 4 << 20  # what crosses a PCIe bus in less than a millisecond, and a network in many
 MAX_HELPERS = 1000  # threads are made when one is needed and none is idle; one or two is usual
 
 REDUCTION = {
@@ -100,17 +102,28 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         self._settings = settings
         self._ops = 0
         self._helpers = ThreadPoolExecutor(MAX_HELPERS, f"narrowgauge-{name}-futures")
-        self._carrier, self._mail = choose(store, rank, size, name, self._timeout_s, settings)
+        self._courier: ThreadPoolExecutor | None = None  # from the first call that has to wait for a device
+        self._carrier, self._mail, self._devices = choose(store, rank, size, name, self._timeout_s, settings)
 
     # Collectives
 
-    def allreduce(self, given: Tensor | list[Tensor], opts: Any = None, **named: Any) -> NarrowgaugeWork:
+    def allreduce(self, given: Tensor | list[Tensor], opts: Any = None, **named: Any) -> Work:
         opts = _options(c10d.AllreduceOptions, opts, named)
-        return self._submit(tensors.all_reduce_coalesced(_listed(given), _reduction(opts)), opts)
+        listed = _listed(given)
+        if listed and listed[0].is_sparse:
+            return self._inner_gloo().allreduce(listed, opts)
+        return self._submit(self._all_reduce(listed, _reduction(opts)), opts)
 
     def allreduce_coalesced(self, given: list[Tensor], opts: Any = None) -> NarrowgaugeWork:
         opts = _options(c10d.AllreduceCoalescedOptions, opts, {})
-        return self._submit(tensors.all_reduce_coalesced(given, _reduction(opts)), opts)
+        return self._submit(self._all_reduce(given, _reduction(opts)), opts)
+
+    def _all_reduce(self, given: list[Tensor], reduction: str) -> list[Call]:
+        if len(given) != 1:
+            return tensors.all_reduce_coalesced(given, reduction)
+        if self._devices:
+            return tensors.all_reduce_in_chunks(given[0], reduction, CHUNK_BYTES)
+        return [tensors.all_reduce(given[0], reduction)]
 
     def reduce(self, given: Tensor | list[Tensor], opts: Any = None, **named: Any) -> NarrowgaugeWork:
         opts = _options(c10d.ReduceOptions, opts, named)
@@ -207,15 +220,19 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         if timeout_s <= 0:  # torch's way to say that none was given
             timeout_s = self._timeout_s
         self._ops += 1
-        if opts.asyncOp:
+        via_courier = self._courier is not None or any(call.ready is not None for call in calls)
+        if opts.asyncOp or via_courier:
             work = NarrowgaugeWork(calls, f"group {self._name}", self._helpers)
+            start = self._start_in_turn if via_courier else self._start
             for call in calls:
                 METER.op_started(call.num_bytes)
                 try:
-                    self._carrier.start(call, functools.partial(work.part_done, call), timeout_s)
+                    start(call, work, timeout_s)
                 except BaseException:
                     METER.op_ended()
                     raise
+            if not opts.asyncOp:
+                work.wait()
             return work
         for call in calls:
             METER.call_started(call.num_bytes)
@@ -226,6 +243,29 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
             if call.finish is not None:
                 call.finish()
         return finished([output for call in calls for output in call.outputs])
+
+    def _start(self, call: Call, work: NarrowgaugeWork, timeout_s: float) -> None:
+        self._carrier.start(call, functools.partial(work.part_done, call), timeout_s)
+
+    def _start_in_turn(self, call: Call, work: NarrowgaugeWork, timeout_s: float) -> None:
+        """Start a call when its elements have left the device, without keeping the caller until then.
+
+        Ops must start in the order in which they were called, so from the first such call on all take this way.
+        """
+        self._courier = self._courier or ThreadPoolExecutor(1, f"narrowgauge-{self._name}-courier")
+        self._courier.submit(self._deliver, call, work, timeout_s)
+
+    def _deliver(self, call: Call, work: NarrowgaugeWork, timeout_s: float) -> None:
+        def done(error: BaseException | None) -> None:
+            """On a helper, since the copy to the device would keep the carrier from its next op."""
+            self._helpers.submit(work.part_done, call, error)
+
+        try:
+            if call.ready is not None:
+                call.ready()
+            self._carrier.start(call, done, timeout_s)
+        except BaseException as problem:  # the caller has gone on; the Work has to tell it
+            done(problem)
 
     # Messages between two ranks
 
@@ -279,6 +319,8 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         """Leave the group: no thread, socket or shared memory of it remains. Unfinished ops raise GroupClosed."""
         self._mail = None  # Gloo ends its threads when the last reference goes
         self._carrier.close()
+        if self._courier is not None:
+            self._courier.shutdown()
         self._helpers.shutdown()
 
     abort = shutdown

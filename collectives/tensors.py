@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from collectives.engine.op import Collective, OpSpec
 from collectives.errors import UsageError
-from collectives.staging import as_bytes, from_host, is_plain, room_for, to_host
+from collectives.staging import as_bytes, from_host, is_plain, leaving, room_for, to_host
 
 
 @dataclass(slots=True)
@@ -33,6 +33,7 @@ class Call:
         target: plain tensor that the op writes; may be `source`.
         outputs: the caller's tensors that hold the result after `finish`.
         finish: brings the result from `target` to `outputs`; None if it is there already.
+        ready: returns when `source` holds what the op is to read; None if it does already.
     """
 
     spec: OpSpec
@@ -40,6 +41,7 @@ class Call:
     target: Tensor
     outputs: list[Tensor]
     finish: Callable[[], None] | None = None
+    ready: Callable[[], None] | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -75,9 +77,26 @@ class Carrier(Protocol):
 
 def all_reduce(tensor: Tensor, reduction: str) -> Call:
     """Every rank gets the reduction of all ranks' `tensor`, in place."""
-    host, numbers = _numbers(tensor, reduction)
+    _check_reducible(tensor, reduction)
+    host, ready = leaving(tensor)
+    numbers = _as_reals(host)
     spec = _all_reduce_spec(numbers.dtype, reduction, numbers.numel())
-    return Call(spec, numbers, numbers, [tensor], _back(host, tensor))
+    return Call(spec, numbers, numbers, [tensor], _back(host, tensor), ready)
+
+
+def all_reduce_in_chunks(tensor: Tensor, reduction: str, chunk_bytes: int) -> list[Call]:
+    """As `all_reduce`, in one op for every `chunk_bytes`, so that a device's copies run beside the network.
+
+    The number of ops depends on the message alone, as it must: other ranks' tensors may live elsewhere.
+    """
+    if tensor.nbytes <= chunk_bytes:
+        return [all_reduce(tensor, reduction)]
+    in_order = tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+    whole = tensor if in_order else to_host(tensor)
+    chunks = torch.split(whole.detach().view(-1), max(1, chunk_bytes // tensor.element_size()))
+    calls = [replace(all_reduce(chunk, reduction), outputs=[]) for chunk in chunks]
+    back = calls[-1].finish if whole is tensor else _back(whole, tensor)
+    return [*calls[:-1], replace(calls[-1], outputs=[tensor], finish=back)]
 
 
 @functools.lru_cache(1024)
@@ -87,8 +106,6 @@ def _all_reduce_spec(dtype: torch.dtype, reduction: str, count: int) -> OpSpec:
 
 def all_reduce_coalesced(tensors: Sequence[Tensor], reduction: str) -> list[Call]:
     """As `all_reduce` for each tensor, in one op for each dtype."""
-    if len(tensors) == 1:
-        return [all_reduce(tensors[0], reduction)]
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         by_dtype.setdefault(tensor.dtype, []).append(tensor)
@@ -98,28 +115,26 @@ def all_reduce_coalesced(tensors: Sequence[Tensor], reduction: str) -> list[Call
 def _packed_all_reduce(tensors: list[Tensor], reduction: str) -> Call:
     with torch.no_grad():
         packed = torch.cat([to_host(tensor).reshape(-1) for tensor in tensors])
-    _, numbers = _numbers(packed, reduction)
+    _check_reducible(packed, reduction)
+    numbers = _as_reals(packed)
     spec = OpSpec("all_reduce", _dtype_name(numbers), reduction, None, (numbers.numel(),))
     return Call(spec, numbers, numbers, tensors, lambda: _unpack(packed, tensors))
 
 
 def reduce(tensor: Tensor, reduction: str, root: int, rank: int) -> Call:
     """`root` gets the reduction of all ranks' `tensor`, in place; other ranks' tensors stay as they are."""
-    host, numbers = _numbers(tensor, reduction)
+    _check_reducible(tensor, reduction)
+    host, ready = leaving(tensor)
+    numbers = _as_reals(host)
     spec = OpSpec("reduce", _dtype_name(numbers), reduction, root, (numbers.numel(),))
-    return Call(spec, numbers, numbers, [tensor], _back(host, tensor) if rank == root else None)
+    return Call(spec, numbers, numbers, [tensor], _back(host, tensor) if rank == root else None, ready)
 
 
 def broadcast(tensor: Tensor, root: int, rank: int) -> Call:
     """Every rank gets `root`'s `tensor`, in place."""
-    host = to_host(tensor) if rank == root else room_for(tensor)
-    return Call(
-        OpSpec("broadcast", "uint8", None, root, (host.nbytes,)),
-        host,
-        host,
-        [tensor],
-        None if rank == root else _back(host, tensor),
-    )
+    host, ready = leaving(tensor) if rank == root else (room_for(tensor), None)
+    spec = OpSpec("broadcast", "uint8", None, root, (host.nbytes,))
+    return Call(spec, host, host, [tensor], None if rank == root else _back(host, tensor), ready)
 
 
 def all_gather(outputs: Sequence[Tensor], tensor: Tensor, rank: int, size: int) -> Call:
@@ -141,9 +156,10 @@ def all_gather_single(output: Tensor, tensor: Tensor, rank: int, size: int) -> C
             f"all_gather: the output is {_describe(output)}; wanted {size} times the input, {_describe(tensor)}"
         )
     target = room_for(output)
-    source = _apart(to_host(tensor), target, rank * tensor.nbytes)
+    host, ready = leaving(tensor)
+    source = _apart(host, target, rank * tensor.nbytes)
     spec = OpSpec("all_gather", "uint8", None, None, (tensor.nbytes,) * size)
-    return Call(spec, source, target, [output], _back(target, output))
+    return Call(spec, source, target, [output], _back(target, output), ready)
 
 
 def reduce_scatter(output: Tensor, tensors: Sequence[Tensor], reduction: str, rank: int, size: int) -> Call:
@@ -168,8 +184,8 @@ def reduce_scatter_single(output: Tensor, tensor: Tensor, reduction: str, rank: 
 def _reduce_scatter(output: Tensor, source: Tensor, reduction: str, counts: tuple[int, ...], rank: int) -> Call:
     if output.numel() != counts[rank]:
         raise UsageError(f"reduce_scatter: the output is {_describe(output)}; chunk {rank} has {counts[rank]} elements")
+    _check_reducible(source, reduction)
     if source.is_complex():
-        _check_complex(source, reduction)
         counts = tuple(2 * count for count in counts)
     target = room_for(output)
     own = sum(counts[:rank]) * (source.nbytes // max(1, sum(counts)))
@@ -241,20 +257,12 @@ def _movement(collective: Collective, counts: tuple[int, ...], source: Tensor, o
     return Call(spec, source, target, given, finish)
 
 
-def _numbers(tensor: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
-    """The tensor in plain memory, and the same memory as the numbers to reduce."""
-    if tensor.is_complex():
-        _check_complex(tensor, reduction)
-    host = to_host(tensor)
-    return host, _as_reals(host)
-
-
 def _as_reals(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def _check_complex(tensor: Tensor, reduction: str) -> None:
-    if reduction not in ("sum", "avg"):
+def _check_reducible(tensor: Tensor, reduction: str) -> None:
+    if tensor.is_complex() and reduction not in ("sum", "avg"):
         raise UsageError(f"{reduction} of {tensor.dtype} is not defined here; complex numbers take sum and avg")
 
 

@@ -1,0 +1,124 @@
+"""Run torch's suite on Gloo and on ours, and compare: what passes on Gloo has to pass on ours.
+
+    python -m tests.conformance                              # all of it, about ten minutes on two cores
+    python -m tests.conformance -k reduce_scatter            # tests whose name contains this
+    python -m tests.conformance --backend narrowgauge        # ours alone, under both names
+
+The exit status is 1 if a test passes on Gloo, not on ours, and is not excused in excused.py. A test that the suite
+runs for backends of another name only counts as passed if it passes where our backend is called "gloo".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.conformance.excused import EXCUSED
+from tests.conformance.suite import CARRIERS, RANKS
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+OURS = ("narrowgauge", "replaced")
+Outcomes = Mapping[str, Mapping[str, Any]]
+
+
+def run(carrier: str, tests: Sequence[str], log: Path) -> dict[str, dict[str, Any]]:
+    """The suite on a carrier, in a process of its own: what each test came to.
+
+    Args:
+        tests: names of tests, all of them if there are none.
+        log: file for what the suite and its processes print.
+
+    Raises:
+        RuntimeError: the suite itself broke; the message has the end of its log.
+    """
+    with tempfile.TemporaryDirectory() as folder, log.open("w") as output:
+        out = Path(folder) / "outcomes.json"
+        command = [sys.executable, "-m", "tests.conformance.suite", carrier, str(out), *tests]
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        ended = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        if ended.returncode:
+            tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-30:])
+            raise RuntimeError(f"{' '.join(command)} ended with status {ended.returncode}; its log ends so:\n{tail}")
+        found: dict[str, dict[str, Any]] = json.loads(out.read_text())
+        return found
+
+
+def failing(gloo: Outcomes, ours: Mapping[str, Outcomes]) -> dict[tuple[str, str], str]:
+    """(carrier, test) that passes on Gloo and not on ours, with what it came to.
+
+    A test skipped under our own name is no difference: the suite chose by the name. Under Gloo's name nothing is.
+    """
+    differences = {}
+    for carrier, outcomes in ours.items():
+        for test, outcome in outcomes.items():
+            chosen_by_name = carrier == "narrowgauge" and outcome["outcome"] == "skipped"
+            if gloo[test]["outcome"] == "passed" and outcome["outcome"] != "passed" and not chosen_by_name:
+                differences[carrier, test] = f"{outcome['outcome']}: {_gist(outcome['why'])}"
+    return differences
+
+
+def _gist(why: str) -> str:
+    """The last line of a traceback that says what was raised."""
+    said = [line for line in why.splitlines() if line and not line.startswith((" ", "Traceback", "frame #"))]
+    return next((line for line in said if "Error" in line and "exited with error code" not in line), why[-200:])
+
+
+def report(by_carrier: Mapping[str, Outcomes], excused: Mapping[tuple[str, str], str]) -> bool:
+    """Print the figures and the differences; whether all differences are excused."""
+    for carrier, outcomes in by_carrier.items():
+        counts = Counter(outcome["outcome"] for outcome in outcomes.values())
+        print(f"{carrier:12} {counts['passed']:4} passed {counts['failed']:4} failed {counts['skipped']:4} skipped")
+    if "gloo" not in by_carrier:
+        for carrier, outcomes in by_carrier.items():
+            for test, outcome in outcomes.items():
+                if outcome["outcome"] == "failed":
+                    print(f"failed on {carrier}: {test}: {_gist(outcome['why'])}")
+        return True
+    ours = {carrier: by_carrier[carrier] for carrier in OURS}
+    differences = failing(by_carrier["gloo"], ours)
+    for (carrier, test), outcome in differences.items():
+        reason = excused.get((carrier, test))
+        print(f"{'excused' if reason else 'NOT EXCUSED'}, on {carrier}: {test}: {reason or outcome}")
+    for carrier, test in sorted(set(excused) - set(differences)):
+        if test in by_carrier["gloo"]:
+            print(f"excused for nothing, on {carrier}: {test} does as on Gloo")
+    return not set(differences) - set(excused)
+
+
+def names_with(part: str) -> Collection[str]:
+    """Names of the suite's tests that contain `part`."""
+    os.environ.update(BACKEND="gloo", WORLD_SIZE=str(RANKS))
+    from torch.testing._internal.distributed import distributed_test
+
+    suite = distributed_test.DistributedTest._DistTestBase
+    return [name for name in dir(suite) if name.startswith("test_") and part in name]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", choices=("gloo", "narrowgauge"), help="this one alone, without a comparison")
+    parser.add_argument("-k", metavar="PART", default="test_", help="only tests whose name contains PART")
+    parser.add_argument("--out", type=Path, default=Path("conformance"), help="folder for outcomes and logs")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    tests = sorted(names_with(arguments.k))
+    if not tests:
+        parser.error(f"-k {arguments.k}: no test of torch's suite has this in its name")
+    carriers = {"gloo": ("gloo",), "narrowgauge": OURS, None: CARRIERS}[arguments.backend]
+    by_carrier = {}
+    for carrier in carriers:
+        by_carrier[carrier] = run(carrier, tests, arguments.out / f"{carrier}.log")
+        (arguments.out / f"{carrier}.json").write_text(json.dumps(by_carrier[carrier], indent=1))
+    sys.exit(0 if report(by_carrier, EXCUSED) else 1)
+
+
+if __name__ == "__main__":
+    main()
