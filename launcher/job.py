@@ -97,6 +97,12 @@ class Collectives(_Section):
         "machines are measured once and remembered.",
     )
 
+    trace: bool = Field(
+        default=False,
+        description="Whether each rank writes a trace of its ops, slices and waits into the run's folder traces, for "
+        "ui.perfetto.dev.",
+    )
+
     @field_validator("streams", "slice_bytes", "timeout_s", "interface")
     @classmethod
     def _as_the_engine_says(cls, value: Any, info: ValidationInfo) -> Any:

@@ -95,7 +95,13 @@ def _start(going: _Run, cluster: Cluster) -> Gang:
                 entrypoint=job.entrypoint,
                 args=tuple(job.args),
                 env=worker.environment(
-                    job, seat, len(seats), master=master, token=token, checkpoints=going.dir.checkpoints
+                    job,
+                    seat,
+                    len(seats),
+                    master=master,
+                    token=token,
+                    checkpoints=going.dir.checkpoints,
+                    traces=going.dir.traces,
                 ),
                 cwd=os.getcwd(),
                 log=going.dir.log(seat.rank),

@@ -66,6 +66,10 @@ class RunDir:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def traces(self) -> Path:
+        return self.path / "traces"
+
     def log(self, rank: int) -> Path:
         return self.logs / f"rank-{rank}.log"
 

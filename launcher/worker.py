@@ -31,7 +31,14 @@ PARENT = "NARROWGAUGE_PARENT"
 
 
 def environment(
-    job: Job, seat: Seat, world_size: int, *, master: tuple[str, int], token: str, checkpoints: Path
+    job: Job,
+    seat: Seat,
+    world_size: int,
+    *,
+    master: tuple[str, int],
+    token: str,
+    checkpoints: Path,
+    traces: Path,
 ) -> dict[str, str]:
     """What one rank finds in its environment; the job's own `env` can't override any of it.
 
@@ -39,6 +46,7 @@ def environment(
         master: address and port where rank 0 keeps the store.
         token: the secret of this run.
         checkpoints: what `progress.checkpoint_dir()` gives.
+        traces: where traces go if the job wants them.
     """
     chosen = job.collectives
     variables = {
@@ -59,6 +67,7 @@ def environment(
         "NARROWGAUGE_INTERFACE": chosen.interface,
         "NARROWGAUGE_EMULATE": ",".join(f"{mbit:g}" for mbit in job.emulate) if job.emulate else None,
         "NARROWGAUGE_TOPOLOGY": str(Path(chosen.topology).resolve()) if chosen.topology else None,
+        "NARROWGAUGE_TRACE": traces if chosen.trace else None,
         progress.CHECKPOINT_DIR: checkpoints,
     }
     threads = {"OMP_NUM_THREADS": str(job.workers.cpus), "PYTHONFAULTHANDLER": "1"}

@@ -34,6 +34,7 @@ def environment_of(job: Job, rank: int) -> dict[str, str]:
         master=("127.0.0.1", 23456),
         token="secret",
         checkpoints=Path("/runs/x/checkpoints"),
+        traces=Path("/runs/x/traces"),
     )
 
 
