@@ -76,7 +76,7 @@ def ddp_uneven_inputs_that_throw(rank: int, size: int) -> list[bool]:
 
 @case
 def ddp_delayed_parameters(rank: int, size: int) -> list[Tensor]:
-    """DDP never waits for the delayed sum, since on CUDA a stream does; a barrier, which comes after it, does so here."""
+    """DDP doesn't wait for the delayed sum, since on CUDA a stream does; a barrier, which comes after it, does here."""
     inner = network()
     model = DistributedDataParallel(
         inner,

@@ -160,6 +160,15 @@ def callbacks_may_communicate(rank: int) -> None:
 
 
 @check
+def all_gathers_of_several(rank: int) -> None:
+    outputs = [[torch.zeros(2), torch.zeros(3)] for _ in range(SIZE)]
+    world().allgather_coalesced(outputs, [torch.full((2,), float(rank)), torch.full((3,), 10.0 + rank)]).wait()
+    assert [[each[0].item() for each in of_rank] for of_rank in outputs] == [[r, 10.0 + r] for r in range(SIZE)]
+    with pytest.raises(ValueError, match="got 2 lists of 1, 1 outputs; wanted 4 lists of 1"):
+        world().allgather_coalesced([[torch.zeros(1)]] * 2, [torch.zeros(1)])
+
+
+@check
 def sparse_sums(rank: int) -> None:
     tensor = torch.sparse_coo_tensor(torch.tensor([[rank, 5]]), torch.ones(2), (8,))
     dist.all_reduce(tensor)
