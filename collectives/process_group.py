@@ -138,13 +138,18 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         self, outputs: list[Any], given: Tensor | list[Tensor], opts: Any = None, **named: Any
     ) -> NarrowgaugeWork:
         opts = _options(c10d.AllgatherOptions, opts, named)
-        return self.allgather_coalesced([outputs] if isinstance(given, Tensor) else outputs, _listed(given), opts)
+        pairs = zip([outputs] if isinstance(given, Tensor) else outputs, _listed(given), strict=True)
+        return self._submit([tensors.all_gather(outs, each, self._rank, self._size) for outs, each in pairs], opts)
 
     def allgather_coalesced(
         self, outputs: list[list[Tensor]], given: list[Tensor], opts: Any = None
     ) -> NarrowgaugeWork:
+        """``outputs[i][j]`` gets rank i's ``given[j]``: ranks come first here, and last in `allgather`."""
         opts = _options(c10d.AllgatherOptions, opts, {})
-        pairs = zip(outputs, given, strict=True)
+        if len(outputs) != self._size or any(len(of_rank) != len(given) for of_rank in outputs):
+            got = f"{len(outputs)} lists of {', '.join(str(len(of_rank)) for of_rank in outputs)} outputs"
+            raise UsageError(f"all_gather_coalesced: got {got}; wanted {self._size} lists of {len(given)}")
+        pairs = zip(zip(*outputs, strict=True), given, strict=True)
         return self._submit([tensors.all_gather(outs, each, self._rank, self._size) for outs, each in pairs], opts)
 
     def all_gather_single(self, output: Tensor, given: Tensor, opts: Any = None) -> NarrowgaugeWork:

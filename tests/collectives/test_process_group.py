@@ -160,12 +160,28 @@ def callbacks_may_communicate(rank: int) -> None:
 
 
 @check
+def all_gathers_of_several(rank: int) -> None:
+    outputs = [[torch.zeros(2), torch.zeros(3)] for _ in range(SIZE)]
+    world().allgather_coalesced(outputs, [torch.full((2,), float(rank)), torch.full((3,), 10.0 + rank)]).wait()
+    assert [[each[0].item() for each in of_rank] for of_rank in outputs] == [[r, 10.0 + r] for r in range(SIZE)]
+    with pytest.raises(ValueError, match="got 2 lists of 1, 1 outputs; wanted 4 lists of 1"):
+        world().allgather_coalesced([[torch.zeros(1)]] * 2, [torch.zeros(1)])
+
+
+@check
+def sparse_sums(rank: int) -> None:
+    tensor = torch.sparse_coo_tensor(torch.tensor([[rank, 5]]), torch.ones(2), (8,))
+    dist.all_reduce(tensor)
+    assert tensor.to_dense().tolist() == [1.0] * SIZE + [0.0, float(SIZE), 0.0, 0.0]
+
+
+@check
 def refusals_leave_the_group_whole(rank: int) -> None:
     refused: list[tuple[str, Callable[[], Any]]] = [
         ("PREMUL_SUM", lambda: dist.all_reduce(torch.ones(1), torch._C._distributed_c10d._make_nccl_premul_sum(2.0))),
         ("bitwise", lambda: dist.all_reduce(torch.ones(1), dist.ReduceOp.BAND)),
         ("float8", lambda: dist.all_reduce(torch.ones(1).to(torch.float8_e4m3fn))),
-        ("layout", lambda: world().allreduce([torch.ones(2, 2).to_sparse()])),
+        ("layout", lambda: world().broadcast([torch.ones(2, 2).to_sparse()])),
         ("meta", lambda: world().allreduce([torch.ones(2, device="meta")])),
         ("wanted 4 times", lambda: world()._allgather_base(torch.ones(3), torch.ones(1))),
         ("output tensors", lambda: world().allgather([[torch.ones(1)] * 3], [torch.ones(1)])),

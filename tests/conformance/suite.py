@@ -43,8 +43,8 @@ def load(carrier: str) -> type[unittest.TestCase]:
     if carrier != "gloo":
         collectives.warm_up()
     if carrier == "narrowgauge":
-        for backends in common_distributed.DistTestCases.backend_feature.values():
-            if "gloo" in backends:
+        for feature, backends in common_distributed.DistTestCases.backend_feature.items():
+            if "gloo" in backends or feature == "plugin":
                 backends.add("narrowgauge")
     if carrier == "replaced":
         collectives.install(replace=("gloo",))
