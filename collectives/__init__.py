@@ -66,7 +66,10 @@ BACKEND = "narrowgauge"
 _TORCH_DISTRIBUTED = "torch.distributed.distributed_c10d"
 
 
-def all_reduce(tensor: torch.Tensor, op: str = "sum", group: object = None, async_op: bool = False) -> object:
+def all_reduce(
+    tensor: torch.Tensor, op: str = "sum", group: object = None, async_op: bool = False, codec: str | None = None,
+    residual: torch.Tensor | None = None,
+) -> object:  # fmt: skip
     """Reduce `tensor` over the ranks of a group, in place.
 
     Args:
@@ -74,6 +77,10 @@ def all_reduce(tensor: torch.Tensor, op: str = "sum", group: object = None, asyn
         op: "sum", "avg", "min", "max", "product", "band", "bor" or "bxor".
         group: a process group; None takes the default one.
         async_op: return at once.
+        codec: how a sum or average of float32 looks on network links: "bf16", "int8", "int4", or None for as it is; see
+            `collectives.codec`. All ranks get the same bits, but not quite the sum.
+        residual: float32 of as many elements, zeros at first, the same tensor each time: what encoding lost comes
+            back the next time (error feedback), so that nothing is lost over many. None: it is lost.
 
     Returns:
         With `async_op` a torch Work, else None.
@@ -85,6 +92,14 @@ def all_reduce(tensor: torch.Tensor, op: str = "sum", group: object = None, asyn
     from collectives.c10d import dist
 
     name = op.upper()
+    if codec is not None or residual is not None:
+        from collectives.process_group import NarrowgaugeGroup
+
+        chosen = dist.group.WORLD if group is None else group
+        if not isinstance(chosen, NarrowgaugeGroup):
+            raise UsageError(f"got codec {codec!r} and a {type(chosen).__name__}; only {BACKEND} groups have codecs")
+        work = chosen.all_reduce_coded(tensor, op, codec or "none", residual, async_op)
+        return work if async_op else None
     if name not in dist.ReduceOp.RedOpType.__members__ or name == "PREMUL_SUM":
         raise UsageError(f"op is {op!r}; wanted sum, avg, min, max, product, band, bor or bxor")
     return dist.all_reduce(tensor, getattr(dist.ReduceOp, name), group, async_op)

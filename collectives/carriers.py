@@ -31,10 +31,12 @@ class EngineCarrier:
         self.engine = engine
 
     def run(self, call: Call, timeout_s: float) -> None:
-        self.engine.run(call.spec, call.source.data_ptr(), call.target.data_ptr(), timeout_s)
+        residual = 0 if call.residual is None else call.residual.data_ptr()
+        self.engine.run(call.spec, call.source.data_ptr(), call.target.data_ptr(), timeout_s, residual)
 
     def start(self, call: Call, done: Done, timeout_s: float) -> None:
-        self.engine.start(call.spec, call.source.data_ptr(), call.target.data_ptr(), done, timeout_s)
+        residual = 0 if call.residual is None else call.residual.data_ptr()
+        self.engine.start(call.spec, call.source.data_ptr(), call.target.data_ptr(), done, timeout_s, residual)
 
     def close(self) -> None:
         self.engine.close()

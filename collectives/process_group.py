@@ -114,6 +114,20 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
             return self._inner_gloo().allreduce(listed, opts)
         return self._submit(self._all_reduce(listed, _reduction(opts)), opts)
 
+    def all_reduce_coded(
+        self, given: Tensor, op: str, codec: str, residual: Tensor | None = None, async_op: bool = True
+    ) -> NarrowgaugeWork:
+        """All-reduce a float32 tensor in place, encoded where it crosses the network; see `collectives.all_reduce`.
+
+        Raises:
+            UsageError: the codec is not known, or cannot do this; or the group runs on Gloo, which has no codecs.
+        """
+        if codec != "none" and self.engine is None:
+            raise UsageError(f"group {self._name} runs on Gloo, which has no codecs; got codec {codec!r}")
+        opts = c10d.AllreduceOptions()
+        opts.asyncOp = async_op
+        return self._submit([tensors.all_reduce_coded(given, op, codec, residual)], opts)
+
     def allreduce_coalesced(self, given: list[Tensor], opts: Any = None) -> NarrowgaugeWork:
         opts = _options(c10d.AllreduceCoalescedOptions, opts, {})
         return self._submit(self._all_reduce(given, _reduction(opts)), opts)

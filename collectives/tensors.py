@@ -34,6 +34,7 @@ class Call:
         outputs: the caller's tensors that hold the result after `finish`.
         finish: brings the result from `target` to `outputs`; None if it is there already.
         ready: returns when `source` holds what the op is to read; None if it does already.
+        residual: of an op with a codec, see `Engine.start`.
     """
 
     spec: OpSpec
@@ -42,6 +43,7 @@ class Call:
     outputs: list[Tensor]
     finish: Callable[[], None] | None = None
     ready: Callable[[], None] | None = None
+    residual: Tensor | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -97,6 +99,27 @@ def all_reduce_in_chunks(tensor: Tensor, reduction: str, chunk_bytes: int) -> li
     calls = [replace(all_reduce(chunk, reduction), outputs=[]) for chunk in chunks]
     back = calls[-1].finish if whole is tensor else _back(whole, tensor)
     return [*calls[:-1], replace(calls[-1], outputs=[tensor], finish=back)]
+
+
+def all_reduce_coded(tensor: Tensor, reduction: str, codec: str, residual: Tensor | None) -> Call:
+    """As `all_reduce`, with a codec on network links.
+
+    Args:
+        residual: float32, as many elements as `tensor`, in plain memory; read and written while the op runs.
+
+    Raises:
+        UsageError: a residual of another kind.
+    """
+    if residual is not None and not (
+        is_plain(residual) and residual.dtype == torch.float32 and residual.numel() == tensor.numel()
+    ):
+        raise UsageError(
+            f"all_reduce: the residual is {_describe(residual)} on {residual.device}; "
+            f"wanted {tensor.numel()} elements of torch.float32 in contiguous memory of the CPU"
+        )
+    call = all_reduce(tensor, reduction)
+    call.spec, call.residual = replace(call.spec, codec=codec), residual
+    return call
 
 
 @functools.lru_cache(1024)

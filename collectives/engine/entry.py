@@ -47,7 +47,7 @@ def advance_at(at: int) -> int:
         _array(p, 3, np.int64), _array(p, 4, np.int64), _array(p, 5, POLLFD), _array(p, 6, np.int64),
         _array(p, 7, np.int64), _array(p, 8, np.int64), _array(p, 9, np.int64), _array(p, 10, np.uint8),
         _array(p, 11, np.int64), _array(p, 12, np.int64), _array(p, 13, np.int64), _array(p, 14, np.int64),
-        _array(p, 15, np.int64),
+        _array(p, 15, np.uint8), _array(p, 16, np.int64), _array(p, 17, np.int64), _array(p, 18, np.int64),
     )  # fmt: skip
     n = NET_FIELDS
     table = Table(

@@ -22,7 +22,17 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
-COMPILED = ("entry", "jit", "kernels", "libc", "loop", "net", "table")  # the last two: the records' types
+COMPILED = (
+    "blocks",
+    "codecs",
+    "entry",
+    "jit",
+    "kernels",
+    "libc",
+    "loop",
+    "net",
+    "table",
+)  # the last two: the records' types
 OPTIONS = {"error_model": "numpy"}
 Function = TypeVar("Function", bound=Callable[..., Any])
 

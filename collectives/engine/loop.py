@@ -17,6 +17,17 @@ from typing import Any
 import numpy as np
 
 from collectives.engine import libc
+from collectives.engine.codecs import (
+    C_CODE,
+    C_CODEC,
+    C_COUNT,
+    C_DECODED,
+    C_DIVISOR,
+    C_RESIDUAL,
+    C_VALUES,
+    C_WORK,
+    code_bytes,
+)  # fmt: skip
 from collectives.engine.jit import call, jit
 from collectives.engine.kernels import (
     F_COUNT,
@@ -175,14 +186,14 @@ def _child_arrived(net: Net, table: Table, t: int, s: int) -> None:
         table.operands[k] = table.places[edge["first_seen"] + slot]
         table.seen[edge["first_seen"] + slot] = 0
     own = run["source"] + tree["source_offset"] + begin * run["item_size"]
-    is_root = tree["parent"] == NO_PEER
+    is_root, is_coded = tree["parent"] == NO_PEER, tree["coded"] == 1
     if is_root:
         dst = run["target"] + tree["target_offset"] + begin * run["item_size"]
     else:
         dst = _partial_at(net, table, tree, s)
     f = net.fold
     f[F_DTYPE], f[F_REDUCTION], f[F_ITEM_SIZE] = run["dtype"], run["reduction"], run["item_size"]
-    f[F_DIVISOR] = run["divisor"] if is_root else 1
+    f[F_DIVISOR] = run["divisor"] if is_root and not is_coded else 1
     f[F_STEPS] = table.steps.ctypes.data + tree["first_step"] * STEP_BYTES
     f[F_NUM_STEPS] = tree["num_steps"]
     f[F_OPERANDS], f[F_WIRE_SIZES] = table.operands.ctypes.data, table.wire_sizes.ctypes.data
@@ -190,6 +201,8 @@ def _child_arrived(net: Net, table: Table, t: int, s: int) -> None:
     f[F_COUNT], f[F_WORK] = _slice_elems(tree, s), (net.work.ctypes.data + 63) // 64 * 64
     call(net.fold_address[0], f.ctypes.data)
     if is_root:
+        if is_coded:
+            _encode(net, table, tree, s, dst, run["divisor"], _code_down(run, tree, s), True, dst)
         _hand_down(net, table, t, s)
     else:
         _push(table, tree["parent"], t, s, UP)
@@ -199,6 +212,8 @@ def _child_arrived(net: Net, table: Table, t: int, s: int) -> None:
 def _came_down(net: Net, table: Table, t: int, s: int) -> None:
     """Hand a result on. It says that the parent's slot is free, so a leaf may send the slice after next in it."""
     tree = table.trees[t]
+    if tree["coded"] == 1 and tree["near_parent"] == 1 and tree["num_near"] < tree["num_edges"]:
+        _encode(net, table, tree, s, _result_at(table, tree, s), 1, _code_down(table.run[0], tree, s), False, 0)
     _hand_down(net, table, t, s)
     later = s + tree["slots"]
     if tree["up"] == 0:
@@ -252,6 +267,49 @@ def _near_child_has_read(net: Net, table: Table, t: int, s: int) -> None:
     later = table.due[at]
     if later < tree["num_slices"] and (tree["parent"] == NO_PEER or table.received[tree["first_slice"] + later] == 2):
         _hand_to_near(net, table, t, later)
+
+
+# Codecs
+
+
+@jit
+def _encode(
+    net: Net, table: Table, tree: Any, s: int, values: int, divisor: int, code: int, corrects: bool, decoded: int
+) -> None:
+    """Encode a slice from one address to another; with the op's residual if there is one and the rank `corrects`."""
+    run, f = table.run[0], net.code
+    residual = np.int64(0)
+    if corrects and run["residual"] != 0:
+        residual = run["residual"] + tree["source_offset"] + s * tree["slice_elems"] * run["item_size"]
+    f[C_CODEC], f[C_COUNT], f[C_VALUES], f[C_CODE] = run["codec"], _slice_elems(tree, s), values, code
+    f[C_RESIDUAL], f[C_DIVISOR], f[C_DECODED], f[C_WORK] = residual, divisor, decoded, net.code_work.ctypes.data
+    call(net.code_address[0], f.ctypes.data)
+
+
+@jit
+def _decode(net: Net, table: Table, tree: Any, s: int, code: int, values: int) -> None:
+    f = net.code
+    f[C_CODEC], f[C_COUNT], f[C_VALUES], f[C_CODE] = table.run[0]["codec"], _slice_elems(tree, s), values, code
+    f[C_WORK] = net.code_work.ctypes.data
+    call(net.code_address[1], f.ctypes.data)
+
+
+@jit
+def _code_up(run: Any, tree: Any, s: int) -> int:
+    return run["scratch"] + tree["code_up"] + (s % tree["slots"]) * tree["code_bytes"]
+
+
+@jit
+def _code_down(run: Any, tree: Any, s: int) -> int:
+    """Where the code of a result lies: as it came from a far parent, or as it goes to far children."""
+    return run["scratch"] + tree["code_down"] + (s % tree["slots"]) * tree["code_bytes"]
+
+
+@jit
+def _result_at(table: Table, tree: Any, s: int) -> int:
+    """Address of a slice in the target."""
+    run = table.run[0]
+    return run["target"] + tree["target_offset"] + s * tree["slice_elems"] * run["item_size"]
 
 
 # Where slices lie
@@ -346,8 +404,9 @@ def _receive_near(net: Net, table: Table, c: int) -> int:
         if status >= 0 or conn["parked"] == 1:
             return status
         conn["header_at"] += HEADER_BYTES
+        tree = table.trees[conn["tree"]]
         if conn["direction"] == DOWN and conn["payload_length"] > 0:
-            libc.memmove(_target_of(table, conn), conn["payload_at"], conn["payload_length"])
+            libc.memmove(_result_at(table, tree, conn["slice"]), conn["payload_at"], conn["payload_length"])
         _complete(net, table, c)
     return _MOVED
 
@@ -360,6 +419,8 @@ def _complete(net: Net, table: Table, c: int) -> None:
     table.run[0]["to_receive"] -= 1
     table.queues[conn["peer"]]["expect"] -= 1
     tree = table.trees[conn["tree"]]
+    if tree["coded"] == 1 and conn["near"] == 0:
+        _decode(net, table, tree, conn["slice"], conn["payload_at"], conn["decoded_at"])
     if len(net.journal) > 0:
         _note(net, _now_ns(net), conn["direction"], conn["peer"], (tree["id"] << 32) | conn["slice"])
     if conn["direction"] == DOWN:
@@ -406,6 +467,7 @@ def _accept_header(net: Net, table: Table, c: int) -> int:
     if s >= tree["num_slices"]:
         return BAD_HEADER
     slot, seen, num_bytes = s % tree["slots"], np.int64(0), np.int64(0)
+    is_coded = tree["coded"] == 1 and conn["near"] == 0
     if header["direction"] == UP:
         e = _edge_from(table, tree, conn["peer"])
         if e < 0 or (tree["up"] == 0 and conn["near"] == 0):
@@ -417,13 +479,20 @@ def _accept_header(net: Net, table: Table, c: int) -> int:
         at = table.places[seen]
         if tree["up"] == 1:
             num_bytes = _slice_elems(tree, s) * table.edges[e]["wire_size"]
+        if is_coded:
+            conn["decoded_at"] = at
+            at = run["scratch"] + table.edges[e]["code_offset"] + slot * tree["code_bytes"]
+            num_bytes = code_bytes(run["codec"], _slice_elems(tree, s))
     elif header["direction"] == DOWN and tree["parent"] == conn["peer"]:
         if table.received[tree["first_slice"] + s] != 0:
             return BAD_HEADER
         table.received[tree["first_slice"] + s] = 1
-        at = run["target"] + tree["target_offset"] + s * tree["slice_elems"] * run["item_size"]
+        at = _result_at(table, tree, s)
         if tree["down"] == 1:
             num_bytes = _slice_elems(tree, s) * run["item_size"]
+        if is_coded:
+            conn["decoded_at"], at = at, _code_down(run, tree, s)
+            num_bytes = code_bytes(run["codec"], _slice_elems(tree, s))
     else:
         return BAD_HEADER
     if header["length"] != num_bytes:
@@ -438,13 +507,6 @@ def _accept_header(net: Net, table: Table, c: int) -> int:
     conn["accepted"], conn["payload_at"], conn["payload_length"], conn["payload_got"] = 1, at, num_bytes, 0
     conn["tree"], conn["slice"], conn["direction"] = t, s, np.int64(header["direction"])
     return _MOVED
-
-
-@jit
-def _target_of(table: Table, conn: Any) -> int:
-    """Address where the slice that a connection has accepted on its way down goes."""
-    run, tree = table.run[0], table.trees[conn["tree"]]
-    return run["target"] + tree["target_offset"] + conn["slice"] * tree["slice_elems"] * run["item_size"]
 
 
 @jit
@@ -540,6 +602,13 @@ def _begin_frame(net: Net, table: Table, c: int, k: int, entry: int) -> None:
             at = run["source"] + tree["source_offset"] + begin * item
         else:
             at = run["target"] + tree["target_offset"] + begin * item
+    if tree["coded"] == 1 and conn["near"] == 0:
+        num_bytes = code_bytes(run["codec"], n)
+        if direction == UP:
+            _encode(net, table, tree, s, at, 1, _code_up(run, tree, s), True, 0)
+            at = _code_up(run, tree, s)
+        else:
+            at = _code_down(run, tree, s)
     header["op"], header["spec"], header["epoch"] = run["op"], run["spec"], run["epoch"]
     header["direction"], header["tree"], header["slice"] = direction, tree["id"], s
     header["length"], header["place"] = num_bytes, place // PLACE_BYTES if conn["near"] == 1 else 0

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from collectives.engine import codecs
+from collectives.engine.codecs import CODEC_FIELDS, decode_address, encode_address
 from collectives.engine.kernels import FOLD_FIELDS, WORK_BYTES, fold_address
 from collectives.engine.table import Records
 
@@ -35,6 +37,7 @@ CONN = np.dtype(
         ("header_at", "i8"), ("header_got", "i8"),  # bytes of its headers that are done with, that are here
         ("accepted", "i8"), ("parked", "i8"),  # what became of a complete header
         ("wakes_at", "i8"),  # bytes that must be here before poll tells
+        ("decoded_at", "i8"),  # where an encoded payload goes when it has been decoded
         ("payload_at", "i8"), ("payload_length", "i8"), ("payload_got", "i8"),
         ("tree", "i8"), ("slice", "i8"), ("direction", "i8"),
         ("tx_active", "i8"),  # frames that are being sent
@@ -61,6 +64,9 @@ class Net(NamedTuple):
     work: npt.NDArray[np.uint8]  # a fold's chunks
     fold: npt.NDArray[np.int64]  # a fold's arguments
     fold_address: npt.NDArray[np.int64]  # one address: the compiled kernels
+    code: npt.NDArray[np.int64]  # a codec's arguments
+    code_address: npt.NDArray[np.int64]  # two addresses: encode, decode
+    code_work: npt.NDArray[np.uint8]
     waited_ns: npt.NDArray[np.int64]  # for each rank: how long this one slept because of it
     journal: npt.NDArray[np.int64]  # a ring of entries, see `trace.py`; empty if nobody asked for a trace
     journal_head: npt.NDArray[np.int64]  # one number: entries written so far
@@ -95,6 +101,9 @@ def make_net(
         work=np.zeros(WORK_BYTES + 64, np.uint8),
         fold=np.zeros(FOLD_FIELDS, np.int64),
         fold_address=np.array([fold_address()], np.int64),
+        code=np.zeros(CODEC_FIELDS, np.int64),
+        code_address=np.array([encode_address(), decode_address()], np.int64),
+        code_work=np.zeros(codecs.WORK_BYTES, np.uint8),
         waited_ns=np.zeros(len(control), np.int64),
         journal=np.zeros(journal * JOURNAL_FIELDS, np.int64),
         journal_head=np.zeros(1, np.int64),

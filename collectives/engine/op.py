@@ -6,6 +6,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Literal
 
+from collectives.codec import codec_of
 from collectives.errors import UsageError
 
 Collective = Literal["all_reduce", "reduce", "reduce_scatter", "broadcast", "all_gather", "all_to_all"]
@@ -39,6 +40,8 @@ class OpSpec:
         counts: elements. all_reduce, reduce, broadcast: ``(count,)``. reduce_scatter, all_gather: the n chunks of
             the message in rank order, which may differ and may be 0. all_to_all: n that this rank sends, then n that
             it receives; these lie in that order, without gaps, in source and target.
+        codec: how numbers look on network links, see `collectives.codec`; for sums and averages of float32 by
+            all_reduce.
     """
 
     collective: Collective
@@ -46,6 +49,7 @@ class OpSpec:
     reduction: str | None
     root: int | None
     counts: tuple[int, ...]
+    codec: str = "none"
 
     @property
     def item_size(self) -> int:
@@ -63,7 +67,7 @@ class OpSpec:
     def fingerprint(self) -> int:
         """32 bits that differ when ranks call different ops. All-to-all's counts are each rank's own and left out."""
         counts = () if self.collective == "all_to_all" else self.counts
-        return zlib.crc32(repr((self.collective, self.dtype, self.reduction, self.root, counts)).encode())
+        return zlib.crc32(repr((self.collective, self.dtype, self.reduction, self.root, counts, self.codec)).encode())
 
     def check(self, size: int) -> None:
         """Refuse what the engine cannot do.
@@ -71,6 +75,11 @@ class OpSpec:
         Raises:
             UsageError: unknown dtype, a reduction that the dtype lacks, a root outside the group, wrong counts.
         """
+        codec_of(self.codec)
+        if self.codec != "none" and not (
+            self.collective == "all_reduce" and self.dtype == "float32" and self.reduction in ("sum", "avg")
+        ):
+            raise UsageError(f"{self}: codecs are for sums and averages of float32 by all_reduce; use codec none")
         if self.dtype not in ITEM_SIZE:
             raise UsageError(
                 f"{self.collective}: dtype {self.dtype} is not supported; use one of {', '.join(ITEM_SIZE)}"
@@ -99,4 +108,6 @@ class OpSpec:
         words = [self.collective, self.reduction or "", f"of {sum(self.counts)} {self.dtype}"]
         if self.root is not None:
             words.append(f"at root {self.root}")
+        if self.codec != "none":
+            words.append(f"as {self.codec}")
         return " ".join(word for word in words if word)

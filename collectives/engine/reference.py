@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from collectives.codec import BF16, BLOCK, CODECS, LEAST_SCALE, MOST_SCALE
 from collectives.engine.kernels import (
     BAND,
     BFLOAT16,
@@ -36,14 +37,18 @@ NUMPY_DTYPE = {code: name for name, code in DTYPE_CODE.items() if name != "bfloa
 
 
 def run(
-    tables: Sequence[Table], sources: Sequence[Bytes], targets: Sequence[Bytes], order: random.Random | None = None
-) -> None:
+    tables: Sequence[Table], sources: Sequence[Bytes], targets: Sequence[Bytes], order: random.Random | None = None,
+    residuals: Sequence[Values] | None = None,
+) -> None:  # fmt: skip
     """Run one op of all ranks; index = rank. Fills `targets`.
 
     Args:
+        residuals: of an op with a codec, float32 of the message's length for each rank; read and written.
         order: delivers messages in random order; None delivers first in, first out. The result must not differ.
     """
     ranks = [_Rank(rank, *parts) for rank, parts in enumerate(zip(tables, sources, targets, strict=True))]
+    for rank, residual in zip(ranks, residuals or [], strict=False):
+        rank.residual = residual
     for rank in ranks:
         for copy in rank.table.copies:
             at, to, n = int(copy["source_offset"]), int(copy["target_offset"]), int(copy["num_bytes"])
@@ -58,6 +63,7 @@ class _Rank:
     def __init__(self, rank: int, table: Table, source: Bytes, target: Bytes) -> None:
         self.rank, self.table, self.source, self.target = rank, table, source, target
         self.op = table.run[0]
+        self.residual: Values | None = None
         self.waiting: dict[tuple[int, int], dict[int, bytes]] = {}  # (tree, slice) -> child -> its contribution
 
     def first_messages(self) -> list[Message]:
@@ -83,15 +89,33 @@ class _Rank:
         result = self._fold(tree, s, arrived)
         if tree["parent"] != NO_PEER:
             return [self._up(tree, s, result)]
+        if tree["coded"]:
+            result = self._as_decoded(tree, s, result, int(self.op["divisor"]))
         self._store(tree, s, result)
         return self._down(tree, s, result) if tree["down"] else []
 
     def _up(self, tree: np.void, s: int, payload: bytes) -> Message:
+        if tree["coded"] and not tree["near_parent"]:
+            payload = self._as_decoded(tree, s, payload, 1)
         return int(tree["parent"]), self.rank, UP, int(tree["id"]), s, payload
 
     def _down(self, tree: np.void, s: int, payload: bytes) -> list[Message]:
         children = self.table.edges[tree["first_edge"] :][: tree["num_edges"]]["peer"]
         return [(int(child), self.rank, DOWN, int(tree["id"]), s, payload) for child in children]
+
+    def _as_decoded(self, tree: np.void, s: int, payload: bytes, divisor: int) -> bytes:
+        """What others make of a slice that this rank encodes. What is lost goes to the residual."""
+        values = np.frombuffer(payload, np.float32)
+        at = (int(tree["source_offset"]) + self._range(tree, s)[0]) // 4
+        own = None if self.residual is None else self.residual[at : at + len(values)]
+        if own is not None:
+            values = values + own
+        values = _divide(values, divisor)
+        decoded = coded(int(self.op["codec"]), values)
+        if own is not None:
+            with np.errstate(invalid="ignore"):
+                own[:] = np.where(np.isfinite(decoded), (values - decoded) * np.float32(divisor), np.float32(0))
+        return decoded.tobytes()
 
     def _range(self, tree: np.void, s: int) -> tuple[int, int]:
         """A slice's first byte and number of bytes, from where its tree begins."""
@@ -119,7 +143,27 @@ class _Rank:
         result = values[DST]
         if tree["parent"] != NO_PEER:
             return result.tobytes()
-        return _round(code, _divide(result, int(self.op["divisor"])))
+        return _round(code, _divide(result, 1 if tree["coded"] else int(self.op["divisor"])))
+
+
+def coded(codec: int, values: Values) -> Values:
+    """Float32 as they are after encoding and decoding; `collectives/codec.py` tells how."""
+    if codec == BF16:
+        return _read(BFLOAT16, _round(BFLOAT16, values), 2)
+    levels = {each.code: each.levels for each in CODECS.values()}[codec]
+    padded = np.zeros(-(-len(values) // BLOCK) * BLOCK, np.float32)
+    padded[: len(values)] = values
+    decoded = np.empty_like(padded).reshape(-1, BLOCK)
+    for block, out in zip(padded.reshape(-1, BLOCK), decoded, strict=True):
+        largest = np.abs(block).max()
+        scale = _read(BFLOAT16, _round(BFLOAT16, np.array([largest / np.float32(levels)], np.float32)), 2)[0]
+        if not np.isfinite(largest) or scale >= MOST_SCALE:
+            out[:] = np.nan
+        elif scale < LEAST_SCALE:
+            out[:] = 0
+        else:
+            out[:] = np.rint(block * (np.float32(1) / scale)).astype(np.int8).astype(np.float32) * scale
+    return decoded.reshape(-1)[: len(values)]
 
 
 def _read(code: int, payload: bytes, item_size: int) -> Values:

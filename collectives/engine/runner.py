@@ -16,12 +16,14 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from collectives.codec import codec_of
+from collectives.cost import cost
 from collectives.engine import farewell, lifetime, links, loop, mesh, shm, table
 from collectives.engine.attribution import Attribution
 from collectives.engine.entry import Entry
@@ -100,6 +102,7 @@ class _Call:
     source: int
     target: int
     timeout_s: float
+    residual: int
     done: Done
 
 
@@ -149,7 +152,9 @@ class Engine:
         self._thread = threading.Thread(target=self._serve, name=f"narrowgauge-{name}", daemon=True)
         self._thread.start()
 
-    def start(self, spec: OpSpec, source: int, target: int, done: Done, timeout_s: float | None = None) -> None:
+    def start(
+        self, spec: OpSpec, source: int, target: int, done: Done, timeout_s: float | None = None, residual: int = 0
+    ) -> None:
         """Queue an op; returns at once.
 
         Args:
@@ -157,20 +162,23 @@ class Engine:
                 all_reduce, broadcast and reduce may be in place.
             done: called once, on the engine's thread, with None or what went wrong. It must not block.
             timeout_s: seconds without progress that end the op; None takes the group's.
+            residual: address of float32 of the message's length that are added to what this rank encodes, and hold
+                afterwards what encoding lost (error feedback, Seide et al. 2014). Of a result that this rank encodes
+                as a root that is n times the loss if it is an average, as if one contribution had lacked it. 0: none.
 
         Raises:
             UsageError: the spec cannot be carried out. Nothing was queued.
             GroupClosed: `close` was called. Nothing was queued.
         """
         spec.check(self.size)
-        call = _Call(spec, source, target, timeout_s or self._timeout_s, done)
+        call = _Call(spec, source, target, timeout_s or self._timeout_s, residual, done)
         with self._lock:
             if self._closing:
                 raise self._closed(spec)
             self._calls.append(call)
             self._lock.notify_all()
 
-    def run(self, spec: OpSpec, source: int, target: int, timeout_s: float | None = None) -> None:
+    def run(self, spec: OpSpec, source: int, target: int, timeout_s: float | None = None, residual: int = 0) -> None:
         """As `start`, but returns when the op is done.
 
         Raises:
@@ -185,7 +193,7 @@ class Engine:
                 inline = not self._working and not self._calls and not self._closing and self._failure is None
                 self._working |= inline
             if inline:
-                self._execute(spec, source, target, timeout_s or self._timeout_s)
+                self._execute(spec, source, target, timeout_s or self._timeout_s, residual)
         except BaseException as error:
             self._fail(error)
             raise
@@ -196,7 +204,7 @@ class Engine:
                     if self._calls or self._closing:
                         self._lock.notify_all()
         if not inline:
-            self._run_queued(spec, source, target, timeout_s)
+            self._run_queued(spec, source, target, timeout_s, residual)
 
     def plan(self, collective: Collective = "all_reduce", num_bytes: int = 25_000_000, root: int | None = None) -> Plan:
         """The plan in force for a collective of this size in bytes."""
@@ -242,14 +250,14 @@ class Engine:
         self._waker.close()
         self._wake.close()
 
-    def _run_queued(self, spec: OpSpec, source: int, target: int, timeout_s: float | None) -> None:
+    def _run_queued(self, spec: OpSpec, source: int, target: int, timeout_s: float | None, residual: int) -> None:
         finished, outcome = threading.Event(), []
 
         def done(error: BaseException | None) -> None:
             outcome.append(error)
             finished.set()
 
-        self.start(spec, source, target, done, timeout_s)
+        self.start(spec, source, target, done, timeout_s, residual)
         try:
             finished.wait()
         except BaseException as error:
@@ -273,7 +281,7 @@ class Engine:
                 self._working = True
             error: BaseException | None = None
             try:
-                self._execute(call.spec, call.source, call.target, call.timeout_s)
+                self._execute(call.spec, call.source, call.target, call.timeout_s, call.residual)
             except BaseException as caught:  # whatever it is belongs to the caller
                 self._fail(caught)
                 error = caught
@@ -299,13 +307,13 @@ class Engine:
         for _, connection in self._mesh.data:
             farewell.shut(connection)
 
-    def _execute(self, spec: OpSpec, source: int, target: int, timeout_s: float) -> None:
+    def _execute(self, spec: OpSpec, source: int, target: int, timeout_s: float, residual: int) -> None:
         if self._failure is not None:
             raise type(self._failure)(str(self._failure), self._failure.culprit)
         if self._closing:
             raise self._closed(spec)
         started_ns, slept_s = time.monotonic_ns(), self.counters.poll_s
-        planned = self._carry_out(spec, source, target, timeout_s)
+        planned = self._carry_out(spec, source, target, timeout_s, residual)
         ended_ns = time.monotonic_ns()
         seconds = (ended_ns - started_ns) / 1e9
         self.counters.ops += 1
@@ -321,12 +329,12 @@ class Engine:
         if self._watch is not None and self._watch.is_due(spec, planned.plan, seconds):
             self._look_at_links(self._watch)
 
-    def _carry_out(self, spec: OpSpec, source: int, target: int, timeout_s: float) -> _Planned:
+    def _carry_out(self, spec: OpSpec, source: int, target: int, timeout_s: float, residual: int = 0) -> _Planned:
         """Run an op to its end; the plan that it followed."""
         planned = self._planned(spec)
         layout, advance = planned.layout, planned.entry.advance
         scratch = self._scratch_of(layout.scratch_bytes)
-        layout.set_run(next(self._ops), self._epoch, source, target, scratch, int(timeout_s * 1e9))
+        layout.set_run(next(self._ops), self._epoch, source, target, scratch, int(timeout_s * 1e9), residual)
         while (status := advance()) != loop.DONE:
             self._react(status, spec, layout.table)
         poll_ns, sent, received = layout.counters()
@@ -384,6 +392,10 @@ class Engine:
             in_force.forest, spec, self.rank, self.topology.homes,
             slice_bytes=options.slice_bytes, window_bytes=self._window_bytes, shared_memory=self._shared.hosts,
         )  # fmt: skip
+        if spec.codec != "none":
+            # For those who compare what ops take with what was planned.
+            seconds = cost(self.topology, in_force.forest).seconds(int(spec.num_bytes / codec_of(spec.codec).ratio))
+            in_force = replace(in_force, predicted_s=seconds)
         layout.table.run["spec"] = _agreed(spec, in_force, options.slice_bytes, self._window_bytes)
         self._tables[spec] = _Planned(in_force, layout, Entry(self._net, layout.table))
         if len(self._tables) > TABLES_KEPT:

@@ -12,6 +12,10 @@ comes down says that its slot is free above, so a child sends slice s + slots on
 up, what comes down is the word alone, without a payload. Where a tree only goes down, nothing waits on the network, and
 a child that reads from its parent's memory sends the word up.
 
+With a codec, every far edge of a tree carries encoded slices. A rank encodes what it passes up, once; the root encodes
+the result, once, and itself keeps what the others will decode. Encoding what was decoded gives the same code, so a rank
+that has a result from memory can encode it for those on the network.
+
 Ranks that share memory are near: on the connection between them only headers travel. A payload lies in the sender's
 arena, at a place that the header tells. An arena has three parts, and each is free when it is written again, from op to
 op, too:
@@ -39,6 +43,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from collectives.codec import RAW, codec_of
 from collectives.engine.kernels import ACC, BOOL_REDUCTION_CODE, DST, DTYPE_CODE, OWN, REDUCTION_CODE, TMP, TMP2
 from collectives.engine.op import REDUCING, OpSpec
 from collectives.forest import Forest, Tree
@@ -74,6 +79,9 @@ TREE = np.dtype(
         ("source_offset", "i8"), ("target_offset", "i8"),  # bytes from the buffers' start
         ("partial_offset", "i8"),  # bytes into scratch: what an inner node passes up to a far parent
         ("arena_up", "i8"), ("arena_down", "i8"),  # bytes into the arena: what goes to a near parent, to near children
+        ("coded", "i8"),  # 1: the op has a codec, and an edge of the tree, perhaps elsewhere, is far
+        ("code_bytes", "i8"),  # of a full slice, encoded
+        ("code_up", "i8"), ("code_down", "i8"),  # bytes into scratch: encoded slices to a far parent, and down
     ]
 )  # fmt: skip
 EDGE = np.dtype(
@@ -82,6 +90,7 @@ EDGE = np.dtype(
         ("near", "i8"),  # 1: it shares memory with this rank
         ("wire_size", "i8"),  # bytes of an element on its way up: a leaf's own type, or the accumulator's
         ("scratch_offset", "i8"),  # bytes into scratch where its slots are, if it is far
+        ("code_offset", "i8"),  # bytes into scratch where its encoded slices arrive, if it is far and the tree coded
         ("first_seen", "i8"),  # where its slots start in `seen` and `places`
     ]
 )
@@ -92,7 +101,7 @@ RUN = np.dtype(
     [
         # Set anew for each op, in one go.
         ("op", "i8"), ("epoch", "i8"), ("source", "i8"), ("target", "i8"), ("scratch", "i8"), ("timeout_ns", "i8"),
-        ("started", "i8"), ("last_move_bytes", "i8"),
+        ("residual", "i8"), ("started", "i8"), ("last_move_bytes", "i8"),
         ("poll_ns", "i8"), ("bytes_sent", "i8"), ("bytes_received", "i8"),  # counters
         # The loop's own.
         ("to_send", "i8"), ("to_receive", "i8"),  # frames still to go
@@ -102,9 +111,10 @@ RUN = np.dtype(
         ("rank", "i8"), ("spec", "i8"),
         ("is_short", "i8"),  # worth a few tries before sleeping
         ("dtype", "i8"), ("reduction", "i8"), ("divisor", "i8"), ("item_size", "i8"), ("acc_size", "i8"),
+        ("codec", "i8"),
     ]
 )  # fmt: skip
-_SET, _COUNTERS = struct.Struct("=11q"), struct.Struct("=3q")  # what is set, and the last of it
+_SET, _COUNTERS = struct.Struct("=12q"), struct.Struct("=3q")  # what is set, and the last of it
 
 
 class Table(NamedTuple):
@@ -135,9 +145,11 @@ class Layout:
     table: Table
     scratch_bytes: int
 
-    def set_run(self, *values: int) -> None:
-        """Make the table ready for an op: op, epoch, source, target, scratch, timeout_ns; all else from the start."""
-        _SET.pack_into(self._run, 0, *values, 0, 0, 0, 0, 0)
+    def set_run(
+        self, op: int, epoch: int, source: int, target: int, scratch: int, timeout_ns: int, residual: int = 0
+    ) -> None:
+        """Make the table ready for an op; all else starts anew."""
+        _SET.pack_into(self._run, 0, op, epoch, source, target, scratch, timeout_ns, residual, 0, 0, 0, 0, 0)
 
     def counters(self) -> tuple[int, int, int]:
         """The last op's poll_ns, bytes_sent and bytes_received."""
@@ -170,9 +182,11 @@ def build(
     slice_elems = slice_bytes // spec.item_size
     hosts = [host for _, host in homes]
     near = {peer for peer, host in enumerate(hosts) if host == hosts[rank] and host in shared_memory}
+    codec = codec_of(spec.codec)
+    code_bytes = codec.num_bytes(slice_elems)
 
     trees: list[tuple[int, ...]] = []
-    edges: list[tuple[int, int, int, int, int]] = []
+    edges: list[tuple[int, ...]] = []
     steps: list[tuple[int, int, int]] = []
     copies = _own_copies(spec, rank, forest.size)
     scratch = all_slots = all_slices = seen = 0
@@ -194,9 +208,14 @@ def build(
         slots = min(num_slices, max(LEAST_SLOTS, in_flight))
         slot_elems = min(count, slots * slice_elems)
         first_edge, first_step = len(edges), len(steps)
+        coded = codec.code != RAW and any(hosts[a] != hosts[b] or hosts[a] not in shared_memory for a, b in tree.edges)
+        code_room = _aligned(slots * code_bytes) if coded else 0
         for child in children:
             wire_size = acc_size if tree.children_of(child) else spec.item_size
-            edges.append((child, int(child in near), wire_size, scratch, seen))
+            code_offset = scratch
+            if child not in near:
+                scratch += code_room
+            edges.append((child, int(child in near), wire_size, scratch, code_offset, seen))
             seen += slots
             if up and child not in near:
                 scratch += _aligned(slot_elems * wire_size)
@@ -209,6 +228,9 @@ def build(
             arena_up += _aligned(slot_elems * (acc_size if children else spec.item_size))
         elif up and children and parent is not None:
             scratch += _aligned(slot_elems * acc_size)
+        code_up, code_down = scratch, scratch + (code_room if parent is not None and parent not in near else 0)
+        if coded:
+            scratch = code_down + code_room
         if down and num_near:
             arena_down += _aligned(slot_elems * spec.item_size)
         if parent is not None and (up or parent in near):
@@ -221,6 +243,7 @@ def build(
                 int(up), int(down), int(parent in near), num_near,
                 count, slice_elems, num_slices, slots, all_slots, all_slices,
                 source_offset, target_offset, partial_offset, up_offset, down_offset,
+                int(coded), code_bytes, code_up, code_down,
             )
         )  # fmt: skip
         all_slots += slots
@@ -235,7 +258,7 @@ def build(
         codes = BOOL_REDUCTION_CODE if spec.dtype == "bool" else REDUCTION_CODE
         run["reduction"] = codes[spec.reduction]
     run["divisor"] = forest.size if spec.reduction == "avg" else 1
-    run["item_size"], run["acc_size"] = spec.item_size, acc_size
+    run["item_size"], run["acc_size"], run["codec"] = spec.item_size, acc_size, codec.code
 
     assert arena_up <= UP_PART + PART_BYTES
     assert arena_down <= (DOWN_PART if up else ONLY_PART) + PART_BYTES
