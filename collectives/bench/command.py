@@ -11,6 +11,7 @@ from typing import cast
 
 from collectives.bench import limit, plot
 from collectives.bench.report import Report, line
+from collectives.codec import CODECS
 from collectives.engine.op import Collective
 from collectives.errors import UsageError
 from collectives.sizes import sizes
@@ -27,6 +28,7 @@ class Settings:
     collectives: tuple[Collective, ...]
     sizes: tuple[int, ...]
     dtype: str
+    codec: str
     round_s: float
     with_gloo: bool
     limit: str | None
@@ -43,6 +45,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"message sizes (default {DEFAULT_SIZES}); 8:256M:4x stands for 8, 32, 128, ... up to 256M",
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument(
+        "--codec",
+        choices=CODECS,
+        default="none",
+        help="average as collectives.all_reduce does with this codec; Gloo has the plain float32 sum beside it",
+    )
     parser.add_argument(
         "--round-s",
         type=float,
@@ -69,11 +77,16 @@ def settings_of(options: argparse.Namespace) -> Settings:
             raise UsageError(f"{path}: there is no folder {path.parent}; make it first")
     if options.plot is not None:
         plot.check(options.plot)
+    if options.codec != "none" and (options.collective, options.dtype) != ("all_reduce", "float32"):
+        raise UsageError(
+            f"--codec {options.codec}: it goes with all_reduce of float32, not {options.collective} of {options.dtype}"
+        )
     names = SPECIFICATIONS if options.collective == "all" else [options.collective]
     return Settings(
         collectives=tuple(cast("list[Collective]", [*names])),
         sizes=tuple(sizes(options.sizes)),
         dtype=options.dtype,
+        codec=options.codec,
         round_s=options.round_s,
         with_gloo=not options.no_gloo,
         limit=options.limit,
@@ -101,7 +114,7 @@ def measure(settings: Settings, show: Callable[[str], None] | None = None) -> Re
 
     return bench.run(
         settings.collectives, settings.sizes, settings.dtype,
-        with_gloo=settings.with_gloo, round_s=settings.round_s, given_limit=given,
+        codec=settings.codec,         with_gloo=settings.with_gloo, round_s=settings.round_s, given_limit=given,
         tell=_Table(show) if is_first and show is not None else _nothing,
     )  # fmt: skip
 

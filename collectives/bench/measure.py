@@ -17,6 +17,8 @@ from collectives.bench.limit import Limit
 from collectives.bench.report import Report, Row
 from collectives.bench.trials import Trial, trial_of
 from collectives.c10d import dist
+from collectives.codec import CODECS
+from collectives.cost import cost
 from collectives.engine.op import Collective
 from collectives.errors import UsageError
 from collectives.options import current
@@ -60,11 +62,12 @@ class _Rounds:
 
 def run(
     names: Sequence[Collective], sizes: Sequence[int], dtype: str, *,
-    with_gloo: bool, round_s: float, given_limit: Limit | None, tell: Callable[[Report], None],
+    codec: str, with_gloo: bool, round_s: float, given_limit: Limit | None, tell: Callable[[Report], None],
 ) -> Report:  # fmt: skip
     """Measure on all ranks; needs torchrun's environment.
 
     Args:
+        codec: of our all-reduces; Gloo's have none.
         sizes: bytes of the messages; rounded to whole elements and equal chunks.
         round_s: seconds of a round, which has as many calls as fit, at least one.
         given_limit: instead of what follows from the group's topology.
@@ -82,7 +85,7 @@ def run(
     report = Report(
         backend="narrowgauge" if ours.engine is not None else "narrowgauge on Gloo",
         hosts=_hosts(ours),
-        dtype=dtype,
+        dtype=dtype if codec == "none" else f"{dtype} as {codec}",
         round_s=round_s,
         limit=limit.text,
         versions={"narrowgauge": __version__, "torch": torch.__version__},
@@ -91,7 +94,7 @@ def run(
     tell(report)
     for name in names:
         for num_bytes in sizes:
-            report = replace(report, rows=(*report.rows, _row(name, num_bytes, dtype, groups, limit, round_s)))
+            report = replace(report, rows=(*report.rows, _row(name, num_bytes, dtype, codec, groups, limit, round_s)))
             tell(report)
     dist.destroy_process_group()
     return report
@@ -123,10 +126,12 @@ def _hosts(ours: NarrowgaugeGroup) -> tuple[str, ...]:
 
 
 def _row(
-    collective: Collective, num_bytes: int, dtype: str, groups: Sequence[_Group], limit: Limit, round_s: float
-) -> Row:
+    collective: Collective, num_bytes: int, dtype: str, codec: str, groups: Sequence[_Group], limit: Limit,
+    round_s: float,
+) -> Row:  # fmt: skip
     """One line of the table."""
-    trial = trial_of(collective, num_bytes, dtype)
+    trial = trial_of(collective, num_bytes, dtype, codec)
+    coded_bytes = round(trial.num_bytes / CODECS[codec].ratio)
     plan = _plan(groups[0].group, collective, trial.num_bytes)
     ours, *others = _take(trial, groups, round_s)
     gloo = others[0] if others else None
@@ -142,8 +147,8 @@ def _row(
         rounds=ours.rounds,
         calls=ours.calls,
         plan=plan.algorithm if plan else None,
-        predicted_s=plan.predicted_s if plan else None,
-        limit_s=limit.seconds(collective, trial.num_bytes, size) if _is_first() else None,
+        predicted_s=cost(plan.topology, plan.forest).seconds(coded_bytes) if plan else None,
+        limit_s=limit.seconds(collective, coded_bytes, size) if _is_first() else None,
         gloo_time_s=gloo.time_s if gloo else None,
         gloo_wrong=gloo.wrong if gloo else None,
         gloo_memory_bytes=gloo.memory_bytes if gloo else None,

@@ -83,7 +83,7 @@ class Report:
     Attributes:
         backend: "narrowgauge", or "narrowgauge on Gloo" where the group fell back to it.
         hosts: name of the host of each rank, in rank order.
-        dtype: of the elements, such as "float32".
+        dtype: of the elements, such as "float32", and how they travel ("float32 as int8").
         round_s: seconds that a round was to take.
         limit: what the limit is, in words; None if none is known.
         versions: of the packages that were measured.

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from collectives.c10d import dist
+from collectives.codec import CODECS
+from collectives.process_group import NarrowgaugeGroup
 
 EXACT = {"float32": 2**24, "float16": 2**11, "bfloat16": 2**8}  # whole numbers up to this are exact
 GOLDEN = 2654435761  # 2**32 over the golden ratio; multiples of it are spread evenly, whatever their distance
@@ -57,6 +59,10 @@ class Pattern:
             found += int((block != wanted.to(self.dtype)).sum())
         return found
 
+    def mean_of_ranks(self) -> float:
+        """How much more than rank 0's values the average is."""
+        return self._of_ranks / self._size
+
     def _hash(self, start: int, count: int) -> Tensor:
         position = torch.arange(start, start + count, dtype=torch.int64)
         return (position * GOLDEN % 2**32 >> 8) % self._spread
@@ -83,6 +89,7 @@ class Trial:
         set_input: write the values into `inputs`.
         call: run it on a group.
         wrong: how many elements of this rank's result are wrong.
+        set_rest: see `rest`.
     """
 
     num_bytes: int
@@ -91,6 +98,7 @@ class Trial:
     set_input: Callable[[], None]
     call: Callable[[Any], object]
     wrong: Callable[[], int]
+    set_rest: Callable[[], None] | None = None
 
     def fill(self) -> None:
         """Set the input; an output that the call does not write is wrong."""
@@ -98,16 +106,21 @@ class Trial:
         self.set_input()
 
     def rest(self) -> None:
-        """Zero the input, whose sums stay zero however often they are summed again."""
-        self.inputs.zero_()
+        """Set an input that can be reduced again and again; of zeros all sums are zero."""
+        if self.set_rest is not None:
+            self.set_rest()
+        else:
+            self.inputs.zero_()
 
 
-def trial_of(collective: str, num_bytes: int, dtype: str) -> Trial:
+def trial_of(collective: str, num_bytes: int, dtype: str, codec: str = "none") -> Trial:
     """A trial for this rank of the default group, of about `num_bytes` bytes: whole elements, equal chunks."""
     rank, size = dist.get_rank(), dist.get_world_size()
     pattern = Pattern(dtype, size)
     count = max(1, num_bytes // pattern.dtype.itemsize)
     chunk = max(1, count // size)
+    if codec != "none":
+        return _coded_all_reduce(pattern, rank, size, count, codec)
     build = {
         "all_reduce": _all_reduce,
         "reduce": _reduce,
@@ -130,6 +143,40 @@ def _all_reduce(pattern: Pattern, rank: int, size: int, count: int) -> Trial:
         call=lambda group: dist.all_reduce(whole, group=group),
         wrong=lambda: pattern.wrong(whole, None),
     )  # fmt: skip
+
+
+def _coded_all_reduce(pattern: Pattern, rank: int, size: int, count: int, codec: str) -> Trial:
+    """The average with a codec on our group, the plain sum on others, each on a tensor of its own. An element of the
+    average is wrong if it is off by more than two encodings can do. Between checks the average of random numbers is
+    taken again and again: zeros would be encoded faster."""
+    whole, ours = torch.empty(count, dtype=pattern.dtype), torch.empty(count, dtype=pattern.dtype)
+    last: list[bool] = [False]
+    tolerance = 2.02 * CODECS[codec].largest_error * EXACT["float32"] / size
+
+    def fill() -> None:
+        pattern.fill(whole, rank)
+        ours.copy_(whole)
+
+    def call(group: Any) -> None:
+        last[0] = isinstance(group, NarrowgaugeGroup)
+        if last[0]:
+            group.all_reduce_coded(ours, "avg", codec, async_op=False)
+        else:
+            dist.all_reduce(whole, group=group)
+
+    def wrong() -> int:
+        if not last[0]:
+            return pattern.wrong(whole, None)
+        exact = torch.empty(count, dtype=torch.float64)
+        pattern.fill(exact, 0)
+        exact += pattern.mean_of_ranks()
+        return int((~((ours - exact).abs() <= tolerance)).sum())
+
+    def rest() -> None:
+        whole.zero_()
+        ours.normal_(generator=torch.Generator().manual_seed(rank))
+
+    return Trial(whole.nbytes, whole, ours, set_input=fill, call=call, wrong=wrong, set_rest=rest)
 
 
 def _reduce(pattern: Pattern, rank: int, size: int, count: int) -> Trial:

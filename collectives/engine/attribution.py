@@ -25,7 +25,7 @@ from collectives.planner import Plan, plan
 from collectives.topology import Topology
 
 LOOK_OPS, LOOK_S = 256, 3.0
-LEAST_OPS = 8
+LEAST_OPS, LEAST_S = 8, 0.5  # what there must be to judge by
 WORTH_NAMING = 0.2
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,9 @@ class Attribution:
     def consider(self, reports: NDArray[np.float64], topology: Topology) -> str | None:
         """From all ranks' reports, one a row: what costs most, None if nothing is worth naming. Rank 0 logs it."""
         seconds, slept = float(reports[:, 0].mean()), reports[:, 1]
-        found = self._late_rank(seconds, slept) or self._slow_link(seconds, topology)
+        found = None
+        if seconds >= LEAST_S:
+            found = self._late_rank(seconds, slept) or self._slow_link(seconds, topology)
         self._start_over()
         about = found[0] if found else None
         if self._rank == 0 and about != self._said:

@@ -39,7 +39,7 @@ def test_what_costs_less_than_a_fifth_is_not_named(topology: Topology) -> None:
 
 
 def test_equal_links_are_nobodys_fault() -> None:
-    assert after_one_op(EQUAL, [(0.4, 0.3)] * 4) is None
+    assert after_one_op(EQUAL, [(0.6, 0.5)] * 4) is None
 
 
 def test_a_slow_link_is_named_with_what_it_costs() -> None:
