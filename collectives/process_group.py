@@ -225,7 +225,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         if timeout_s <= 0:  # torch's way to say that none was given
             timeout_s = self._timeout_s
         self._ops += 1
-        via_courier = self._courier is not None or any(call.ready is not None for call in calls)
+        via_courier = self._devices and (self._courier is not None or any(call.ready is not None for call in calls))
         if opts.asyncOp or via_courier:
             work = NarrowgaugeWork(calls, f"group {self._name}", self._helpers)
             start = self._start_in_turn if via_courier else self._start
