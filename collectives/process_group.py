@@ -9,8 +9,8 @@
 A synchronous call runs in the caller's thread and has ended when the method returns. DDP always asks asynchronously.
 torch changed the names of the single-tensor forms between 2.9 and 2.13; both generations are here.
 
-send, recv, monitored_barrier and sparse all-reduces (embeddings' gradients) go to an inner Gloo group that connects two
-ranks when they first speak.
+send, recv and sparse all-reduces (embeddings' gradients) go to an inner Gloo group that connects two ranks when they
+first speak.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from collectives.carriers import EngineCarrier, choose
 from collectives.errors import GroupClosed, UsageError
 from collectives.meter import METER
 from collectives.options import Options
+from collectives.roll_call import monitored_barrier
 from collectives.staging import room_for, to_host
 from collectives.tensors import Call
 from collectives.work import NarrowgaugeWork, finished, received
@@ -101,6 +102,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         self._timeout_s = settings.timeout_s or timeout_s
         self._settings = settings
         self._ops = 0
+        self._roll_calls = 0
         self._helpers = ThreadPoolExecutor(MAX_HELPERS, f"narrowgauge-{name}-futures")
         self._courier: ThreadPoolExecutor | None = None  # from the first call that has to wait for a device
         self._carrier, self._mail, self._devices = choose(store, rank, size, name, self._timeout_s, settings)
@@ -239,7 +241,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         if timeout_s <= 0:  # torch's way to say that none was given
             timeout_s = self._timeout_s
         self._ops += 1
-        via_courier = self._courier is not None or any(call.ready is not None for call in calls)
+        via_courier = self._devices and (self._courier is not None or any(call.ready is not None for call in calls))
         if opts.asyncOp or via_courier:
             work = NarrowgaugeWork(calls, f"group {self._name}", self._helpers)
             start = self._start_in_turn if via_courier else self._start
@@ -300,7 +302,10 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         return received(self._inner_gloo().recv_anysource(rooms, tag), rooms, given)
 
     def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
-        self._inner_gloo().monitored_barrier(timeout or timedelta(seconds=self._timeout_s), wait_all_ranks)
+        self._inner_gloo()
+        timeout_s = self._timeout_s if timeout is None else timeout.total_seconds()
+        number, self._roll_calls = self._roll_calls, self._roll_calls + 1
+        monitored_barrier(self._store, self._rank, self._size, number, timeout_s, wait_all_ranks)
 
     def _inner_gloo(self) -> GlooGroup:
         if self._mail is None:

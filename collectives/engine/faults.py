@@ -111,7 +111,7 @@ def _timed_out(where: str, cards: Sequence[Card], table: Table, farewells: Farew
         chain += f" That one waited for {cards[culprit].describe()}."
     return OpTimeout(
         f"{where}: {text}{chain} A rank that is waited for is not in this collective (another branch or number of "
-        "steps, a long pause: then raise the timeout), or hangs, or its link is cut"
+        "steps, a long pause: then a longer timeout helps), or hangs, or its link is cut"
         f"{_log_of(cards[culprit]) if culprit is not None else ''}",
         culprit,
     )
