@@ -53,6 +53,7 @@ def environment(
         "NARROWGAUGE_HOST": seat.host if seat.emulated else None,
         "NARROWGAUGE_TOKEN": token,
         "NARROWGAUGE_BACKEND": chosen.backend,
+        "NARROWGAUGE_CODEC": chosen.codec,
         "NARROWGAUGE_STREAMS": chosen.streams,
         "NARROWGAUGE_SLICE_BYTES": chosen.slice_bytes,
         "NARROWGAUGE_TIMEOUT_S": chosen.timeout_s,
