@@ -30,8 +30,6 @@ def share_out(samples: int, speeds: Sequence[float]) -> list[int]:
     for rank in by_need[: max(0, samples - sum(shares))]:
         shares[rank] += 1
     while sum(shares) > samples:  # those who were raised to 1 took it from those with most to spare
-        fullest = max(
-            range(len(speeds)), key=lambda rank: (shares[rank] - quotas[rank] if shares[rank] > 1 else -1, -rank)
-        )
-        shares[fullest] -= 1
+        sharing = [rank for rank, share in enumerate(shares) if share > 1]
+        shares[max(sharing, key=lambda rank: (shares[rank] - quotas[rank], -rank))] -= 1
     return shares
