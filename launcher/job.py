@@ -80,7 +80,7 @@ class Collectives(_Section):
     )
     codec: Literal["none", "bf16", "int8", "int4", "low-rank", "auto"] = Field(
         default="none",
-        description="How gradients of models that the script attaches (collectives.attach) travel over slow links. "
+        description="How gradients of DDP models travel over slow links, as `collectives.attach` says. "
         "auto: the mildest that hides behind the backward pass. low-rank: PowerSGD.",
     )
     streams: int | Literal["auto"] = Field(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
+import os
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,11 +19,14 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 import collectives
-from collectives.ddp import Attached
+from collectives.ddp import CODED, MEASURED_STEPS, Attached
+from collectives.process_group import NarrowgaugeGroup
+from collectives.unmodified import attach_new_models
 from tests.processes import run
 
 SHARES = [5, 2, 0]
 SMALL = 0.02  # MiB: several buckets
+needs_codecs = pytest.mark.skipif(not hasattr(NarrowgaugeGroup, "all_reduce_coded"), reason="the engine has no codecs")
 
 
 def small_model() -> nn.Module:
@@ -153,7 +158,7 @@ def test_unused_layers_and_two_dtypes(codec: str) -> None:
 
 def converge(rank: int, size: int, store: Any, carrier: str, codec: str) -> tuple[float, float, bytes]:
     """First and last loss, and the parameters' bits."""
-    collectives.configure(backend=carrier)
+    collectives.configure(backend=carrier, host=f"host-{rank}", topology="equal")
     dist.init_process_group("narrowgauge", store=store, rank=rank, world_size=size)
     model = DistributedDataParallel(small_model(), bucket_cap_mb=SMALL)
     with warnings.catch_warnings():
@@ -172,9 +177,16 @@ def converge(rank: int, size: int, store: Any, carrier: str, codec: str) -> tupl
     return losses[0], losses[-1], b"".join(parameter.detach().numpy().tobytes() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("carrier", ["narrowgauge", "gloo"])
-def test_low_rank_trains_and_ranks_stay_equal(carrier: str) -> None:
-    outcomes = run(converge, 3, carrier, "low-rank")
+@pytest.mark.parametrize(
+    ("carrier", "codec"),
+    [
+        ("narrowgauge", "low-rank"),
+        ("gloo", "low-rank"),
+        *(pytest.param("narrowgauge", codec, marks=needs_codecs) for codec in CODED),
+    ],
+)
+def test_trains_with_a_codec_and_ranks_stay_equal(carrier: str, codec: str) -> None:
+    outcomes = run(converge, 3, carrier, codec)
     for first, last, parameters in outcomes:
         assert first > 1.4
         assert last < 0.4
@@ -244,6 +256,30 @@ def test_mistakes_are_told() -> None:
             assert part in told[name], name
 
 
+def unmodified(rank: int, size: int, store: Any) -> list[str]:
+    """Comm hooks' states after the first call: of a plain model, one with a hook of its own, one on Gloo."""
+    attach_new_models()
+    collectives.configure(codec="low-rank")
+    states = []
+    for case in ("plain", "hook", "attached", "gloo"):
+        backend = "gloo" if case == "gloo" else "narrowgauge"
+        dist.init_process_group(backend, store=dist.PrefixStore(case, store), rank=rank, world_size=size)
+        model = DistributedDataParallel(small_model())
+        if case == "hook":
+            model.register_comm_hook(None, default_hooks.fp16_compress_hook)
+        elif case == "attached":
+            collectives.attach(model, "none")
+        for _ in range(2):
+            model(data(4)[0]).sum().backward()
+        states.append(" ".join(getattr(state, "codec", "none of ours") for _, state in model._comm_hooks))
+        dist.destroy_process_group()
+    return states
+
+
+def test_models_of_unmodified_scripts_are_attached_by_the_launcher() -> None:
+    assert run(unmodified, 2) == [["low-rank", "none of ours", "none", ""]] * 2
+
+
 def on_gloo(rank: int, size: int, store: Any) -> tuple[list[str], str]:
     collectives.configure(backend="gloo")
     dist.init_process_group("narrowgauge", store=store, rank=rank, world_size=size)
@@ -260,8 +296,65 @@ def test_gloo_has_no_codecs_and_says_so() -> None:
         assert any("this group runs on Gloo, which has no codecs: codec int8 is not used" in each for each in warned)
 
 
+def fed_back(rank: int, size: int, store: Any, codec: str) -> tuple[float, float]:
+    """The same gradients 50 times, of unequal shares: how far the first coded one is off, and how far the mean is."""
+    collectives.configure(host=f"host-{rank}", topology="equal")
+    dist.init_process_group("narrowgauge", store=store, rank=rank, world_size=size)
+    inputs, targets = (part[own_rows(rank, SHARES)] for part in data(sum(SHARES)))
+    exact = single_process(sum(SHARES))
+    model = DistributedDataParallel(small_model(), bucket_cap_mb=SMALL)
+    collectives.attach(model, codec, weight=SHARES[rank])
+    total = [torch.zeros_like(gradient) for gradient in exact]
+    first = 0.0
+    for step in range(50):
+        model.zero_grad()
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        torch._foreach_add_(total, gradients_of(model))
+        first = largest_difference(total, exact) if step == 0 else first
+    dist.destroy_process_group()
+    return first, largest_difference([part / 50 for part in total], exact)
+
+
+@pytest.mark.parametrize("codec", ["low-rank", *(pytest.param(codec, marks=needs_codecs) for codec in CODED)])
+def test_what_a_codec_leaves_out_comes_later(codec: str) -> None:
+    for first, mean in run(fed_back, 3, codec):
+        assert first > 0
+        assert mean < first / 5
+
+
+@needs_codecs
+def test_auto_takes_a_codec_on_slow_links() -> None:
+    assert {codec for codec, _ in run(automatic, 2, "1,1")} == {"int4"}
+
+
+def test_auto_takes_none_within_a_host() -> None:
+    outcomes = run(automatic, 2, None)
+    assert {codec for codec, _ in outcomes} == {"none"}
+    assert "codec auto takes none: predicted communication of a step none " in outcomes[0][1]
+    assert "the slowest rank's backward takes" in outcomes[0][1]
+
+
+def automatic(rank: int, size: int, store: Any, emulate: str | None) -> tuple[str, str]:
+    """The codec that auto has chosen, and what it logged."""
+    logged: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("collectives.ddp").addHandler(handler)
+    logging.getLogger("collectives.ddp").setLevel(logging.INFO)
+    collectives.configure(emulate=emulate, host=f"host-{rank}" if emulate else None)
+    dist.init_process_group("narrowgauge", store=store, rank=rank, world_size=size)
+    model = DistributedDataParallel(small_model())
+    attached = collectives.attach(model, "auto")
+    for step in range(MEASURED_STEPS + 2):
+        assert (attached.codec == "auto") == (step <= MEASURED_STEPS)
+        model(data(4)[0]).sum().backward()
+    dist.destroy_process_group()
+    return attached.codec, "\n".join(logged)
+
+
 def resume(rank: int, size: int, store: Any, codec: str) -> tuple[float, float]:
     """Differences of parameters: resumed in a new DDP model with the state, and without it."""
+    collectives.configure(host=f"host-{rank}", topology="equal")
     dist.init_process_group("narrowgauge", store=store, rank=rank, world_size=size)
     inputs, targets = data(24)
 
@@ -307,7 +400,7 @@ class Crossed(nn.Module):
         return self.third(self.second(self.first(inputs).relu()).relu())
 
 
-@pytest.mark.parametrize("codec", ["none", "low-rank"])
+@pytest.mark.parametrize("codec", ["none", "low-rank", pytest.param("int8", marks=needs_codecs)])
 def test_saved_state_gives_the_same_next_steps(codec: str) -> None:
     for with_state, without in run(resume, 3, codec):
         assert with_state == 0
@@ -323,8 +416,6 @@ def lost_peer(rank: int, size: int, store: Any) -> str:
     inputs, targets = data(6)
     for step in itertools.count():
         if step == 2 and rank == 1:
-            import os
-
             os._exit(3)
         try:
             nn.functional.cross_entropy(model(inputs), targets).backward()

@@ -43,7 +43,7 @@ def test_the_environment_is_torchruns_and_ours() -> None:
         entrypoint="train.py",
         env={"DATA": "/data", "OMP_NUM_THREADS": "3"},
         workers={"count": 4, "hosts": 2},
-        collectives={"timeout_s": 30.0, "streams": 2},
+        collectives={"timeout_s": 30.0, "streams": 2, "codec": "int8"},
     )
     assert environment_of(job, 3) == {
         "RANK": "3",
@@ -60,6 +60,7 @@ def test_the_environment_is_torchruns_and_ours() -> None:
         "NARROWGAUGE_HOST": "host-1",
         "NARROWGAUGE_TOKEN": "secret",
         "NARROWGAUGE_BACKEND": "narrowgauge",
+        "NARROWGAUGE_CODEC": "int8",
         "NARROWGAUGE_STREAMS": "2",
         "NARROWGAUGE_SLICE_BYTES": str(job.collectives.slice_bytes),
         "NARROWGAUGE_TIMEOUT_S": "30.0",
