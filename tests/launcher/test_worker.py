@@ -124,7 +124,7 @@ def test_an_entrypoint_that_is_not_there(folder: Path) -> None:
 def order(folder: Path, script: str, rank: int = 0) -> Order:
     (folder / "script.py").write_text(script)
     (folder / "logs").mkdir(exist_ok=True)
-    variables = {"NARROWGAUGE_BACKEND": "gloo", "RANK": str(rank)}
+    variables = {"NARROWGAUGE_BACKEND": "gloo", "NARROWGAUGE_CODEC": "none", "RANK": str(rank)}
     return Order(
         rank, "script.py", ("an argument",), variables, str(folder), folder / "logs" / "rank-0.log", "127.0.0.1"
     )
