@@ -37,14 +37,22 @@ from collectives.version import __version__
 if TYPE_CHECKING:
     import torch
 
+    from collectives.buckets import bucket_mb
+    from collectives.ddp import attach, set_weight
     from collectives.drop_in import install, uninstall
     from collectives.planner import Plan
+    from collectives.sampler import Sampler, local_batch
 
 __all__ = [
     "all_reduce",
+    "attach",
+    "bucket_mb",
     "configure",
     "install",
+    "local_batch",
     "plan",
+    "Sampler",
+    "set_weight",
     "stats",
     "uninstall",
     "warm_up",
@@ -136,10 +144,21 @@ def warm_up() -> float:
     return warm_up_engine()
 
 
+_BRING_TORCH = {
+    "attach": "ddp",
+    "bucket_mb": "buckets",
+    "install": "drop_in",
+    "local_batch": "sampler",
+    "Sampler": "sampler",
+    "set_weight": "ddp",
+    "uninstall": "drop_in",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """`install` and `uninstall` bring torch with them, so they are loaded when they are asked for."""
-    if name in ("install", "uninstall"):
-        return getattr(importlib.import_module("collectives.drop_in"), name)
+    """What brings torch with it is loaded when it is asked for."""
+    if name in _BRING_TORCH:
+        return getattr(importlib.import_module(f"collectives.{_BRING_TORCH[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

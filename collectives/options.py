@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from collectives.errors import UsageError
 
+CODECS = ("none", "bf16", "int8", "int4", "low-rank", "auto")
 LONGEST_TIMEOUT_S = 1e9  # thirty years; the engine counts nanoseconds in 64 bits
 
 
@@ -38,6 +39,8 @@ class Options:
             Env NARROWGAUGE_EMULATE.
         trace: folder to which each rank writes a trace of its ops when it leaves the group, for ui.perfetto.dev.
             Env NARROWGAUGE_TRACE.
+        codec: what `collectives.attach` does to gradients: "none", "bf16", "int8", "int4", "low-rank" or "auto".
+            Nothing else goes by it. Env NARROWGAUGE_CODEC.
         log: path of this rank's log, told to peers so that their errors can name it. Env NARROWGAUGE_LOG.
     """
 
@@ -53,11 +56,14 @@ class Options:
     topology: str | None = None
     emulate: str | None = None
     trace: str | None = None
+    codec: str = "none"
     log: str | None = None
 
     def __post_init__(self) -> None:
         if self.backend not in ("narrowgauge", "gloo"):
             raise UsageError(f"backend is {self.backend!r}; wanted 'narrowgauge' or 'gloo'")
+        if self.codec not in CODECS:
+            raise UsageError(f"codec is {self.codec!r}; wanted one of {', '.join(CODECS)}")
         if self.streams != "auto" and not (isinstance(self.streams, int) and 1 <= self.streams <= 64):
             raise UsageError(f"streams is {self.streams!r}; wanted 1 to 64, or 'auto'")
         if not 1024 <= self.slice_bytes <= 64 * 1024 * 1024 or self.slice_bytes % 64:

@@ -78,6 +78,11 @@ class Collectives(_Section):
     backend: Literal["narrowgauge", "gloo"] = Field(
         default="narrowgauge", description="narrowgauge: the compiled engine. gloo: torch's own Gloo."
     )
+    codec: Literal["none", "bf16", "int8", "int4", "low-rank", "auto"] = Field(
+        default="none",
+        description="How gradients of DDP models travel over slow links, as `collectives.attach` says. "
+        "auto: the mildest that hides behind the backward pass. low-rank: PowerSGD.",
+    )
     streams: int | Literal["auto"] = Field(
         default="auto",
         description='TCP connections for each pair of peers. "auto": as many as the links\' rate and latency need.',

@@ -4,6 +4,7 @@
 
 The environment is torchrun's (RANK, WORLD_SIZE, LOCAL_RANK, ...) plus NARROWGAUGE_*, so a script written for torchrun
 runs unchanged; `collectives.install` makes its "gloo" or "nccl" mean our engine, unless the job's backend is gloo.
+Where the job has a codec, its DDP models are attached, too.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def environment(
         "NARROWGAUGE_HOST": seat.host if seat.emulated else None,
         "NARROWGAUGE_TOKEN": token,
         "NARROWGAUGE_BACKEND": chosen.backend,
+        "NARROWGAUGE_CODEC": chosen.codec,
         "NARROWGAUGE_STREAMS": chosen.streams,
         "NARROWGAUGE_SLICE_BYTES": chosen.slice_bytes,
         "NARROWGAUGE_TIMEOUT_S": chosen.timeout_s,
@@ -81,6 +83,10 @@ def main(arguments: list[str]) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if os.environ["NARROWGAUGE_BACKEND"] != "gloo":
         collectives.install(replace=("gloo", "nccl"))
+    if os.environ["NARROWGAUGE_CODEC"] != "none":
+        from collectives.unmodified import attach_new_models
+
+        attach_new_models()
     try:
         run(arguments[0], arguments[1:])
     except Exception as error:

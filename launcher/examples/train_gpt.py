@@ -23,7 +23,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that everybody uses
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import collectives  # noqa: F401 - makes the backend known to torch
+import collectives
 from launcher import progress
 
 BYTES = 256
@@ -179,6 +179,8 @@ def main() -> None:
     model = GPT(args.context, args.layers, args.width, args.heads)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1)
     ddp = DistributedDataParallel(model)
+    if args.backend == "narrowgauge":
+        collectives.attach(ddp)  # with the job's codec; "none" unless it says otherwise
     draw = torch.Generator().manual_seed(args.seed * world_size + rank)
 
     since_report = 0

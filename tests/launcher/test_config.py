@@ -57,6 +57,11 @@ BAD = {
         4,
         ["'collectives.backend'", "narrowguage", "nearest: narrowgauge"],
     ),
+    "unknown codec": (
+        GOOD + "collectives: {codec: int7}\n",
+        4,
+        ["'collectives.codec'", "'int7'", "int8, int4", "auto"],
+    ),
     "too many streams": (GOOD + "collectives: {streams: 100}\n", 4, ["'collectives.streams'", "100", "1 to 64"]),
     "odd slice": (GOOD + "collectives: {slice_bytes: 1000}\n", 4, ["'collectives.slice_bytes'", "multiple of 64"]),
     "negative timeout": (GOOD + "timeout_s: -1\n", 4, ["'timeout_s'", "-1", "greater than 0"]),

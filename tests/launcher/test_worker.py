@@ -44,7 +44,7 @@ def test_the_environment_is_torchruns_and_ours() -> None:
         entrypoint="train.py",
         env={"DATA": "/data", "OMP_NUM_THREADS": "3"},
         workers={"count": 4, "hosts": 2},
-        collectives={"timeout_s": 30.0, "streams": 2},
+        collectives={"timeout_s": 30.0, "streams": 2, "codec": "int8"},
     )
     assert environment_of(job, 3) == {
         "RANK": "3",
@@ -61,6 +61,7 @@ def test_the_environment_is_torchruns_and_ours() -> None:
         "NARROWGAUGE_HOST": "host-1",
         "NARROWGAUGE_TOKEN": "secret",
         "NARROWGAUGE_BACKEND": "narrowgauge",
+        "NARROWGAUGE_CODEC": "int8",
         "NARROWGAUGE_STREAMS": "2",
         "NARROWGAUGE_SLICE_BYTES": str(job.collectives.slice_bytes),
         "NARROWGAUGE_TIMEOUT_S": "30.0",
@@ -124,7 +125,7 @@ def test_an_entrypoint_that_is_not_there(folder: Path) -> None:
 def order(folder: Path, script: str, rank: int = 0) -> Order:
     (folder / "script.py").write_text(script)
     (folder / "logs").mkdir(exist_ok=True)
-    variables = {"NARROWGAUGE_BACKEND": "gloo", "RANK": str(rank)}
+    variables = {"NARROWGAUGE_BACKEND": "gloo", "NARROWGAUGE_CODEC": "none", "RANK": str(rank)}
     return Order(
         rank, "script.py", ("an argument",), variables, str(folder), folder / "logs" / "rank-0.log", "127.0.0.1"
     )
