@@ -65,10 +65,14 @@ def given(file: str | None, environment: Mapping[str, str], size: int) -> Limit 
     return _over(topology, f"the links of {Path(path).name}" if file else f"the lab's links, {Path(path).name}")
 
 
-def in_force(topology: Topology, was_given: bool) -> Limit:
-    """The limit that follows from the topology that the group uses; `was_given`: its rates are from a file."""
-    names = [topology.host_of(rank).name for rank in range(topology.size)]
-    if len(topology.hosts) > 1 and not was_given and topology == Topology.from_hosts(names):
+def in_force(topology: Topology, is_known: bool, was_given: bool) -> Limit:
+    """The limit that follows from the topology that the group uses.
+
+    Args:
+        is_known: its rates between hosts are more than an assumption.
+        was_given: they are from a file.
+    """
+    if len(topology.hosts) > 1 and not is_known:
         return Limit(None, None)
     return _over(topology, "the links as they were " + ("given" if was_given else "measured when the group was formed"))
 

@@ -112,7 +112,7 @@ def _limit_of(ours: NarrowgaugeGroup) -> Limit:
         return Limit(None, None)
     options = current()
     was_given = options.topology not in (None, "equal") or options.emulate is not None
-    return limits.in_force(ours.engine.topology, was_given)
+    return limits.in_force(ours.engine.topology, ours.engine.links_are_known, was_given)
 
 
 def _hosts(ours: NarrowgaugeGroup) -> tuple[str, ...]:

@@ -112,6 +112,7 @@ class Engine:
     Attributes:
         rank, size, name: of this process in its group.
         topology: hosts and links, equal on all ranks.
+        links_are_known: whether the rates between hosts are more than an assumption.
         counters: what has been done.
     """
 
@@ -121,6 +122,7 @@ class Engine:
     ) -> None:  # fmt: skip
         formed, topology = joined.mesh, joined.topology
         self.rank, self.size, self.name, self.topology = rank, len(formed.cards), name, topology
+        self.links_are_known = joined.is_known
         is_watched = joined.is_known and len(topology.hosts) > 1
         self._watch = Watch(rank, topology, formed.data) if is_watched else None
         self.counters = Counters()

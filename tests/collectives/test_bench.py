@@ -205,11 +205,11 @@ def test_a_file_on_the_command_line_goes_before_the_labs(tmp_path: Path) -> None
 
 def test_links_that_nobody_measured_are_no_limit() -> None:
     assumed = Topology.from_hosts(["a", "a", "b"])
-    assert limit.in_force(assumed, was_given=False).seconds("all_reduce", 1000, 3) is None
-    assert limit.in_force(assumed, was_given=True).seconds("all_reduce", 1000, 3) == bound_s(
+    assert limit.in_force(assumed, is_known=False, was_given=False).seconds("all_reduce", 1000, 3) is None
+    assert limit.in_force(assumed, is_known=True, was_given=True).seconds("all_reduce", 1000, 3) == bound_s(
         assumed, "all_reduce", 1000
     )
-    measured = limit.in_force(UNEQUAL, was_given=False)
+    measured = limit.in_force(UNEQUAL, is_known=True, was_given=False)
     assert "measured" in str(measured.text)
     assert measured.seconds("broadcast", 10**6, 3) == bound_s(UNEQUAL, "broadcast", 10**6, root=0)
 
@@ -219,7 +219,7 @@ def test_on_one_host_the_limit_is_one_copy_of_what_changes_ranks(
     monkeypatch: pytest.MonkeyPatch, collective: str, passes: int
 ) -> None:
     monkeypatch.setattr(limit, "memory_bytes_per_s", lambda num_bytes: 1e9)
-    chosen = limit.in_force(Topology.from_hosts(["a"] * 4), was_given=False)
+    chosen = limit.in_force(Topology.from_hosts(["a"] * 4), is_known=False, was_given=False)
     assert chosen.seconds(collective, 1000, 4) == passes * 1e-6
     assert "memcpy" in str(chosen.text)
 
