@@ -194,3 +194,142 @@ def test_what_a_codec_cannot_do_is_refused() -> None:
             spec.check(4)
     with pytest.raises(UsageError, match="codec is 'int7'; wanted one of none, bf16, int8, int4"):
         OpSpec("all_reduce", "float32", "sum", None, (8,), "int7").check(4)
+
+
+def in_blocks(codec: str, numbers: Floats) -> Floats:
+    """What one encoding makes of numbers."""
+    kind = CODECS[codec]
+    return reference.decode(kind, reference.encode(kind, numbers), len(numbers))
+
+
+def relative_error(got: Floats, exact: Floats) -> float:
+    return float(np.sqrt(np.mean((got - exact) ** 2) / np.mean(exact**2)))
+
+
+@pytest.mark.parametrize(
+    ("codec", "plain", "with_outliers"), [("bf16", 4e-3, 4e-3), ("int8", 0.01, 0.03), ("int4", 0.2, 0.4)]
+)
+def test_errors_of_one_all_reduce_over_eight_ranks(codec: str, plain: float, with_outliers: float) -> None:
+    """One in a thousand elements is a hundred times as large. The bias is a thousandth of a deviation at most."""
+    rng, count = np.random.default_rng(0), 300_000
+    normal = [rng.standard_normal(count).astype(np.float32) for _ in range(8)]
+    spiky = [source * np.where(rng.random(count) < 1e-3, 100, 1).astype(np.float32) for source in normal]
+    with engines([f"host-{rank}" for rank in range(8)]) as group:
+        for sources, most in ((normal, plain), (spiky, with_outliers)):
+            exact = np.sum(sources, axis=0, dtype=np.float64)
+            got = all_reduce(group, spec_of(codec, count), sources)[3].astype(np.float64)
+            assert relative_error(got, exact) <= most
+            # The mean of so many errors itself scatters by their deviation over the root of their number.
+            deviation = float(np.std(got - exact)) / np.sqrt(count)
+            assert abs(np.mean(got - exact)) <= 1e-3 * np.std(exact) + 3 * deviation * (codec == "int4")
+
+
+@pytest.mark.parametrize("reduction", ["sum", "avg"])
+@pytest.mark.parametrize("codec", LOSSY)
+def test_with_error_feedback_the_mean_over_steps_becomes_exact(codec: str, reduction: str) -> None:
+    """What is lost stays bounded, so the mean's error falls as one over the steps; without feedback it stays."""
+    rng, hosts, count, steps = np.random.default_rng(1), ["a", "a", "b", "c"], 5000, 100
+    sources = [rng.standard_normal(count).astype(np.float32) for _ in hosts]
+    exact = np.sum(sources, axis=0, dtype=np.float64) / (len(hosts) if reduction == "avg" else 1)
+    with engines(hosts) as group:
+        spec = spec_of(codec, count, reduction)
+        without = relative_error(all_reduce(group, spec, sources)[0].astype(np.float64), exact)
+        residuals, total = [np.zeros(count, np.float32) for _ in hosts], np.zeros(count)
+        for _ in range(steps):
+            total += all_reduce(group, spec, sources, residuals)[0]
+        assert 0 < relative_error(total / steps, exact) <= 2.5 * without / steps
+
+
+@pytest.mark.parametrize("codec", LOSSY)
+def test_what_is_not_finite_stays_visible_and_does_not_linger(codec: str) -> None:
+    hosts, count = ["a", "a", "b", "c"], 1000
+    sources = [np.ones(count, np.float32) for _ in hosts]
+    for rank, (place, value) in enumerate([(3, np.nan), (200, np.inf), (500, -np.inf), (999, np.float32(3.4e38))]):
+        sources[rank][place] = value
+    residuals = [np.zeros(count, np.float32) for _ in hosts]
+    with engines(hosts, **SMALL) as group:
+        got = all_reduce(group, spec_of(codec, count), sources, residuals)
+        assert not np.isfinite(got[0][[3, 200, 500, 999]]).any()
+        assert np.isfinite(got[0][[100, 300, 400, 600]]).all()  # of other blocks
+        for each in got:
+            np.testing.assert_array_equal(each, got[0])
+        assert all(np.isfinite(residual).all() for residual in residuals)
+        ones = [np.ones(count, np.float32) for _ in hosts]
+        assert np.isfinite(all_reduce(group, spec_of(codec, count), ones, residuals)[0]).all()
+
+
+@pytest.mark.parametrize("codec", LOSSY)
+def test_zero_stays_zero(codec: str) -> None:
+    rng, hosts, count = np.random.default_rng(2), ["a", "b", "c"], 3001
+    is_zero = rng.random(count) < 0.5
+    is_zero[640:1280] = True  # whole blocks, too
+    sources = [np.where(is_zero, 0, rng.standard_normal(count)).astype(np.float32) for _ in hosts]
+    residuals = [np.zeros(count, np.float32) for _ in hosts]
+    with engines(hosts, **SMALL) as group:
+        for _ in range(3):
+            got = all_reduce(group, spec_of(codec, count), sources, residuals)[0]
+            assert (got[is_zero] == 0).all()
+    assert all((residual[is_zero] == 0).all() for residual in residuals)
+
+
+@pytest.mark.parametrize("codec", LOSSY)
+def test_numbers_of_all_magnitudes(codec: str) -> None:
+    """Each block at another power of two, down to subnormals and up to where a sum would not be finite any more."""
+    rng = np.random.default_rng(3)
+    for exponent in range(-149, 127):
+        block = (rng.uniform(-1, 1, 64) * 2.0**exponent).astype(np.float32)
+        block[7] = 2.0**exponent
+        decoded = in_blocks(codec, block)
+        if codec == "bf16" and exponent > -118:
+            np.testing.assert_allclose(decoded, block, rtol=CODECS[codec].largest_error, atol=2.0**-134)
+        elif exponent >= -119:
+            assert np.abs(decoded - block).max() <= CODECS[codec].largest_error * 2.0**exponent
+        elif codec != "bf16":
+            assert not decoded.any()
+
+
+def test_only_the_network_sees_codes() -> None:
+    """Two hosts of three ranks: what crosses sockets is the code of one copy each way, and headers."""
+    hosts, count = ["a", "a", "a", "b", "b", "b"], 1_000_000
+    with engines(hosts) as group:
+        sources = [np.ones(count, np.float32) for _ in hosts]
+        assert (all_reduce(group, spec_of("int8", count), sources)[5] == 6).all()
+        sent = sum(engine.counters.bytes_sent for engine in group)
+    assert 2 * count < sent < 2.2 * count
+
+
+def test_ranks_of_one_host_lose_nothing() -> None:
+    rng, count = np.random.default_rng(4), 5003
+    sources = [rng.standard_normal(count).astype(np.float32) for _ in range(3)]
+    with engines(["a", "a", "a"]) as group:
+        coded = all_reduce(group, spec_of("int4", count), sources)
+        np.testing.assert_array_equal(coded[1], all_reduce(group, spec_of("none", count), sources)[1])
+
+
+def test_ranks_that_differ_in_the_codec_are_told() -> None:
+    with engines(["a", "b"]) as group:
+        value = [np.ones(100, np.float32) for _ in group]
+
+        def drive(rank: int) -> None:
+            at = value[rank].ctypes.data
+            group[rank].run(spec_of(("int8", "int4")[rank], 100), at, at)
+
+        errors = errors_of(2, drive)
+    assert all(isinstance(error, OpMismatch) for error in errors)
+    assert "as int8" in str(errors[0])
+    assert "as int4" in str(errors[0])
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (OpSpec("all_reduce", "float32", "sum", None, (1,), "int3"), "codec is 'int3'; wanted one of none, bf16"),
+        (OpSpec("all_reduce", "int32", "sum", None, (1,), "int8"), "all_reduce sum of int32: codec 'int8' is for"),
+        (OpSpec("all_reduce", "bfloat16", "sum", None, (1,), "bf16"), "sum and avg of float32; leave it out here"),
+        (OpSpec("all_reduce", "float32", "max", None, (1,), "int8"), "all_reduce max of float32"),
+        (OpSpec("broadcast", "uint8", None, 0, (1,), "int8"), "broadcast"),
+    ],
+)
+def test_ops_that_no_codec_goes_with(spec: OpSpec, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        spec.check(2)
