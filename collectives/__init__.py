@@ -94,20 +94,23 @@ def all_reduce(
         With `async_op` a torch Work, else None.
 
     Raises:
-        UsageError: unknown op, or one that the dtype lacks.
+        UsageError: unknown op, or one that the dtype lacks; a codec for anything but a sum or average of float32, or on
+            a group that is not ours or runs on Gloo; a residual without a codec, or not like the tensor.
         CollectiveError: the op failed on this or another rank.
     """
     from collectives.c10d import dist
 
-    name = op.upper()
-    if codec is not None or residual is not None:
+    if residual is not None and codec in (None, "none"):
+        raise UsageError("got a residual and no codec; a residual is what a codec has lost, so give both or neither")
+    if codec is not None:
         from collectives.process_group import NarrowgaugeGroup
 
         chosen = dist.group.WORLD if group is None else group
         if not isinstance(chosen, NarrowgaugeGroup):
             raise UsageError(f"got codec {codec!r} and a {type(chosen).__name__}; only {BACKEND} groups have codecs")
-        work = chosen.all_reduce_coded(tensor, op, codec or "none", residual, async_op)
+        work = chosen.all_reduce_coded(tensor, op.lower(), codec, residual, async_op)
         return work if async_op else None
+    name = op.upper()
     if name not in dist.ReduceOp.RedOpType.__members__ or name == "PREMUL_SUM":
         raise UsageError(f"op is {op!r}; wanted sum, avg, min, max, product, band, bor or bxor")
     return dist.all_reduce(tensor, getattr(dist.ReduceOp, name), group, async_op)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-# Bytes on a link for each byte of float32: int8 and int4 carry a scale of 2 bytes for each block of 64 elements.
-RATIO = {"none": 1.0, "bf16": 1 / 2, "int8": 66 / 256, "int4": 34 / 256}
+from collectives.codec import CODECS
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def choose(bucket_bytes: Sequence[int], backward_s: float, seconds: Callable[[in
         seconds: what a message of so many bytes takes with a codec.
     """
     predicted_s: dict[str, float] = {}
-    for codec in RATIO:
+    for codec in CODECS:  # the mildest first
         predicted_s[codec] = sum(seconds(num_bytes, codec) for num_bytes in bucket_bytes)
         if predicted_s[codec] <= backward_s:
             return Choice(codec, predicted_s, backward_s)

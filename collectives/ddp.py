@@ -36,7 +36,6 @@ from collectives.weights import Weights
 logger = logging.getLogger(__name__)
 
 MEASURED_STEPS = 4  # before codec auto chooses
-CODED = ("bf16", "int8", "int4")
 Future = torch.futures.Future
 
 _attached: weakref.WeakSet[Attached] = weakref.WeakSet()
@@ -256,8 +255,4 @@ class Attached:
         return choice.codec
 
     def _predicted_s(self, num_bytes: int, codec: str) -> float:
-        """By the plan for as many bytes as the codec leaves; within one host no codec is used."""
-        plan = self._group.plan("all_reduce", num_bytes)
-        if len(plan.topology.hosts) == 1:
-            return plan.predicted_s
-        return self._group.plan("all_reduce", int(num_bytes * auto_codec.RATIO[codec])).predicted_s
+        return self._group.plan("all_reduce", num_bytes).seconds_with(codec)

@@ -23,6 +23,7 @@ import numpy as np
 from collectives import plan_text
 from collectives.algorithms import candidates
 from collectives.canonical import is_canonical
+from collectives.codec import codec_of
 from collectives.cost import Cost, Passage, bound_s, cost
 from collectives.engine.op import Collective
 from collectives.errors import PlanError
@@ -118,6 +119,19 @@ class Plan:
     def canonical(self) -> bool:
         """Whether every tree folds in the canonical order, so that the bits of a sum do not depend on the shares."""
         return is_canonical(self.forest, self.topology.homes)
+
+    def seconds_with(self, codec: str) -> float:
+        """Predicted seconds of a float32 message where network links carry it by a codec, see `collectives.codec`.
+
+        That is what as many bytes as the codec leaves would take. Within one host, where none is used, `predicted_s`.
+
+        Raises:
+            UsageError: there is no such codec.
+        """
+        ratio = codec_of(codec).ratio
+        if ratio == 1 or len(self.topology.hosts) == 1:
+            return self.predicted_s
+        return cost(self.topology, self.forest).seconds(round(self.num_bytes / ratio))
 
     def summary(self) -> dict[str, Any]:
         """For JSON: the same in short."""

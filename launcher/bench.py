@@ -71,7 +71,16 @@ def _parsed(words: Sequence[str], program: str) -> argparse.Namespace:
 
 def _as_job(job: Job, options: argparse.Namespace) -> Job:
     """The job with the bench as its entrypoint; the files that are written stay the launcher's business."""
-    args = ["--collective", options.collective, "--sizes", options.sizes, "--dtype", options.dtype]
+    args = [
+        "--collective",
+        options.collective,
+        "--sizes",
+        options.sizes,
+        "--dtype",
+        options.dtype,
+        "--codec",
+        options.codec,
+    ]
     args += ["--round-s", str(options.round_s)]
     args += ["--no-gloo"] if options.no_gloo else []
     args += ["--limit", str(Path(options.limit).resolve())] if options.limit else []

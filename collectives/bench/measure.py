@@ -18,7 +18,6 @@ from collectives.bench.report import Report, Row
 from collectives.bench.trials import Trial, trial_of
 from collectives.c10d import dist
 from collectives.codec import CODECS
-from collectives.cost import cost
 from collectives.engine.op import Collective
 from collectives.errors import UsageError
 from collectives.options import current
@@ -147,7 +146,7 @@ def _row(
         rounds=ours.rounds,
         calls=ours.calls,
         plan=plan.algorithm if plan else None,
-        predicted_s=cost(plan.topology, plan.forest).seconds(coded_bytes) if plan else None,
+        predicted_s=plan.seconds_with(codec) if plan else None,
         limit_s=limit.seconds(collective, coded_bytes, size) if _is_first() else None,
         gloo_time_s=gloo.time_s if gloo else None,
         gloo_wrong=gloo.wrong if gloo else None,

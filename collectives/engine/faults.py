@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from collectives.engine import loop
 from collectives.engine.farewell import Farewells
 from collectives.engine.mesh import Card
 from collectives.engine.net import BATCH, HEADER_BYTES, Net
 from collectives.engine.op import OpSpec
+from collectives.engine.status import BAD_HEADER, OP_MISMATCH, PEER_CLOSED, SOCKET_ERROR, TIMEOUT
 from collectives.engine.table import NO_PEER, UP, Table
 from collectives.errors import CollectiveError, GroupClosed, OpMismatch, OpTimeout, PeerLost, ProtocolError
 
@@ -25,15 +25,15 @@ def explain(
     run = table.run[0]
     where = f"{cards[rank].describe()}, {spec} (op {int(run['op'])})"
     culprit = int(run["culprit"])
-    if status == loop.TIMEOUT:
+    if status == TIMEOUT:
         return _timed_out(where, cards, table, farewells)
-    if status == loop.OP_MISMATCH:
+    if status == OP_MISMATCH:
         return _mismatch(where, cards[culprit], farewells)
-    if status == loop.BAD_HEADER:
+    if status == BAD_HEADER:
         return _unreadable(where, cards[culprit], table, net)
     if culprit == NO_PEER:
         return ProtocolError(f"{where}: poll failed: {os.strerror(int(run['errno']))}")
-    if status in (loop.PEER_CLOSED, loop.SOCKET_ERROR):
+    if status in (PEER_CLOSED, SOCKET_ERROR):
         farewells.hear_out(culprit)
     heard = farewells.aborted.get(culprit)
     if heard is not None and heard.culprit == rank and heard.kind == OpTimeout.__name__:
@@ -77,7 +77,7 @@ def _lost(
             f"rank still needs it{_log_of(peer)}. {waited}",
             culprit,
         )
-    reason = os.strerror(int(table.run[0]["errno"])) if status == loop.SOCKET_ERROR else "closed"
+    reason = os.strerror(int(table.run[0]["errno"])) if status == SOCKET_ERROR else "closed"
     return PeerLost(f"{where}: lost the connection to {peer.describe()}: {reason}{_log_of(peer)}. {waited}", culprit)
 
 

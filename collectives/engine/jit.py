@@ -21,18 +21,12 @@ from numba.core import cgutils, types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
+from numba.np.arrayobj import make_array, populate_array
 
 COMPILED = (
-    "blocks",
-    "codecs",
-    "entry",
-    "jit",
-    "kernels",
-    "libc",
-    "loop",
-    "net",
-    "table",
-)  # the last two: the records' types
+    "arrays", "blocks", "codecs", "coding", "jit", "journal", "kernels", "libc", "loop", "places", "progress",
+    "receiving", "sending", "status", "waiting", "net", "table",
+)  # fmt: skip  # the last two: the records' types
 OPTIONS = {"error_model": "numpy"}
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -94,6 +88,24 @@ def void_pointer(typingctx: Any, address: Any) -> Any:
         return builder.inttoptr(args[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def array_at(typingctx: Any, address: Any, length: Any, dtype: Any) -> Any:
+    """The array of so many elements at an address: as `numba.carray`, of which each type would be compiled by itself."""
+    kind = types.Array(dtype.dtype, 1, "C")
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at, count = args[:2]
+        array = make_array(kind)(context, builder)
+        item_size = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+        populate_array(
+            array, data=builder.inttoptr(at, array.data.type), shape=(count,), strides=(item_size,),
+            itemsize=item_size, meminfo=None,
+        )  # fmt: skip
+        return array._getvalue()
+
+    return kind(types.int64, types.int64, dtype), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]

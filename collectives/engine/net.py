@@ -29,6 +29,7 @@ HEADER = np.dtype(
 HEADER_BYTES = HEADER.itemsize
 PLACE_BYTES = 64
 BATCH = 32  # headers that a near connection takes or gives at a time; others have one
+BATCH_BYTES = BATCH * HEADER_BYTES
 CONN = np.dtype(
     [
         ("fd", "i8"), ("peer", "i8"),
@@ -44,7 +45,8 @@ CONN = np.dtype(
         ("tx_at", "i8"), ("tx_length", "i8"), ("tx_sent", "i8"),
     ]
 )  # fmt: skip
-JOURNAL_FIELDS = 4  # when (monotonic ns), kind, peer, what
+JOURNAL_FIELDS = 4  # when (monotonic ns), kind (UP, DOWN or WAIT), peer, what
+WAIT = 2
 POLLFD = np.dtype([("fd", "i4"), ("events", "i2"), ("revents", "i2")])
 
 

@@ -22,15 +22,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from collectives.codec import codec_of
-from collectives.cost import cost
-from collectives.engine import farewell, lifetime, links, loop, mesh, shm, table
+from collectives.engine import farewell, lifetime, links, mesh, shm, table
 from collectives.engine.attribution import Attribution
-from collectives.engine.entry import Entry
 from collectives.engine.faults import explain
+from collectives.engine.loop import Entry
 from collectives.engine.net import make_net
 from collectives.engine.op import Collective, OpSpec
 from collectives.engine.selftest import warm_up
+from collectives.engine.status import CONTROL, DONE, INTERRUPTED
 from collectives.engine.trace import JOURNAL, Trace
 from collectives.engine.watch import Watch
 from collectives.errors import CollectiveError, GroupClosed
@@ -314,6 +313,8 @@ class Engine:
             raise type(self._failure)(str(self._failure), self._failure.culprit)
         if self._closing:
             raise self._closed(spec)
+        if self._trace is not None:
+            self._trace.begin()
         started_ns, slept_s = time.monotonic_ns(), self.counters.poll_s
         planned = self._carry_out(spec, source, target, timeout_s, residual)
         ended_ns = time.monotonic_ns()
@@ -337,7 +338,7 @@ class Engine:
         layout, advance = planned.layout, planned.entry.advance
         scratch = self._scratch_of(layout.scratch_bytes)
         layout.set_run(next(self._ops), self._epoch, source, target, scratch, int(timeout_s * 1e9), residual)
-        while (status := advance()) != loop.DONE:
+        while (status := advance()) != DONE:
             self._react(status, spec, layout.table)
         poll_ns, sent, received = layout.counters()
         counters = self.counters
@@ -370,12 +371,12 @@ class Engine:
 
     def _react(self, status: int, spec: OpSpec, current: table.Table) -> None:
         """Go on after a signal or a harmless goodbye; raise what a status means otherwise."""
-        if status == loop.INTERRUPTED:
+        if status == INTERRUPTED:
             if self._closing:
                 raise GroupClosed(f"rank {self.rank}: group {self.name} was closed while {spec} ran", self.rank)
             return
         culprit = int(current.run[0]["culprit"])
-        if status == loop.CONTROL:
+        if status == CONTROL:
             self._farewells.read(culprit)
             self._net.control[culprit] = -1
             if culprit not in self._farewells.aborted and culprit not in self._farewells.unreachable:
@@ -396,8 +397,7 @@ class Engine:
         )  # fmt: skip
         if spec.codec != "none":
             # For those who compare what ops take with what was planned.
-            seconds = cost(self.topology, in_force.forest).seconds(int(spec.num_bytes / codec_of(spec.codec).ratio))
-            in_force = replace(in_force, predicted_s=seconds)
+            in_force = replace(in_force, predicted_s=in_force.seconds_with(spec.codec))
         layout.table.run["spec"] = _agreed(spec, in_force, options.slice_bytes, self._window_bytes)
         self._tables[spec] = _Planned(in_force, layout, Entry(self._net, layout.table))
         if len(self._tables) > TABLES_KEPT:

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from collectives.engine import kernels, loop, table
-from collectives.engine.entry import Entry
+from collectives.codec import CODECS, RAW
+from collectives.engine import codecs, kernels, table
 from collectives.engine.jit import source_stamp
+from collectives.engine.loop import Entry
 from collectives.engine.net import make_net
 from collectives.engine.op import OpSpec
+from collectives.engine.status import DONE
 from collectives.planner import plan
 from collectives.topology import Topology
 
@@ -49,9 +51,10 @@ def _warm_up() -> float:
         buffers = np.zeros(2, np.float32)
         layout.set_run(0, 0, buffers.ctypes.data, buffers.ctypes.data + 4, 0, 10**9)
         buffers[0] = 7.0
-        if Entry(make_net([], [-1], -1), layout.table).advance() != loop.DONE or buffers[1] != 7.0:
+        if Entry(make_net([], [-1], -1), layout.table).advance() != DONE or buffers[1] != 7.0:
             raise RuntimeError(f"the compiled loop copied {buffers[0]} as {buffers[1]}")
         _try_fold()
+        _try_codecs()
     return time.perf_counter() - started
 
 
@@ -73,3 +76,20 @@ def _try_fold() -> None:
     ctypes.CFUNCTYPE(None, ctypes.c_int64)(kernels.fold_address())(arguments.ctypes.data)
     if not np.array_equal(result, own + child):
         raise RuntimeError("the compiled fold gives wrong sums on this processor")
+
+
+def _try_codecs() -> None:
+    """The compiled codecs, on whole blocks and a part of one."""
+    values = np.resize(np.array([0, 1, -2, 3, -4, 5, -6, 7], np.float32), 200)
+    for codec in CODECS.values():
+        if codec.code == RAW:
+            continue
+        code, decoded = np.zeros(codec.num_bytes(len(values)), np.uint8), np.zeros_like(values)
+        work, f = np.zeros(codecs.WORK_BYTES, np.uint8), np.zeros(codecs.CODEC_FIELDS, np.int64)
+        f[codecs.C_CODEC], f[codecs.C_COUNT], f[codecs.C_DIVISOR] = codec.code, len(values), 1
+        f[codecs.C_CODE], f[codecs.C_WORK] = code.ctypes.data, work.ctypes.data
+        for address, numbers in ((codecs.encode_address(), values), (codecs.decode_address(), decoded)):
+            f[codecs.C_VALUES] = numbers.ctypes.data
+            ctypes.CFUNCTYPE(None, ctypes.c_int64)(address)(f.ctypes.data)
+        if np.abs(decoded - values).max() > codec.largest_error * 7 or not (decoded[values == 0] == 0).all():
+            raise RuntimeError(f"the compiled codec {codec.name} gives wrong numbers on this processor")

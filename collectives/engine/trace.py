@@ -17,13 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from collectives.engine.net import JOURNAL_FIELDS, Net
+from collectives.engine.net import JOURNAL_FIELDS, WAIT, Net
 from collectives.engine.op import OpSpec
 from collectives.engine.table import DOWN, UP
 
 JOURNAL = 16 * 1024  # entries
-MOST_EVENTS = 1_000_000
-WAIT = 2  # an entry's kind; UP and DOWN are the others
+MOST_EVENTS = 200_000  # about 100 MB
 OPS, WAITS, SLICES = range(3)
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,10 @@ class Trace:
                 for row, name in enumerate(("ops", "waits", "slices"))
             ),
         ]
-        net.journal_head[0] = 0
+
+    def begin(self) -> None:
+        """An op of the caller's begins: what the journal has is of the engine's own, which is not told."""
+        self._net.journal_head[0] = 0
 
     def op(self, spec: OpSpec, algorithm: str, started_ns: int, ended_ns: int) -> None:
         """Note an op that has ended, and what the journal has of it. Times are of the monotonic clock."""
@@ -66,7 +68,6 @@ class Trace:
                 way = "down from" if kind == DOWN else "up from"
                 assert kind in (UP, DOWN)
                 self._add(SLICES, f"tree {value >> 32} slice {value & 0xFFFFFFFF} {way} {name}", at_ns, 0)
-        self._net.journal_head[0] = 0
         args = {"bytes": spec.num_bytes, "forest": algorithm, "waited_ms": {k: round(v, 3) for k, v in waited.items()}}
         self._add(OPS, str(spec), started_ns, ended_ns - started_ns, args)
 

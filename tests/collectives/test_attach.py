@@ -19,14 +19,14 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 import collectives
-from collectives.ddp import CODED, MEASURED_STEPS, Attached
-from collectives.process_group import NarrowgaugeGroup
+from collectives.ddp import MEASURED_STEPS, Attached
 from collectives.unmodified import attach_new_models
 from tests.processes import run
 
+CODED = ("bf16", "int8", "int4")
+
 SHARES = [5, 2, 0]
 SMALL = 0.02  # MiB: several buckets
-needs_codecs = pytest.mark.skipif(not hasattr(NarrowgaugeGroup, "all_reduce_coded"), reason="the engine has no codecs")
 
 
 def small_model() -> nn.Module:
@@ -182,7 +182,7 @@ def converge(rank: int, size: int, store: Any, carrier: str, codec: str) -> tupl
     [
         ("narrowgauge", "low-rank"),
         ("gloo", "low-rank"),
-        *(pytest.param("narrowgauge", codec, marks=needs_codecs) for codec in CODED),
+        *(("narrowgauge", codec) for codec in CODED),
     ],
 )
 def test_trains_with_a_codec_and_ranks_stay_equal(carrier: str, codec: str) -> None:
@@ -317,14 +317,13 @@ def fed_back(rank: int, size: int, store: Any, codec: str) -> tuple[float, float
     return first, largest_difference([part / 50 for part in total], exact)
 
 
-@pytest.mark.parametrize("codec", ["low-rank", *(pytest.param(codec, marks=needs_codecs) for codec in CODED)])
+@pytest.mark.parametrize("codec", ["low-rank", *CODED])
 def test_what_a_codec_leaves_out_comes_later(codec: str) -> None:
     for first, mean in run(fed_back, 3, codec):
         assert first > 0
         assert mean < first / 5
 
 
-@needs_codecs
 def test_auto_takes_a_codec_on_slow_links() -> None:
     assert {codec for codec, _ in run(automatic, 2, "1,1")} == {"int4"}
 
@@ -402,7 +401,7 @@ class Crossed(nn.Module):
         return self.third(self.second(self.first(inputs).relu()).relu())
 
 
-@pytest.mark.parametrize("codec", ["none", "low-rank", pytest.param("int8", marks=needs_codecs)])
+@pytest.mark.parametrize("codec", ["none", "low-rank", "int8"])
 def test_saved_state_gives_the_same_next_steps(codec: str) -> None:
     for with_state, without in run(resume, 3, codec):
         assert with_state == 0

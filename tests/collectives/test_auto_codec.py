@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from collectives.auto_codec import RATIO, choose
+from collectives.auto_codec import choose
+from collectives.codec import CODECS
 
 BUCKETS = [1_000_000, 7_000_000]  # 8 MB at 10 MB/s: 0.8 s as they are
 
@@ -13,7 +14,7 @@ BUCKETS = [1_000_000, 7_000_000]  # 8 MB at 10 MB/s: 0.8 s as they are
     ("backward_s", "codec"), [(0.9, "none"), (0.5, "bf16"), (0.3, "int8"), (0.15, "int4"), (0.01, "int4")]
 )
 def test_mildest_that_hides(backward_s: float, codec: str) -> None:
-    choice = choose(BUCKETS, backward_s, lambda num_bytes, codec: num_bytes * RATIO[codec] / 1e7)
+    choice = choose(BUCKETS, backward_s, lambda num_bytes, codec: num_bytes / CODECS[codec].ratio / 1e7)
     assert choice.codec == codec
     assert ("none of them hides" in str(choice)) == (backward_s < 0.1)
     assert f"takes {codec}" in str(choice)

@@ -15,7 +15,7 @@ import pytest
 from collectives.algorithms import candidates
 from collectives.cost import Passage, cost
 from collectives.engine.op import Collective
-from collectives.errors import PlanError
+from collectives.errors import PlanError, UsageError
 from collectives.forest import Forest, Tree, verify
 from collectives.planner import LARGEST_CLASS, SMALLEST_CLASS, Plan, plan, size_class
 from collectives.shares import cheapest_arborescence
@@ -415,3 +415,13 @@ def test_256_hosts_are_planned_within_five_seconds(collective: Collective) -> No
     start = time.process_time()
     plan(topology, collective, LARGE, root_for(collective))
     assert time.process_time() - start < 5
+
+
+def test_a_codec_shortens_what_crosses_the_network_only() -> None:
+    far, near = (plan(Topology.from_hosts(hosts), "all_reduce", 25_000_000) for hosts in ("abcd", "aaaa"))
+    assert far.seconds_with("none") == far.predicted_s
+    assert far.seconds_with("bf16") == pytest.approx(far.predicted_s / 2, rel=0.01)
+    assert far.seconds_with("int8") == pytest.approx(far.predicted_s * 66 / 256, rel=0.02)
+    assert near.seconds_with("int4") == near.predicted_s
+    with pytest.raises(UsageError, match="codec is 'int7'"):
+        far.seconds_with("int7")

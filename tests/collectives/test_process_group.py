@@ -179,6 +179,13 @@ def sparse_sums(rank: int) -> None:
 def refusals_leave_the_group_whole(rank: int) -> None:
     refused: list[tuple[str, Callable[[], Any]]] = [
         ("PREMUL_SUM", lambda: dist.all_reduce(torch.ones(1), torch._C._distributed_c10d._make_nccl_premul_sum(2.0))),
+        ("no codec", lambda: collectives.all_reduce(torch.ones(2), residual=torch.zeros(2))),
+        ("codec is 'int7'|runs on Gloo", lambda: collectives.all_reduce(torch.ones(2), codec="int7")),
+        (
+            "wanted 2 elements|runs on Gloo",
+            lambda: collectives.all_reduce(torch.ones(2), codec="int8", residual=torch.zeros(3)),
+        ),
+        ("sums and averages|runs on Gloo", lambda: collectives.all_reduce(torch.ones(2), "MAX", codec="int8")),
         ("bitwise", lambda: dist.all_reduce(torch.ones(1), dist.ReduceOp.BAND)),
         ("float8", lambda: dist.all_reduce(torch.ones(1).to(torch.float8_e4m3fn))),
         ("layout", lambda: world().broadcast([torch.ones(2, 2).to_sparse()])),

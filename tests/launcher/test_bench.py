@@ -37,6 +37,14 @@ def test_a_limit_for_other_ranks_is_refused_before_ray_starts(tmp_path: Path) ->
         bench.bench(JOB, ["--limit", str(tmp_path / "x.json")])
 
 
+def test_every_option_reaches_the_workers() -> None:
+    """But those for what the launcher does itself: show JSON, write files."""
+    given = ["--collective", "all_reduce", "--sizes", "1M", "--dtype", "float32", "--codec", "int8", "--round-s", "0.5"]
+    options = bench._parsed([*given, "--no-gloo", "--json"], "x")
+    worker = vars(bench._parsed(bench._as_job(JOB, options).args, "x"))
+    assert worker == {**vars(options), "json": False}
+
+
 def test_a_job_files_workers_are_measured(tmp_path: Path) -> None:
     """For real, with Ray: JSON on stdout, and Gloo is torch's own although workers replace it for scripts."""
     (tmp_path / "job.yaml").write_text(JOB.model_copy(update={"runs_dir": str(tmp_path)}).model_dump_json())

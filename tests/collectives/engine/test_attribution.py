@@ -111,6 +111,25 @@ def test_a_trace_has_ops_slices_and_waits(tmp_path: Path) -> None:
     assert all(0 <= event["ts"] / 1e6 - time.time() + 600 <= 600 for event in ops)
 
 
+def test_a_trace_tells_of_the_callers_ops_alone(tmp_path: Path) -> None:
+    """The gather by which ranks tell each other how long they slept comes after every LOOK_OPS ops."""
+    spec = OpSpec("all_reduce", "float32", "sum", None, (1,))
+    with engines("ab", trace=str(tmp_path)) as group:
+
+        def run(rank: int) -> None:
+            value = np.ones(1, np.float32)
+            for _ in range(LOOK_OPS + 1):
+                group[rank].run(spec, value.ctypes.data, value.ctypes.data)
+
+        on_all(2, run)
+        assert group[0].counters.ops == LOOK_OPS + 1
+    events = json.loads((tmp_path / "trace-test-rank-0.json").read_text())["traceEvents"]
+    ops = [event for event in events if event["ph"] == "X" and event["tid"] == 0]
+    assert len(ops) == LOOK_OPS + 1
+    inside = [e for e in events if e["ph"] == "i" and any(o["ts"] <= e["ts"] <= o["ts"] + o["dur"] for o in ops)]
+    assert len(inside) == len([event for event in events if event["ph"] == "i"]) > 0
+
+
 def test_a_trace_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.WARNING), engines("ab", trace=str(tmp_path / "file")):
