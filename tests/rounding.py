@@ -1,7 +1,7 @@
 """How 16-bit sums are rounded, ours and Gloo's: ``torchrun --nproc-per-node 8 -m tests.rounding``.
 
 Random elements are summed over all ranks, and once more in a buffer that begins elsewhere. Printed for each dtype and
-backend: the share of elements that are not the exact sum, correctly rounded, and the share that the other offset changed.
+backend: the share of elements that are not the exact sum, correctly rounded, and of those that the offset changed.
 """
 
 from __future__ import annotations

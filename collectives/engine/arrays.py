@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
-from collectives.engine.jit import array_at, jit, void_pointer
+from collectives.engine.jit import array_at, jit
 from collectives.engine.net import CONN, HEADER, POLLFD, Net
 from collectives.engine.table import COPY, EDGE, QUEUE, RUN, STEP, TREE, Table
 
-NET_FIELDS, TABLE_FIELDS = len(Net._fields), len(Table._fields)
+NET_FIELDS = len(Net._fields)
 
 
 def describe(net: Net, table: Table) -> npt.NDArray[np.int64]:
@@ -32,19 +31,18 @@ def _places(arrays: NamedTuple) -> npt.NDArray[np.int64]:
 @jit
 def arrays_at(at: int) -> tuple[Net, Table]:
     """The net and the table that are described at an address."""
-    p = numba.carray(void_pointer(at), (2 * (NET_FIELDS + TABLE_FIELDS),), np.int64)
     net = Net(
-        array_at(p[2 * (0)], p[2 * (0) + 1], CONN), array_at(p[2 * (1)], p[2 * (1) + 1], HEADER), array_at(p[2 * (2)], p[2 * (2) + 1], HEADER),
-        array_at(p[2 * (3)], p[2 * (3) + 1], np.int64), array_at(p[2 * (4)], p[2 * (4) + 1], np.int64), array_at(p[2 * (5)], p[2 * (5) + 1], POLLFD), array_at(p[2 * (6)], p[2 * (6) + 1], np.int64),
-        array_at(p[2 * (7)], p[2 * (7) + 1], np.int64), array_at(p[2 * (8)], p[2 * (8) + 1], np.int64), array_at(p[2 * (9)], p[2 * (9) + 1], np.int64), array_at(p[2 * (10)], p[2 * (10) + 1], np.uint8),
-        array_at(p[2 * (11)], p[2 * (11) + 1], np.int64), array_at(p[2 * (12)], p[2 * (12) + 1], np.int64), array_at(p[2 * (13)], p[2 * (13) + 1], np.int64), array_at(p[2 * (14)], p[2 * (14) + 1], np.int64),
-        array_at(p[2 * (15)], p[2 * (15) + 1], np.uint8), array_at(p[2 * (16)], p[2 * (16) + 1], np.int64), array_at(p[2 * (17)], p[2 * (17) + 1], np.int64), array_at(p[2 * (18)], p[2 * (18) + 1], np.int64),
+        array_at(at, 0, CONN), array_at(at, 1, HEADER), array_at(at, 2, HEADER),
+        array_at(at, 3, np.int64), array_at(at, 4, np.int64), array_at(at, 5, POLLFD), array_at(at, 6, np.int64),
+        array_at(at, 7, np.int64), array_at(at, 8, np.int64), array_at(at, 9, np.int64), array_at(at, 10, np.uint8),
+        array_at(at, 11, np.int64), array_at(at, 12, np.int64), array_at(at, 13, np.int64), array_at(at, 14, np.int64),
+        array_at(at, 15, np.uint8), array_at(at, 16, np.int64), array_at(at, 17, np.int64), array_at(at, 18, np.int64),
     )  # fmt: skip
     n = NET_FIELDS
     table = Table(
-        array_at(p[2 * (n)], p[2 * (n) + 1], TREE), array_at(p[2 * (n + 1)], p[2 * (n + 1) + 1], EDGE), array_at(p[2 * (n + 2)], p[2 * (n + 2) + 1], STEP), array_at(p[2 * (n + 3)], p[2 * (n + 3) + 1], COPY),
-        array_at(p[2 * (n + 4)], p[2 * (n + 4) + 1], np.int64), array_at(p[2 * (n + 5)], p[2 * (n + 5) + 1], RUN), array_at(p[2 * (n + 6)], p[2 * (n + 6) + 1], np.int64), array_at(p[2 * (n + 7)], p[2 * (n + 7) + 1], np.int64),
-        array_at(p[2 * (n + 8)], p[2 * (n + 8) + 1], np.uint8), array_at(p[2 * (n + 9)], p[2 * (n + 9) + 1], np.int64), array_at(p[2 * (n + 10)], p[2 * (n + 10) + 1], np.uint8), array_at(p[2 * (n + 11)], p[2 * (n + 11) + 1], QUEUE),
-        array_at(p[2 * (n + 12)], p[2 * (n + 12) + 1], np.int64), array_at(p[2 * (n + 13)], p[2 * (n + 13) + 1], np.int64), array_at(p[2 * (n + 14)], p[2 * (n + 14) + 1], np.int64),
+        array_at(at, n, TREE), array_at(at, n + 1, EDGE), array_at(at, n + 2, STEP), array_at(at, n + 3, COPY),
+        array_at(at, n + 4, np.int64), array_at(at, n + 5, RUN), array_at(at, n + 6, np.int64), array_at(at, n + 7, np.int64),
+        array_at(at, n + 8, np.uint8), array_at(at, n + 9, np.int64), array_at(at, n + 10, np.uint8), array_at(at, n + 11, QUEUE),
+        array_at(at, n + 12, np.int64), array_at(at, n + 13, np.int64), array_at(at, n + 14, np.int64),
     )  # fmt: skip
     return net, table

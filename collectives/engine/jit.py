@@ -91,16 +91,22 @@ def void_pointer(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def array_at(typingctx: Any, address: Any, length: Any, dtype: Any) -> Any:
-    """The array of so many elements at an address: as `numba.carray`, of which each type would be compiled by itself."""
+def array_at(typingctx: Any, places: Any, k: Any, dtype: Any) -> Any:
+    """The k-th array of those whose addresses and lengths lie, in pairs of int64, at an address.
+
+    As `numba.carray` makes one, of which each type would be compiled by itself, in seconds.
+    """
     kind = types.Array(dtype.dtype, 1, "C")
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        at, count = args[:2]
+        pairs = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        first = builder.mul(args[1], ir.Constant(ir.IntType(64), 2))
+        at = builder.load(builder.gep(pairs, [first]))
+        length = builder.load(builder.gep(pairs, [builder.add(first, ir.Constant(ir.IntType(64), 1))]))
         array = make_array(kind)(context, builder)
         item_size = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
         populate_array(
-            array, data=builder.inttoptr(at, array.data.type), shape=(count,), strides=(item_size,),
+            array, data=builder.inttoptr(at, array.data.type), shape=(length,), strides=(item_size,),
             itemsize=item_size, meminfo=None,
         )  # fmt: skip
         return array._getvalue()
