@@ -41,8 +41,10 @@ def arrays_at(at: int) -> tuple[Net, Table]:
     n = NET_FIELDS
     table = Table(
         array_at(at, n, TREE), array_at(at, n + 1, EDGE), array_at(at, n + 2, STEP), array_at(at, n + 3, COPY),
-        array_at(at, n + 4, np.int64), array_at(at, n + 5, RUN), array_at(at, n + 6, np.int64), array_at(at, n + 7, np.int64),
-        array_at(at, n + 8, np.uint8), array_at(at, n + 9, np.int64), array_at(at, n + 10, np.uint8), array_at(at, n + 11, QUEUE),
+        array_at(at, n + 4, np.int64), array_at(at, n + 5, RUN), array_at(at, n + 6, np.int64),
+        array_at(at, n + 7, np.int64),
+        array_at(at, n + 8, np.uint8), array_at(at, n + 9, np.int64), array_at(at, n + 10, np.uint8),
+        array_at(at, n + 11, QUEUE),
         array_at(at, n + 12, np.int64), array_at(at, n + 13, np.int64), array_at(at, n + 14, np.int64),
     )  # fmt: skip
     return net, table
