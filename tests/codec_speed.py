@@ -1,7 +1,8 @@
 """How fast the compiled codecs are on one core, next to memcpy: ``python -m tests.codec_speed``.
 
-Speeds are bytes of float32 per second, on buffers of one slice, as the engine uses them, aligned as its slots are: the best of several runs. (Of buffers that are not, copies
-of some processors are ten times slower where the target lies a few bytes after the source within a page.)
+Speeds are bytes of float32 per second, on buffers of one slice, as the engine uses them, aligned as its slots are: the
+best of several runs. (Of buffers that are not, some processors copy ten times slower where the target lies a few bytes
+after the source within a page.)
 """
 
 from __future__ import annotations
