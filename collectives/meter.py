@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import Any
 
 from collectives.engine.lifetime import waits
+from collectives.pace import TOTAL
 
 
 class _Union:
@@ -125,7 +126,9 @@ def stats() -> dict[str, Any]:
             because of each other rank: of those that still owed something, in equal parts, and where none did, of those
             that took nothing. A rank that owes is not always the one to blame: it may wait itself. Who is late is
             logged, see README.
+        steps, samples, compute_s: of attached models (`collectives.attach`): steps, samples by the weights that were
+            set, and seconds from the begin of forward to the last gradient.
 
     send, recv and monitored_barrier are not counted.
     """
-    return {**METER.read(), "waited_for": waits()}
+    return {**METER.read(), **TOTAL, "waited_for": waits()}

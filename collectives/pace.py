@@ -9,6 +9,9 @@ from time import perf_counter
 KEPT_STEPS = 20
 COLD_STEPS = 1  # the first step allocates, and DDP packs its buckets anew after it
 
+TOTAL = {"steps": 0.0, "samples": 0.0, "compute_s": 0.0}
+"""Of all attached models of this process: steps, samples (weights that were set), seconds of forward and backward."""
+
 
 class Pace:
     """Times of the last steps. Steps of several forward passes (gradient accumulation) count as a whole."""
@@ -30,6 +33,9 @@ class Pace:
     def gradients_done(self, samples: float | None) -> None:
         """The last bucket is there: this rank has computed all of its step. `samples` None: as many as other ranks."""
         now = perf_counter()
+        TOTAL["steps"] += 1
+        TOTAL["samples"] += samples or 0.0
+        TOTAL["compute_s"] += now - self._began if self._began is not None else 0.0
         if self._began is not None and self._forward_ended is not None and self.steps >= COLD_STEPS:
             self._backward_s.append(now - self._forward_ended)
             if samples != 0:

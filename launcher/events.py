@@ -28,14 +28,22 @@ class Started(Event):
 
 @dataclass(frozen=True)
 class Reported(Event):
-    """The script told its progress. `tokens` and `wait_s` (seconds spent waiting for communication) are this rank's own
-    since its last report; `of` is the last step that the script will do, if it knows."""
+    """The script told its progress. `of` is the last step that the script will do, if it knows.
+
+    This rank's own since its last report: `tokens`, `wait_s` (seconds spent waiting for communication), `num_bytes` (of
+    all collectives' messages), `waits` (seconds that its engine slept because of each other rank, by what that is
+    called: "rank 2 (box-7)"), and of attached models `samples` and `compute_s` (seconds of forward and backward).
+    """
 
     step: int
     of: int | None = None
     loss: float | None = None
     tokens: int = 0
     wait_s: float = 0.0
+    num_bytes: int = 0
+    samples: float = 0.0
+    compute_s: float = 0.0
+    waits: dict[str, float] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
 
 

@@ -104,17 +104,34 @@ class _ToLauncher:
 
     def __init__(self, fd: int) -> None:
         self._pipe = os.fdopen(fd, "w", buffering=1, encoding="utf-8")
-        self._waited_s = 0.0
+        self._before: dict[str, float] = {}
         self._planned = False
 
     def report(self, step: int, of: int | None, loss: float | None, tokens: int, values: dict[str, float]) -> None:
-        waited_s = float(collectives.stats()["wait_s"])
+        since = self._since_last(collectives.stats())
         self.send(
-            "Reported", step=step, of=of, loss=loss, tokens=tokens, wait_s=waited_s - self._waited_s, values=values
+            "Reported",
+            step=step,
+            of=of,
+            loss=loss,
+            tokens=tokens,
+            wait_s=since["wait_s"],
+            num_bytes=int(since["bytes"]),
+            samples=since["samples"],
+            compute_s=since["compute_s"],
+            waits={name: seconds for name, seconds in since.items() if name.startswith("rank ") and seconds > 0},
+            values=values,
         )
-        self._waited_s = waited_s
         if not self._planned:
             self.plan()
+
+    def _since_last(self, stats: dict[str, Any]) -> dict[str, float]:
+        """What the counters have gained since the last call; waits are those of the group that waits most."""
+        now: dict[str, float] = {name: value for name, value in stats.items() if name != "waited_for"}
+        now |= max(stats["waited_for"].values(), key=lambda waits: sum(waits.values()), default={})
+        since = {name: value - self._before.get(name, 0.0) for name, value in now.items()}
+        self._before = now
+        return since
 
     def plan(self) -> None:
         """Tell the plan of the default group, once, from rank 0. A group on Gloo has none."""
