@@ -16,7 +16,6 @@ import hashlib
 import itertools
 import logging
 import math
-import socket
 from dataclasses import dataclass, replace
 
 from collectives.engine import mesh, tcp
@@ -29,7 +28,7 @@ from collectives.topology import Host, Pair, Topology
 logger = logging.getLogger(__name__)
 MOST_STREAMS = 16
 MOST_PROBE_S = 60.0
-QUEUE_S = 0.015
+QUEUE_S = 0.008
 _MEASURE = "measure"
 _known: list[Topology] = []
 
@@ -145,7 +144,7 @@ def _from_file(path: str, hosts: list[str]) -> Topology:
 
 
 def _measured(store: mesh.Store, rank: int, hosts: list[str], formed: mesh.Mesh, timeout_s: float) -> Topology:
-    machines = [card.machine for card in formed.cards]
+    machines = [card.way() for card in formed.cards]
     if rank == 0:
         found = next((known.seated(hosts) for known in _known if {*hosts} <= {h.name for h in known.hosts}), None)
         found = found or recall(hosts, machines)
@@ -154,10 +153,7 @@ def _measured(store: mesh.Store, rank: int, hosts: list[str], formed: mesh.Mesh,
     if told != _MEASURE:
         topology = Topology.from_json(told)
     else:
-        first: dict[int, socket.socket] = {}
-        for peer, connection in formed.data:
-            first.setdefault(peer, connection)
-        topology = measure(rank, hosts, first, min(timeout_s, MOST_PROBE_S))
+        topology = measure(rank, hosts, formed.data, min(timeout_s, MOST_PROBE_S))
         if rank == 0:
             _keep(topology, hosts, machines)
     _known.append(topology)

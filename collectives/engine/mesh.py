@@ -58,6 +58,10 @@ class Card:
     def describe(self) -> str:
         return f"rank {self.rank} ({self.host})"
 
+    def way(self) -> str:
+        """What its links are known by: the machine, and the interfaces if it was told which to use."""
+        return f"{self.machine} {','.join(self.addresses)}" if self.interfaces else self.machine
+
 
 @dataclass
 class Mesh:
@@ -79,8 +83,8 @@ def form(
 
     Args:
         timeout_s: seconds for all of it.
-        streams: connections for slices to each peer; if ranks ask for different numbers, the smallest. With several
-            interfaces they are spread over them.
+        streams: connections for slices to each peer; if ranks ask for different numbers, the smallest, but one for each
+            interface of the rank that has most. They are spread over the interfaces.
 
     Raises:
         RendezvousError: a rank did not come, could not be reached, or did not prove the token; names it.
@@ -97,13 +101,13 @@ def form(
             addresses=tuple(addresses),
             interfaces=len(interfaces),
             port=server.getsockname()[1],
-            streams=max(streams, len(interfaces)),
+            streams=streams,
             log=options.log,
         )
         store.set(f"card/{rank}", json.dumps(asdict(card)))
         token = _agree_on_token(store, rank, options)
         cards = [_read_card(store, other, size) for other in range(size)]
-        streams = min(card.streams for card in cards)
+        streams = max(min(card.streams for card in cards), *(card.interfaces for card in cards))
         acceptor = _Acceptor(server, store, group, epoch, token, _expected(range(rank + 1, size), streams), deadline)
         made: dict[tuple[int, int], socket.socket] = {}
         try:

@@ -18,7 +18,7 @@ from collectives.errors import RendezvousError
 # closed window, too, and a peer that does something else for a while and reads nothing is well.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 5, 2, 4
 SHORT_WAY_US = 2000
-LEAST_UNDER_WAY, MOST_KEPT_SHORT = 64 * 1024, 128 * 1024
+LEAST_UNDER_WAY, MOST_KEPT_SHORT = 16 * 1024, 64 * 1024
 _SO_MAX_PACING_RATE, _SO_NETNS_COOKIE = 47, 71
 _RTT_AT, _ACKNOWLEDGED_AT, _BUSY_AT = 68, 120, 168  # in struct tcp_info of linux/tcp.h, which only grows at its end
 USER_TIMEOUT_MS = 1000 * (KEEPALIVE_IDLE_S + KEEPALIVE_INTERVAL_S * KEEPALIVE_PROBES)

@@ -81,13 +81,13 @@ def probe() -> tuple[Topology, float]:
     try:
         hosts = mesh.host_names(formed.cards)
         started = time.perf_counter()
-        topology = measure(rank, hosts, dict(formed.data), TIMEOUT_S)
+        topology = measure(rank, hosts, formed.data, TIMEOUT_S)
         took_s = time.perf_counter() - started
     finally:
         formed.close()
     if rank == 0 and len(topology.hosts) > 1:
         try:
-            remember(topology, hosts, [card.machine for card in formed.cards])
+            remember(topology, hosts, [card.way() for card in formed.cards])
         except OSError as error:
             logger.warning("the measured links cannot be remembered: %s", error)
     return topology, took_s

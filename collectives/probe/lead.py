@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -43,10 +44,19 @@ class Lead:
         names: what to call each host in errors.
         to: the connection to each other host's lead, by the host's position.
         deadline: when to give up on partners; time.monotonic, seconds.
+        beside: further connections to them, over other interfaces; a flow takes all there are at once.
     """
 
-    def __init__(self, index: int, names: Sequence[str], to: Mapping[int, socket.socket], deadline: float) -> None:
+    def __init__(
+        self,
+        index: int,
+        names: Sequence[str],
+        to: Mapping[int, socket.socket],
+        deadline: float,
+        beside: Mapping[int, Sequence[socket.socket]] = MappingProxyType({}),
+    ) -> None:
         self.index, self.names, self.to, self.deadline = index, names, to, deadline
+        self._ways = {other: [connection, *beside.get(other, ())] for other, connection in to.items()}
         self._problems: list[str] = []
 
     def carry_out(self, order: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,20 +105,21 @@ class Lead:
         if not out and not into:
             return {}
         got = {}
-        with ThreadPoolExecutor(len(out) + len(into)) as pool:
-            sending = {target: pool.submit(self._send, target, seconds) for target in out}
-            receiving = {source: pool.submit(self._receive, source, seconds) for source in into}
+        with ThreadPoolExecutor(sum(len(self._ways[other]) for other in (*out, *into))) as pool:
+            sending = {to: [pool.submit(self._send, way, seconds) for way in self._ways[to]] for to in out}
+            receiving = {of: [pool.submit(self._receive, way, seconds) for way in self._ways[of]] for of in into}
             for target, sent in sending.items():
-                with self._noting(target):
-                    sent.result()
+                for each in sent:
+                    with self._noting(target):
+                        each.result()
             for source, received in receiving.items():
                 with self._noting(source):
-                    got[f"{source} {self.index}"] = received.result()
+                    got[f"{source} {self.index}"] = sum(each.result() for each in received)
         return got
 
-    def _send(self, target: int, seconds: float) -> None:
+    def _send(self, connection: socket.socket, seconds: float) -> None:
         """Blocks until the time is over; the first byte of a block says whether it is the last."""
-        connection, until = self.to[target], time.perf_counter() + seconds
+        until = time.perf_counter() + seconds
         connection.setsockopt(socket.IPPROTO_TCP, NOTSENT_LOWAT, UNSENT_BYTES)
         more, last = bytes(BLOCK_BYTES), b"\1" + bytes(BLOCK_BYTES - 1)
         is_last = False
@@ -117,9 +128,9 @@ class Lead:
             self._be_patient(connection)
             connection.sendall(last if is_last else more)
 
-    def _receive(self, source: int, seconds: float) -> float:
+    def _receive(self, connection: socket.socket, seconds: float) -> float:
         """Bytes per second of the part that counts; of the whole flow if hardly any of it is left to count."""
-        connection, block = self.to[source], memoryview(bytearray(BLOCK_BYTES))
+        block = memoryview(bytearray(BLOCK_BYTES))
         total, begin_bytes, now = 0, 0, 0.0
         first: float | None = None
         begin: float | None = None

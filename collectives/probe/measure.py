@@ -47,14 +47,17 @@ _FRAME_LIMIT = 64 * 1024 * 1024
 
 
 def measure(
-    rank: int, hosts: Sequence[str], connections: Mapping[int, socket.socket], timeout_s: float = DEFAULT_TIMEOUT_S
+    rank: int,
+    hosts: Sequence[str],
+    streams: Sequence[tuple[int, socket.socket]],
+    timeout_s: float = DEFAULT_TIMEOUT_S,
 ) -> Topology:
     """Measure the links between hosts; all ranks of a group call it together.
 
     Args:
         hosts: the host's name of each rank.
-        connections: an idle TCP connection to each other rank. They are idle and as they were afterwards; after an
-            error they are of no use.
+        streams: (rank, idle TCP connection), one or more for each other rank; several go over several interfaces, and
+            flows use them at once. They are idle and as they were afterwards; after an error they are of no use.
         timeout_s: seconds for all of it.
 
     Returns:
@@ -66,7 +69,12 @@ def measure(
     plain = Topology.from_hosts(hosts)
     leads = [host.ranks[0] for host in plain.hosts]
     names = [f"rank {host.ranks[0]} ({host.name})" for host in plain.hosts]
-    before = [(each, each.gettimeout(), _unsent_bytes(each)) for each in connections.values()]
+    before = [(each, each.gettimeout(), _unsent_bytes(each)) for _, each in streams]
+    connections: dict[int, socket.socket] = {}
+    beside: dict[int, list[socket.socket]] = {}
+    for peer, connection in streams:
+        if connections.setdefault(peer, connection) is not connection and peer in leads:
+            beside.setdefault(leads.index(peer), []).append(connection)
     # First rank 0 gives up on what it measures itself, so that it takes no answer for a part of that; then the other
     # leads, which answer; then rank 0 on answers, and everybody hears the same from it before the time is over.
     deadline, step_s = time.monotonic() + timeout_s, min(LONGEST_STEP_S, timeout_s / 9)
@@ -74,7 +82,7 @@ def measure(
     try:
         if rank in leads:
             to = {index: connections[lead] for index, lead in enumerate(leads) if lead != rank}
-            own = Lead(leads.index(rank), names, to, give_up_at)
+            own = Lead(leads.index(rank), names, to, give_up_at, beside)
             if rank == 0:
                 return _Conductor(hosts, own, connections, deadline - step_s).conduct()
             _follow(own, deadline)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from collectives.engine import mesh
+from collectives.engine import mesh, tcp
 from collectives.engine.tcp import receive_frame, send_frame
 from collectives.errors import RendezvousError
 from collectives.options import Options
@@ -52,7 +52,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def measured(hosts: Sequence[str], connections: Sequence[Connections]) -> list[Topology]:
-    return on_all(len(hosts), lambda rank: measure(rank, hosts, connections[rank], 20.0))
+    return on_all(len(hosts), lambda rank: measure(rank, hosts, [*connections[rank].items()], 20.0))
 
 
 HOSTS = {
@@ -110,6 +110,23 @@ def test_it_can_be_done_again_on_the_same_connections() -> None:
         check_idle_and_usable(connections)
 
 
+def test_several_connections_to_a_host_are_measured_at_once() -> None:
+    """As there are where a host has several interfaces: each carries a part of every flow."""
+    store = MemoryStore()
+    formed = on_all(2, lambda rank: mesh.form(store, rank, 2, "test", 0, Options(host="ab"[rank]), 20.0, streams=3))
+    try:
+        topologies = on_all(2, lambda rank: measure(rank, "ab", formed[rank].data, 20.0))
+        assert topologies[0] == topologies[1]
+        for each in formed:
+            assert len(each.data) == 3
+            assert all(tcp.sent_so_far(connection)[0] >= BLOCK_BYTES for _, connection in each.data)
+        for stream in range(3):
+            check_idle_and_usable([{1 - rank: formed[rank].data[stream][1]} for rank in range(2)])
+    finally:
+        for each in formed:
+            each.close()
+
+
 # ---- ranks that fail -----------------------------------------------------------------------------------------------
 
 
@@ -120,7 +137,7 @@ def failing(hosts: Sequence[str], instead: dict[int, Callable[[Connections], obj
 
         def act(rank: int) -> object:
             try:
-                return instead.get(rank, lambda own: measure(rank, hosts, own, timeout_s))(connections[rank])
+                return instead.get(rank, lambda own: measure(rank, hosts, [*own.items()], timeout_s))(connections[rank])
             except RendezvousError:
                 assert time.monotonic() - started < timeout_s + 0.5
                 for connection in connections[rank].values():  # as its group would
@@ -209,7 +226,7 @@ def test_a_connection_between_two_others_that_is_cut_is_told_by_both() -> None:
     with meshes("abcd") as connections:
         connections[1][3].shutdown(socket.SHUT_RDWR)
         started = time.monotonic()
-        errors = errors_of(4, lambda rank: measure(rank, "abcd", connections[rank], 20.0))
+        errors = errors_of(4, lambda rank: measure(rank, "abcd", [*connections[rank].items()], 20.0))
         assert time.monotonic() - started < 5
     assert len({str(error) for error in errors}) == 1
     assert "rank 1 (b) lost rank 3 (d): " in str(errors[0])
@@ -224,7 +241,7 @@ def test_an_answer_that_is_none_is_told() -> None:
 
     with meshes("ab") as connections:
         errors = errors_of(
-            2, lambda rank: measure(0, "ab", connections[0], 5.0) if rank == 0 else babble(connections[1])
+            2, lambda rank: measure(0, "ab", [*connections[0].items()], 5.0) if rank == 0 else babble(connections[1])
         )
     assert str(errors[0]) == (
         "measuring links: rank 1 (b) does not answer: got b'GET / HTTP' where a message was expected"
@@ -237,7 +254,7 @@ def test_a_mistake_of_the_conductor_reaches_all(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(measuring, "infer", wrong)
     with meshes("abb") as connections:
-        errors = errors_of(3, lambda rank: measure(rank, "abb", connections[rank], 20.0))
+        errors = errors_of(3, lambda rank: measure(rank, "abb", [*connections[rank].items()], 20.0))
     assert isinstance(errors[0], ZeroDivisionError)
     assert {str(error) for error in errors[1:]} == {"rank 0 (a): ZeroDivisionError('a test')"}
 
@@ -252,7 +269,7 @@ def rate_of(send: Callable[[socket.socket], object], seconds: float) -> float:
         sender = threading.Thread(target=send, args=(theirs,))
         sender.start()
         try:
-            return Lead(0, ["a", "b"], {1: ours}, time.monotonic() + 10)._receive(1, seconds)
+            return Lead(0, ["a", "b"], {1: ours}, time.monotonic() + 10)._receive(ours, seconds)
         finally:
             sender.join()
 
