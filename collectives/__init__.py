@@ -37,6 +37,7 @@ from collectives.version import __version__
 if TYPE_CHECKING:
     import torch
 
+    from collectives.batch import Shares
     from collectives.buckets import bucket_mb
     from collectives.ddp import attach, set_weight
     from collectives.drop_in import install, uninstall
@@ -53,6 +54,7 @@ __all__ = [
     "plan",
     "Sampler",
     "set_weight",
+    "Shares",
     "stats",
     "uninstall",
     "warm_up",
@@ -154,6 +156,7 @@ _BRING_TORCH = {
     "local_batch": "sampler",
     "Sampler": "sampler",
     "set_weight": "ddp",
+    "Shares": "batch",
     "uninstall": "drop_in",
 }
 

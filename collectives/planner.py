@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -134,7 +134,12 @@ class Plan:
         return cost(self.topology, self.forest).seconds(round(self.num_bytes / ratio))
 
     def summary(self) -> dict[str, Any]:
-        """For JSON: the same in short."""
+        """For JSON: the same in short.
+
+        `links` are those that the message crosses: `bytes_per_s` by the topology, and `busy_s`, the seconds that the
+        message keeps each of them busy. `shares` are those of the trees, the largest first.
+        """
+        busy = cost(self.topology, self.forest).busy_s_per_byte
         return {
             "collective": self.collective,
             "num_bytes": self.num_bytes,
@@ -149,6 +154,18 @@ class Plan:
             "bound_s": self.bound_s,
             "bottleneck": self.bottleneck,
             "options": dict(self.options),
+            "shares": [
+                {"root": tree.root, "share": share}
+                for tree, share in sorted(
+                    zip(self.forest.trees, self.forest.shares, strict=True), key=lambda tree: -tree[1]
+                )
+            ],
+            "topology": {part: rows for part, rows in asdict(self.topology).items() if rows},
+            "links": [
+                {**link._asdict(), "busy_s": each * self.num_bytes}
+                for link, each in zip(self.topology.links, busy, strict=True)
+                if each
+            ],
             "fingerprint": self.fingerprint(),
         }
 

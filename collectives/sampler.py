@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.utils.data
 
+from collectives.batch import Shares, exchange_speeds
 from collectives.batch_shares import share_out
 from collectives.c10d import dist
-from collectives.ddp import measured_samples_per_s
 from collectives.errors import UsageError
 
 SEEDS_APART = 1_000_003  # of two epochs, so that neighbouring seeds share no order
@@ -33,16 +33,8 @@ def local_batch(global_batch: int, group: Any = None) -> int:
     """
     chosen = dist.group.WORLD if group is None else group
     rank: int = dist.get_rank(chosen)
-    return share_out(global_batch, exchange_speeds(chosen))[rank]
-
-
-def exchange_speeds(group: Any) -> list[float]:
-    """Each rank's samples per second, or 1.0 for all if any has not measured its own."""
-    own = torch.tensor([measured_samples_per_s() or 0.0], dtype=torch.float64)
-    speeds = [torch.zeros_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(speeds, own, group=group)
-    found = [float(speed) for speed in speeds]
-    return found if min(found) > 0 else [1.0] * len(found)
+    equal = [1.0] * dist.get_world_size(chosen)
+    return share_out(global_batch, exchange_speeds(chosen) or equal)[rank]
 
 
 class Sampler(torch.utils.data.Sampler[list[int]]):
@@ -57,9 +49,14 @@ class Sampler(torch.utils.data.Sampler[list[int]]):
                 ...
             sampler.balance()
 
-    Shares are equal until `balance` is called. The order of the samples depends on seed and epoch alone, so global
-    batches hold the same samples whatever the number of ranks and their shares. The last global batch is as small as
-    what is left; if that is less than one sample for each rank, it is left out.
+    Shares are equal until `balance` is called, or follow the speeds while it runs, as `collectives.Shares` says, with
+    `rebalance=True`. The order of the samples depends on seed and epoch alone, so global batches hold the same samples
+    whatever the number of ranks and their shares. The last global batch is as small as what is left; if that is less
+    than one sample for each rank, it is left out.
+
+    `state_dict` has the place in the data, in samples, so a run may go on with another number of ranks or another
+    global batch: what is left of the epoch comes in the next pass. It counts batches that were drawn. The workers of a
+    DataLoader draw ahead; there, say where to go on by `seek(batches)`.
 
     Args:
         num_samples: size of the data set.
@@ -67,50 +64,97 @@ class Sampler(torch.utils.data.Sampler[list[int]]):
         shuffle: False keeps the order of the data set.
         seed: of the order; the same on all ranks.
         group: a process group; None takes the default one.
+        rebalance: whether shares follow the speeds while it runs. All ranks then draw their batches in the same order
+            with their other collectives, as they do when they run the same loop.
 
     Raises:
         UsageError: fewer samples in a batch than ranks.
     """
 
     def __init__(
-        self, num_samples: int, global_batch: int, shuffle: bool = True, seed: int = 0, group: Any = None
+        self,
+        num_samples: int,
+        global_batch: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        group: Any = None,
+        rebalance: bool = False,
     ) -> None:
         self._group = dist.group.WORLD if group is None else group
-        self._rank: int = dist.get_rank(self._group)
         self._size: int = dist.get_world_size(self._group)
         self._num_samples, self._global_batch = num_samples, global_batch
         self._shuffle, self._seed, self._epoch = shuffle, seed, 0
-        self._speeds: Sequence[float] = [1.0] * self._size
+        self._drawn = 0  # samples of this epoch, by all ranks
+        self._resumed = False
         if num_samples < 0:
             raise UsageError(f"Sampler got num_samples={num_samples}; wanted the size of the data set")
-        share_out(global_batch, self._speeds)
+        self._shares = Shares(global_batch, rebalance, group)
 
     def balance(self) -> list[int]:
-        """Take shares by the speeds measured so far, from the next pass over the data on. All ranks call it.
+        """Take shares by the speeds measured so far, if all ranks have, from the next batch on. All ranks call it.
 
         Returns:
             The samples of each rank in a full batch.
         """
-        self._speeds = exchange_speeds(self._group)
-        return share_out(self._global_batch, self._speeds)
+        speeds = exchange_speeds(self._group)
+        if speeds is not None:
+            self._shares.take(speeds)
+        return list(self._shares.each)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass over the data. The same on all ranks."""
-        self._epoch = epoch
+        if epoch != self._epoch:
+            self._epoch, self._drawn, self._resumed = epoch, 0, False
+
+    def seek(self, batches: int) -> None:
+        """Go on after this many global batches, counted from the start of epoch 0; sets the epoch, too.
+
+        Raises:
+            UsageError: less than 0, or the data set has no batch.
+        """
+        a_pass = len(self._batches(0))
+        if batches < 0 or a_pass == 0:
+            raise UsageError(f"seek got {batches} batches; wanted 0 or more, in a data set that has some ({a_pass})")
+        self._epoch = batches // a_pass
+        self._drawn, self._resumed = batches % a_pass * self._global_batch, True
+
+    @property
+    def epoch(self) -> int:
+        """The pass over the data that is under way, or comes next."""
+        return self._epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Place in the data and shares; the same on all ranks."""
+        return {"epoch": self._epoch, "drawn": self._drawn, "seed": self._seed, "shares": self._shares.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the state was taken; the next pass has what was left of its epoch.
+
+        Raises:
+            UsageError: the state is of another seed, whose order is another.
+        """
+        if state["seed"] != self._seed:
+            raise UsageError(f"load_state_dict: the state is of seed {state['seed']}; this sampler has {self._seed}")
+        self._epoch, self._drawn, self._resumed = state["epoch"], state["drawn"], True
+        self._shares.load_state_dict(state["shares"])
 
     def __iter__(self) -> Iterator[list[int]]:
+        first = self._drawn if self._resumed else 0
         order = list(range(self._num_samples))
         if self._shuffle:
             generator = torch.Generator().manual_seed(self._seed + SEEDS_APART * self._epoch)
             order = torch.randperm(self._num_samples, generator=generator).tolist()
-        speeds = self._speeds
-        for batch in range(len(self)):
-            whole = order[batch * self._global_batch : (batch + 1) * self._global_batch]
-            shares = share_out(len(whole), speeds)
-            first = sum(shares[: self._rank])
-            yield whole[first : first + shares[self._rank]]
+        self._resumed = False
+        for begin in self._batches(first):
+            whole = order[begin : begin + self._global_batch]
+            self._drawn = begin + len(whole)
+            self._shares.next()
+            yield whole[self._shares.part_of(len(whole))]
 
     def __len__(self) -> int:
-        """Global batches in an epoch."""
-        full, left = divmod(self._num_samples, self._global_batch)
-        return full + (left >= self._size)
+        """Global batches in the next pass: those of an epoch, or those that are left of it after a restart."""
+        return len(self._batches(self._drawn if self._resumed else 0))
+
+    def _batches(self, first: int) -> range:
+        """Where each global batch begins, from sample `first` of the epoch on."""
+        return range(first, max(first, self._num_samples - self._size + 1), self._global_batch)

@@ -27,23 +27,29 @@ from pathlib import Path
 
 import psutil
 
+from collectives.version import __version__
 from launcher.events import Event, Exited, Logged, Started, from_script
 from launcher.progress import REPORT_FD
 from launcher.worker import PARENT
 
 MASTER_PORTS = range(20000, 30000)
 """Below the range that the kernel hands out by itself, so that a port found free stays free until rank 0 takes it."""
+VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES")
+
+
+INTERFACE, TOPOLOGY = "NARROWGAUGE_INTERFACE", "NARROWGAUGE_TOPOLOGY"
 
 
 @dataclass(frozen=True)
 class Order:
-    """What to start: one rank's entrypoint with arguments, environment, working directory and log."""
+    """What to start: one rank's entrypoint with arguments, environment, working directory and log. Without a `cwd` it
+    is the agent's own."""
 
     rank: int
     entrypoint: str
     args: tuple[str, ...]
     env: dict[str, str]
-    cwd: str
+    cwd: str | None
     log: Path
     address: str
 
@@ -55,6 +61,10 @@ class Agent:
         self._events: queue.Queue[Event] = queue.Queue()
         self._process: subprocess.Popen[bytes] | None = None
 
+    def version(self) -> str:
+        """Of narrowgauge, on this node."""
+        return __version__
+
     def free_port(self, address: str) -> int:
         """A TCP port that rank 0 can listen on at `address`."""
         for port in random.sample(MASTER_PORTS, 200):
@@ -62,6 +72,10 @@ class Agent:
                 probe.bind((address, port))
                 return port
         raise OSError(f"no free port at {address} among 200 tried of {MASTER_PORTS.start} to {MASTER_PORTS.stop - 1}")
+
+    def devices(self) -> dict[str, str]:
+        """The variables by which Ray gave this agent its accelerator, such as CUDA_VISIBLE_DEVICES."""
+        return {name: os.environ[name] for name in VISIBLE_DEVICES if os.environ.get(name)}
 
     def warm_up(self) -> float:
         """Compile the engine into this node's cache, if it isn't there; seconds that took.
@@ -115,12 +129,12 @@ class Agent:
             running.set_exception(
                 RuntimeError(
                     f"cannot start rank {order.rank} on {socket.gethostname()} ({order.address}), in the folder "
-                    f"{order.cwd} with the log {order.log}: {error}"
+                    f"{order.cwd or os.getcwd()} with the log {order.log}: {error}"
                 )
             )
             return
         self._process = process
-        self._events.put(Started(order.rank, time.time(), process.pid, str(output.log)))
+        self._events.put(Started(order.rank, time.time(), process.pid, str(output.log), network(order).get(INTERFACE)))
         reports = threading.Thread(target=self._read_reports, args=(order.rank, report_read), daemon=True)
         reports.start()
         running.set_result(None)
@@ -196,14 +210,31 @@ class _Output:
 
 def _environment(order: Order, log: Path, report_fd: int) -> dict[str, str]:
     own = {REPORT_FD: str(report_fd), PARENT: str(os.getpid()), "NARROWGAUGE_LOG": str(log)}
-    interface = _interface(order.address)
-    network = {"GLOO_SOCKET_IFNAME": interface, "NARROWGAUGE_INTERFACE": interface} if interface else {}
-    return {**os.environ, **network, **order.env, **own}
+    return {**os.environ, **order.env, **network(order), **_topology(order), **own}
 
 
-def _interface(address: str) -> str | None:
-    """The network interface that has this address, so that no library takes 127.0.1.1 from a hosts file instead."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(found.address == address for found in addresses):
-            return name
-    return None
+def network(order: Order) -> dict[str, str]:
+    """The variables that name the network interface: the job's choice, or the one that has the node's address, so that
+    no library takes 127.0.1.1 from a hosts file instead.
+
+    Raises:
+        OSError: no interface has that address.
+    """
+    chosen = order.env.get(INTERFACE)
+    if chosen is not None:
+        return {"GLOO_SOCKET_IFNAME": order.env.get("GLOO_SOCKET_IFNAME", chosen.split(",")[0]), INTERFACE: chosen}
+    known = {found.address: name for name, addresses in psutil.net_if_addrs().items() for found in reversed(addresses)}
+    if order.address not in known:
+        have = ", ".join(sorted(f"{name} {address}" for address, name in known.items() if ":" not in address))
+        raise OSError(
+            f"no network interface here has the address {order.address} by which Ray knows this node, only {have}; "
+            "start Ray with `--node-ip-address=` one of them, or name the interface in the job's collectives.interface"
+        )
+    name = known[order.address]
+    return {"GLOO_SOCKET_IFNAME": order.env.get("GLOO_SOCKET_IFNAME", name), INTERFACE: name}
+
+
+def _topology(order: Order) -> dict[str, str]:
+    """The topology's path from where the worker starts, which a script may leave."""
+    path = order.env.get(TOPOLOGY)
+    return {TOPOLOGY: str(Path(order.cwd or ".", path).resolve())} if path else {}

@@ -18,7 +18,7 @@ from collectives.bench import command, limit
 from collectives.bench.report import Report
 from launcher import progress
 from launcher.job import Job
-from launcher.run import run
+from launcher.remote import carry_out
 from launcher.view import open_view, tell_end
 
 NOTE = "bench"
@@ -91,6 +91,6 @@ def _as_job(job: Job, options: argparse.Namespace) -> Job:
 def _run(job: Job, out: TextIO) -> dict[str, Any]:
     view = open_view(out)
     try:
-        return run(job, view)
+        return carry_out(job, view)
     finally:
         view.close()

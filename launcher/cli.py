@@ -14,10 +14,11 @@ try:
     import typer
 
     from collectives import NarrowgaugeError, __version__
-    from launcher import config
-    from launcher.errors import ConfigError, LauncherError
+    from launcher import config, farm_commands, run_commands
+    from launcher.errors import ConfigError, LauncherError, PackingError, ReportError, RunError
     from launcher.job import Job
     from launcher.lab.commands import app as lab
+    from launcher.resume import find as find_run
     from launcher.streams import lasting
 except KeyboardInterrupt:  # a Ctrl-C before there is anything to stop
     sys.exit(130)
@@ -31,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(lab, name="lab")
+farm_commands.add_to(app)
+run_commands.add_to(app)
 
 
 def _tell_version(wanted: bool) -> None:
@@ -57,16 +60,30 @@ def submit(
     ] = [],  # noqa: B006 - typer copies it
     logs: Annotated[bool, typer.Option("--logs", help="Show what the workers print, as they print it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Only the summary on stdout, as JSON.")] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Go on from the newest checkpoint of this run: its folder, or its name."),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Hand it to the cluster and return; only the run's name on stdout.")
+    ] = False,
 ) -> None:
-    """Run a job and wait for its end."""
+    """Run a job and wait for its end.
+
+    On a cluster, Ctrl-C stops the run, once more leaves it to itself, and it goes on if the terminal is closed.
+    """
     job = config.load(file, overrides)
-    from launcher.run import run  # after the check: a mistake in the file shouldn't wait for Ray's import
+    resumed = find_run(resume, job) if resume is not None else None
+    from launcher.remote import carry_out  # after the check: a mistake in the file shouldn't wait for Ray's import
     from launcher.view import open_view, tell_end
 
+    if detach:
+        run_commands.hand_over(job, resumed)
+        return
     progress = sys.stderr if as_json else sys.stdout
     view = open_view(progress)
     try:
-        summary = run(job, view, follow_logs=logs)
+        summary = carry_out(job, view, follow_logs=logs, resumed=resumed)
     finally:
         view.close()
     tell_end(summary, progress)
@@ -122,6 +139,28 @@ def probe(
 
 
 @app.command()
+def report(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="RUN_FOLDER", help="A run's folder, such as runs/x-...")
+    ] = None,
+    grafana: Annotated[bool, typer.Option("--grafana", help="Print a Grafana dashboard for all runs instead.")] = False,
+) -> None:
+    """Make a page about a run, report.html in its folder: while it runs, after its end, or after a crash."""
+    from launcher import report as page
+
+    if grafana == (folder is not None):
+        print(
+            "launcher report: wanted either a run's folder or --grafana; see `launcher report --help`", file=sys.stderr
+        )
+        raise typer.Exit(2)
+    try:
+        print(page.grafana() if folder is None else page.write(folder))
+    except (ReportError, OSError) as error:
+        print(f"launcher report: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+@app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="The checks as JSON.")] = False) -> None:
     """Check this machine: versions, network, shared memory, the engine, and an all-reduce of two processes."""
     from launcher.doctor import examine, told
@@ -151,6 +190,9 @@ def main() -> None:
         sys.exit(EXIT["stopped"])
     except ConfigError as error:
         print(error, file=sys.stderr)
+        sys.exit(2)
+    except (PackingError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except LauncherError as error:
         print(f"error: {error}", file=sys.stderr)

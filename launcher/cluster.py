@@ -8,7 +8,7 @@
 Each actor always has one `next_events` call open. It comes back when something happens, and it fails as soon as the
 actor or its node is gone, so events and deaths arrive by the same way and nothing is polled.
 
-This is the only file that imports ray.
+Only this file, `ray_metrics.py`, and `jobs.py`, which reaches a cluster from outside, import ray.
 """
 
 from __future__ import annotations
@@ -28,19 +28,23 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from collectives.version import __version__
 from launcher.agent import Agent, Order
 from launcher.errors import ClusterError
 from launcher.events import Event, Lost
 from launcher.job import Job
+from launcher.look import TIMEOUT_S as LOOK_S
+from launcher.look import look
 from launcher.placement import Node, Seat
 
 ROOM_TIMEOUT_S = 60.0
 """How long to wait until a cluster gives the CPUs that it has."""
 KNOCK_TIMEOUT_S = 5.0
+LOOK_TIMEOUT_S = LOOK_S + 30.0
 EVENTS_TIMEOUT_S = 60.0
 SLOW_S = 3.0
 """An engine that was compiled before is loaded in less."""
@@ -110,10 +114,32 @@ class Cluster:
                 name=found["NodeManagerHostname"],
                 address="127.0.0.1" if self.own else found["NodeManagerAddress"],
                 cpus=int(found["Resources"]["CPU"]),
+                memory_bytes=int(found["Resources"].get("memory", 1)),
+                accelerator=next((name for name in ("GPU", "NPU") if found["Resources"].get(name)), None),
             )
             for found in ray.nodes()  # type: ignore[no-untyped-call]
             if found["Alive"] and found["Resources"].get("CPU", 0) >= 1
         ]
+
+    def look(self, worker_cpus: int, measure: bool) -> list[str]:
+        """What each node has, as `launcher.look` tells it in JSON, looked at by all of them at once.
+
+        Raises:
+            ClusterError: a node could not be looked at.
+        """
+        task = ray.remote(look)
+        calls = [
+            task.options(num_cpus=0, label_selector={"ray.io/node-id": node.id}).remote(
+                node.address, node.cpus, worker_cpus, measure
+            )
+            for node in self.nodes()
+        ]
+        try:
+            return list(ray.get(calls, timeout=LOOK_TIMEOUT_S))
+        except RayTaskError as error:
+            raise ClusterError(str(error.cause)) from error
+        except RayError as error:  # a node that went away, or no answer in time
+            raise ClusterError(f"not every node could be looked at: {error}") from error
 
     def hire(self, seats: Sequence[Seat]) -> Gang:
         """Reserve a bundle for each seat, on its node, and put an agent there.
@@ -121,7 +147,7 @@ class Cluster:
         Raises:
             ClusterError: the CPUs were not free in time.
         """
-        self._gang = Gang(seats, self._job.workers.cpus)
+        self._gang = Gang(seats, self._job.workers.cpus, self._job.workers.per == "gpu")
         self._gang.hire()
         return self._gang
 
@@ -132,7 +158,7 @@ def _knock(address: str) -> None:
     Raises:
         OSError: nobody does.
     """
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    host, colon, port = address.rpartition(":")
     if colon:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_TIMEOUT_S):
             pass
@@ -141,16 +167,23 @@ def _knock(address: str) -> None:
 class Gang:
     """The agents of one run, one for each rank."""
 
-    def __init__(self, seats: Sequence[Seat], cpus: int) -> None:
+    def __init__(self, seats: Sequence[Seat], cpus: int, accelerated: bool = False) -> None:
         self._seats = seats
         self._cpus = cpus
+        self._accelerated = accelerated
         self._room: Any = None
         self._agents: list[Any] = []
         self._open: dict[Any, int] = {}
 
     def hire(self) -> None:
+        bare = next((seat.node for seat in self._seats if self._accelerated and not seat.node.accelerator), None)
+        if bare is not None:
+            raise ClusterError(
+                f"workers.per is gpu, and {bare.name} ({bare.address}) has no accelerator that Ray knows of; see "
+                "`launcher inventory`, or set workers.per to cpu"
+            )
         self._room = placement_group(
-            [{"CPU": self._cpus} for _ in self._seats],
+            [{"CPU": self._cpus, **self._accelerator(seat)} for seat in self._seats],
             strategy="PACK",
             bundle_label_selector=[{"ray.io/node-id": seat.node.id} for seat in self._seats],
         )
@@ -164,6 +197,8 @@ class Gang:
         self._agents = [
             actor.options(
                 num_cpus=self._cpus,
+                num_gpus=self._accelerator(seat).get("GPU", 0),
+                resources={name: count for name, count in self._accelerator(seat).items() if name != "GPU"},
                 max_concurrency=4,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     self._room, placement_group_bundle_index=seat.rank
@@ -171,6 +206,35 @@ class Gang:
             ).remote()
             for seat in self._seats
         ]
+
+    def _accelerator(self, seat: Seat) -> dict[str, int]:
+        return {seat.node.accelerator: 1} if self._accelerated and seat.node.accelerator else {}
+
+    def devices(self) -> list[dict[str, str]]:
+        """For each rank the variables that show it the accelerators of all ranks of its node, as under torchrun: the
+        local rank counts them."""
+        if not self._accelerated:
+            return [{} for _ in self._seats]
+        own = self._all([agent.devices.remote() for agent in self._agents])
+        shown = []
+        for seat in self._seats:
+            mates = [devices for mate, devices in zip(self._seats, own, strict=True) if mate.node.id == seat.node.id]
+            shown.append({name: ",".join(mate[name] for mate in mates if name in mate) for name in own[seat.rank]})
+        return shown
+
+    def check_versions(self) -> None:
+        """See that every node has the narrowgauge that this process has.
+
+        Raises:
+            ClusterError: one hasn't.
+        """
+        found = self._all([agent.version.remote() for agent in self._agents])
+        for seat, version in zip(self._seats, found, strict=True):
+            if version != __version__:
+                raise ClusterError(
+                    f"{seat.node.name} ({seat.node.address}) has narrowgauge {version}, this node has {__version__}; "
+                    "install the same version in the environment that Ray runs in, on every node"
+                )
 
     def free_port(self) -> int:
         """A port on rank 0's node."""
@@ -208,6 +272,7 @@ class Gang:
                 ray.kill(agent)
         if self._room is not None:
             remove_placement_group(self._room)
+        self._agents, self._room = [], None
 
     def _ask(self, rank: int) -> None:
         self._open[self._agents[rank].next_events.remote(EVENTS_TIMEOUT_S)] = rank
@@ -232,4 +297,10 @@ class Gang:
         except RayTaskError as error:
             raise ClusterError(str(error.cause)) from error
         except (RayActorError, GetTimeoutError) as error:
+            if "No module named 'launcher" in str(error) or "No module named 'collectives" in str(error):
+                raise ClusterError(
+                    "a node has no narrowgauge, so no worker can be started there: install version "
+                    f"{__version__} in the environment that Ray runs in, on every node; "
+                    + ", ".join(sorted({f"{seat.node.name} ({seat.node.address})" for seat in self._seats}))
+                ) from error
             raise ClusterError(f"an agent could not start: {error}") from error

@@ -1,4 +1,4 @@
-"""From a job file to a `Job`, from a lab file to a `LabFile`, or one clear error with its line.
+"""From a job, lab or inventory file to a `Job`, `LabFile` or `Inventory`, or one clear error with its line.
 
 Reading goes text -> YAML nodes -> plain values and the mark of each -> the model. Marks are kept apart from values,
 keyed by the same path that pydantic reports ("workers", "count"), so that every mistake can be shown with its line.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.machinery
+import json
 import os
 import sys
 import tempfile
@@ -24,9 +25,13 @@ import psutil
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from collectives.errors import PlanError
+from collectives.topology import Topology
+from launcher import inventory
 from launcher.errors import ConfigError, Place
+from launcher.inventory import Inventory
 from launcher.job import Job, described, is_file
-from launcher.lab.file import LabFile, contradictions
+from launcher.lab.file import Contradiction, LabFile, contradictions
 
 WORKERS_PER_CORE = 4
 MEMORY_PER_WORKER_BYTES = 512 * 1024**2
@@ -44,18 +49,19 @@ class Machine:
         return cls(cores=len(os.sched_getaffinity(0)), memory_bytes=psutil.virtual_memory().available)
 
 
-def load(path: Path, overrides: Sequence[str] = (), machine: Machine | None = None) -> Job:
+def load(path: Path, overrides: Sequence[str] = (), machine: Machine | None = None, *, elsewhere: bool = False) -> Job:
     """Read a job file, apply `key.key=value` overrides, and check it against this machine.
 
     Args:
         path: YAML file.
         overrides: as given to `--set`; the value is YAML.
         machine: what the workers must fit on if the cluster is local; None measures this machine.
+        elsewhere: the job is only looked at, for other machines than this one.
 
     Raises:
         ConfigError: the file can't be read, isn't YAML, says something that `Job` has no place for, points to a script
-            or a function that isn't there or to a folder that can't be made, or asks for more than the machine has. The
-            first mistake in the file is the one told.
+            or a function that isn't there or to a folder that can't be made, wants a package that isn't installed, or
+            asks for more than the machine has. The first mistake in the file is the one told.
     """
     document = _read(path)
     for override in overrides:
@@ -65,10 +71,28 @@ def load(path: Path, overrides: Sequence[str] = (), machine: Machine | None = No
     except ValidationError as error:
         raise _told(error, document) from None
     _check_files(job, document)
-    if job.cluster.address is None:
-        _check_machine(job, document, machine or Machine.here())
+    if elsewhere:
+        pass  # no files travel, and nothing runs here
+    elif job.cluster.address is not None:
+        _check_travels(job, document)
+    else:
+        job = _fitted(job, document, machine or Machine.here())
     _check_runs_dir(job, document)
+    _check_tensorboard(job, document)
     return job
+
+
+def load_resolved(path: Path) -> Job:
+    """Read the job in a run's folder, which was checked when the run began.
+
+    Raises:
+        ConfigError: it can't be read, or isn't a job of this version.
+    """
+    document = _read(path)
+    try:
+        return Job.model_validate(document.values)
+    except ValidationError as error:
+        raise _told(error, document) from None
 
 
 def load_lab(path: Path) -> LabFile:
@@ -82,12 +106,66 @@ def load_lab(path: Path) -> LabFile:
         lab = LabFile.model_validate(document.values)
     except ValidationError as error:
         raise _told(error, document) from None
-    found = list(contradictions(lab))
+    _refuse(list(contradictions(lab)), document)
+    return lab
+
+
+def load_inventory(path: Path) -> Inventory:
+    """Read an inventory, which is JSON.
+
+    Raises:
+        ConfigError: as of `load`; and nodes that stand twice, links of hosts that are no nodes, unknown accelerators.
+    """
+    document = _read(path, Inventory)
+    try:  # once more, as JSON: YAML would take 1e9 for a text
+        document.values = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        place = Place(str(path), error.lineno, error.colno)
+        raise ConfigError(place, "not JSON", got=error.msg, wanted="what `launcher inventory --save` writes") from None
+    try:
+        found = Inventory.model_validate(document.values)
+    except ValidationError as error:
+        raise _told(error, document) from None
+    _refuse(list(inventory.contradictions(found)), document)
+    return found
+
+
+def with_links(found: Inventory, path: Path) -> Inventory:
+    """The inventory with the links of a topology file.
+
+    Raises:
+        ConfigError: the file can't be read, is wrong, or is about other hosts.
+    """
+    try:
+        linked = found.model_copy(update={"topology": Topology.load(path)})
+    except (PlanError, OSError) as error:
+        raise ConfigError(
+            Place(str(path)), "no topology", got=str(error), wanted="what `launcher probe --save` writes"
+        ) from None
+    _refuse(list(inventory.contradictions(linked)), _Document(str(path), Inventory))
+    return linked
+
+
+def checked(job: Job, overrides: Sequence[str]) -> Job:
+    """A job that no file says, with overrides.
+
+    Raises:
+        ConfigError: as of `load`, for an override.
+    """
+    document = _Document("the command line", values=job.model_dump())
+    for override in overrides:
+        document.apply(override)
+    try:
+        return Job.model_validate(document.values)
+    except ValidationError as error:
+        raise _told(error, document) from None
+
+
+def _refuse(found: list[Contradiction], document: _Document) -> None:
     if found:
         first, others = found[0], len(found) - 1
         place = document.place(first.path)
         raise ConfigError(place, first.what, got=first.got, wanted=first.wanted, nearest=first.nearest, others=others)
-    return lab
 
 
 def to_yaml(job: Job) -> str:
@@ -112,8 +190,8 @@ class _Document:
 
     @property
     def kind(self) -> str:
-        """Of what it is a file: "job" or "lab"."""
-        return "job" if self.model is Job else "lab"
+        """Of what it is a file: "job", "lab" or "inventory"."""
+        return {Job: "job", LabFile: "lab"}.get(self.model, "inventory")
 
     def place(self, path: Sequence[str | int], of_key: bool = False) -> Place:
         """The mark of the value (or key) at the longest part of `path` that is in the file."""
@@ -188,7 +266,7 @@ def _read(path: Path, model: type[BaseModel] = Job) -> _Document:
     if not isinstance(document.values, dict):
         raise ConfigError(
             document.place(()),
-            f"not a {document.kind}",
+            f"not {'an' if document.kind[0] in 'aeiou' else 'a'} {document.kind}",
             got=described(document.values),
             wanted="keys: " + ", ".join(model.model_fields),
         )
@@ -375,6 +453,24 @@ def _check_files(job: Job, document: _Document) -> None:
         raise _missing(place, f"no topology file {topology!r}", Path(topology), "*.json")
 
 
+def _check_travels(job: Job, document: _Document) -> None:
+    """See that the job's files lie in the working directory, which goes to every node of a cluster. An absolute path
+    elsewhere is one that every node has."""
+    named: dict[_Path, str | None] = {
+        ("entrypoint",): job.entrypoint if is_file(job.entrypoint) else None,
+        ("collectives", "topology"): job.collectives.topology,
+    }
+    for path, file in named.items():
+        if file and not Path(file).is_absolute() and not Path(file).resolve().is_relative_to(Path.cwd()):
+            raise ConfigError(
+                document.place(path),
+                "a file outside the working directory, which is what travels to the cluster",
+                got=f"{file}, which is {Path(file).resolve()}",
+                wanted=f"a path below {Path.cwd()}, or an absolute one that every node has",
+                next_step="submit from a folder that the file is in",
+            )
+
+
 def _check_script(entrypoint: str, place: Place) -> None:
     file, colon, function = entrypoint.rpartition(":")
     if colon and file.endswith(".py"):
@@ -456,6 +552,17 @@ def _check_runs_dir(job: Job, document: _Document) -> None:
                 each.rmdir()
 
 
+def _check_tensorboard(job: Job, document: _Document) -> None:
+    if job.tensorboard and _find("tensorboard", None) is None:
+        raise ConfigError(
+            document.place(("tensorboard",)),
+            "the package tensorboard is not installed here",
+            got="tensorboard: true",
+            wanted="tensorboard: false, or the package",
+            next_step="pip install 'narrowgauge[tensorboard]'",
+        )
+
+
 def _missing(place: Place, what: str, path: Path, pattern: str) -> ConfigError:
     """The error of a file that isn't there, with what its folder has instead."""
     folder = path.parent
@@ -490,11 +597,15 @@ def _find(name: str, path: list[str] | None) -> importlib.machinery.ModuleSpec |
     return here or next((spec for spec in found if spec), None)
 
 
-def _check_machine(job: Job, document: _Document, machine: Machine) -> None:
-    """Refuse more workers than could make progress: they may share cores, up to a bound, and each needs memory."""
+def _fitted(job: Job, document: _Document, machine: Machine) -> Job:
+    """Refuse more workers than could make progress: they may share cores, up to a bound, and each needs memory. Where
+    fewer will do, that many."""
     by_cores = machine.cores * WORKERS_PER_CORE // job.workers.cpus
     by_memory = machine.memory_bytes // MEMORY_PER_WORKER_BYTES
-    if job.workers.count > min(by_cores, by_memory):
+    most = min(by_cores, by_memory)
+    if job.workers.least <= most < job.workers.count:
+        return job.model_copy(update={"workers": job.workers.model_copy(update={"count": most})})
+    if job.workers.count > most:
         raise ConfigError(
             document.place(("workers", "count")),
             "more workers than this machine can carry",
@@ -503,3 +614,4 @@ def _check_machine(job: Job, document: _Document, machine: Machine) -> None:
             f"{by_cores}, {machine.memory_bytes / 1024**3:.1f} GiB of free memory at 512 MiB each carry {by_memory}",
             next_step="lower workers.count, or name a larger cluster with cluster: {address: ...}",
         )
+    return job

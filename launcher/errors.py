@@ -3,8 +3,12 @@
 LauncherError
 ├── ConfigError (ValueError)      the job file, or what it points to, is wrong; nothing was started
 ├── ClusterError (RuntimeError)   Ray could not be reached or has no room; nothing was started
+├── PackingError (ValueError)     the working directory can't travel to a cluster; nothing was started
+├── RunError (ValueError)         no such run, or not what can be done with it
 ├── LabError (RuntimeError)       a lab can't be made, found or changed; what was half made is gone again
-└── EntrypointError (ValueError)  in a worker: the entrypoint is not there
+├── ReportError (ValueError)      not the folder of a run, or its files are not what the launcher wrote
+├── EntrypointError (ValueError)  in a worker: the entrypoint is not there
+└── CheckpointError (RuntimeError)  in a worker: a checkpoint can't be written, read or loaded
 """
 
 from __future__ import annotations
@@ -20,12 +24,28 @@ class ClusterError(LauncherError, RuntimeError):
     """Ray could not be started or reached, or has no room for the workers."""
 
 
+class PackingError(LauncherError, ValueError):
+    """The working directory is too large to travel, or can't be read."""
+
+
+class RunError(LauncherError, ValueError):
+    """There is no such run, or it is over, or several have that name."""
+
+
 class LabError(LauncherError, RuntimeError):
     """A lab could not be made, found or changed."""
 
 
+class ReportError(LauncherError, ValueError):
+    """A run's folder can't be reported on."""
+
+
 class EntrypointError(LauncherError, ValueError):
     """The module, file or function that a worker should run is not there."""
+
+
+class CheckpointError(LauncherError, RuntimeError):
+    """A checkpoint could not be written or read, or is of another model; raised on all ranks alike."""
 
 
 @dataclass(frozen=True)

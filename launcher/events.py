@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,11 @@ class Event:
 
 @dataclass(frozen=True)
 class Started(Event):
-    """The worker's process runs."""
+    """The worker's process runs. `interface` is the network interface that its traffic takes, if it is known."""
 
     pid: int
     log: str
+    interface: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,44 @@ class Planned(Event):
 
 
 @dataclass(frozen=True)
+class Saved(Event):
+    """A checkpoint was written: steps done, its folder, bytes of its files, seconds that training stood still."""
+
+    step: int
+    folder: str
+    num_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Restored(Event):
+    """The script goes on from a checkpoint, with this many steps done."""
+
+    step: int
+    folder: str
+
+
+@dataclass(frozen=True)
+class Balanced(Event):
+    """Shares of the global batch changed, from `old` to `new` samples of each rank. `speeds` are samples per second of
+    each rank; `gain` is how much shorter the slowest rank computes, as a fraction."""
+
+    old: list[int]
+    new: list[int]
+    speeds: list[float]
+    gain: float
+
+
+@dataclass(frozen=True)
+class Retried(Event):
+    """The workers are started again. `attempt` counts from 1 and is the one that begins; `why` is what ended the one
+    before, by `rank`."""
+
+    attempt: int
+    why: str
+
+
+@dataclass(frozen=True)
 class Raised(Event):
     """The script ended by an exception. `culprit` is the rank that the exception blames, if any."""
 
@@ -91,7 +132,9 @@ class Logged(Event):
     text: str
 
 
-FROM_SCRIPT: dict[str, type[Event]] = {kind.__name__: kind for kind in (Reported, Noted, Planned, Raised)}
+FROM_SCRIPT: dict[str, type[Event]] = {
+    kind.__name__: kind for kind in (Reported, Noted, Planned, Saved, Restored, Balanced, Raised)
+}
 
 
 def to_json(event: Event) -> dict[str, Any]:
@@ -108,8 +151,29 @@ def from_script(message: Any) -> Event:
     kind = FROM_SCRIPT.get(str(message.get("event"))) if isinstance(message, dict) else None
     if kind is None:
         raise ValueError(f"not an event of a script: {message!r}")
+    return _made(kind, message)
+
+
+def from_json(message: Any) -> Event:
+    """The event that `to_json` wrote.
+
+    Raises:
+        ValueError: it is not the JSON form of an event.
+    """
+    kinds = {kind.__name__: kind for kind in Event.__subclasses__()}
+    kind = kinds.get(str(message.get("event"))) if isinstance(message, dict) else None
+    if kind is None:
+        raise ValueError(f"not an event: {message!r}")
+    return _made(kind, message)
+
+
+def _made(kind: type[Event], message: dict[str, Any]) -> Event:
+    """
+    Raises:
+        ValueError: fields that the kind does not have or that it misses, or values that do not fit.
+    """
     fields = {name: value for name, value in message.items() if name != "event"}
-    hints = get_type_hints(kind)
+    hints = _hints(cast(Hashable, kind))  # mypy takes a class's hash for that of its instances
     wrong = [f"{name} is {value!r}" for name, value in fields.items() if not _fits(value, hints.get(name))]
     try:
         event = kind(**fields)
@@ -118,6 +182,12 @@ def from_script(message: Any) -> Event:
     if wrong:
         raise ValueError(f"not a {kind.__name__}: {', '.join(wrong)}")
     return event
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Of the fields; to evaluate them takes most of a millisecond, and every report of every rank comes by."""
+    return get_type_hints(kind)
 
 
 def _fits(value: object, hint: Any) -> bool:

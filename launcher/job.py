@@ -6,13 +6,14 @@ import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from typing_extensions import Self
 
 from collectives.options import Options
 
 _SET_BY_LAUNCHER = re.compile(
     r"(RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK|MASTER_ADDR|MASTER_PORT|NARROWGAUGE_.*)"
 )
-_ADDRESS = re.compile(r"(ray://)?[^\s/]+:\d{1,5}")
+_ADDRESS = re.compile(r"(https?://)?[^\s/]+:\d{1,5}")
 
 
 class _Section(BaseModel):
@@ -22,7 +23,16 @@ class _Section(BaseModel):
 class Workers(_Section):
     """How many processes, and over how many hosts. `workers: 4` is short for `workers: {count: 4}`."""
 
-    count: int = Field(ge=1, le=4096, description="Number of worker processes, one for each rank.")
+    count: int = Field(
+        ge=1, le=4096, description="Number of worker processes, one for each rank. With max instead: at most that many."
+    )
+    min: int | None = Field(default=None, ge=1, description="The fewest workers that will do. null: count.")
+    max: int | None = Field(
+        default=None, ge=1, le=4096, description="The most workers. As many are taken as make the job faster."
+    )
+    per: Literal["cpu", "gpu"] = Field(
+        default="cpu", description="What each worker gets for itself: CPU cores, or those and an accelerator."
+    )
     hosts: int | None = Field(
         default=None,
         ge=1,
@@ -39,7 +49,20 @@ class Workers(_Section):
             return {"count": value}
         if not isinstance(value, dict | cls):
             raise ValueError("a whole number, or a mapping with count, hosts, cpus")
+        if isinstance(value, dict) and "max" in value and "count" not in value:
+            return {"count": value["max"], **value, "min": value.get("min", 1)}
         return value
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.least <= self.count <= (self.max or self.count):
+            raise ValueError(f"min <= count <= max; got min {self.min}, count {self.count}, max {self.max}")
+        return self
+
+    @property
+    def least(self) -> int:
+        """The fewest workers that will do."""
+        return self.count if self.min is None else self.min
 
     @field_validator("hosts")
     @classmethod
@@ -55,8 +78,14 @@ class Cluster(_Section):
     address: str | None = Field(
         default=None,
         min_length=1,
-        description='Address of a running Ray cluster, "host:port" of its head or "auto". null: a Ray of its own on '
-        "this machine, started for the run and ended with it.",
+        description='Address of a running Ray cluster: "host:port" of its head, "http://host:port" of its dashboard or '
+        '"auto". The run outlives the terminal there. null: a Ray of its own on this machine, started for the run and '
+        "ended with it.",
+    )
+    exclude: list[str] = Field(
+        default=[],
+        description="What of the working directory doesn't travel to the cluster: patterns of names or of paths from "
+        'there, such as "data" or "*.bin". Version control, virtual environments, caches and runs never do.',
     )
 
     @model_validator(mode="before")
@@ -68,7 +97,7 @@ class Cluster(_Section):
     @classmethod
     def _with_port(cls, address: str | None) -> str | None:
         if address not in (None, "auto") and not _ADDRESS.fullmatch(address):
-            raise ValueError('"host:port", such as 10.0.0.1:6379, or "auto"')
+            raise ValueError('"host:port", such as 10.0.0.1:6379, "http://host:8265" of a dashboard, or "auto"')
         return address
 
 
@@ -115,6 +144,59 @@ class Collectives(_Section):
         return value
 
 
+_QUANTITY = re.compile(r"([0-9.]+)\s*([kMGBT]?)")
+_FACTORS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
+
+
+class Accelerators(_Section):
+    """Which kinds of accelerator may carry workers, by the names that `launcher inventory` shows."""
+
+    only: list[str] | None = Field(default=None, min_length=1, description="These and no others. null: all.")
+    exclude: list[str] = Field(default=[], description="All but these.")
+
+
+class Workload(_Section):
+    """What a step costs, so that it can be predicted before anything has run. Numbers may be written as 124M."""
+
+    parameters: float | None = Field(default=None, gt=0, description="Parameters of the model.")
+    gradient_bytes: float | None = Field(
+        default=None, gt=0, description="Bytes that are summed over the ranks each step. null: 4 for each parameter."
+    )
+    flops_per_sample: float | None = Field(
+        default=None,
+        gt=0,
+        description="Operations of forward and backward for one sample. null: 6 for each parameter and token.",
+    )
+    tokens_per_sample: float | None = Field(
+        default=None, gt=0, description="Tokens of a sample. null: the model has none, or flops_per_sample says it all."
+    )
+    bytes_per_sample: float = Field(default=0, ge=0, description="Memory that each sample of a rank's batch takes.")
+    bytes_per_worker: float | None = Field(
+        default=None,
+        ge=0,
+        description="Memory that a worker takes besides. null: 16 bytes for each parameter (weight, gradient, Adam).",
+    )
+    efficiency: float = Field(default=0.4, gt=0, le=1, description="Part of the device's peak rate that training gets.")
+    precision: Literal["half", "single"] | None = Field(
+        default=None, description="half: fp16 or bf16. null: half on accelerators, single on CPUs."
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _quantity(cls, value: Any, info: ValidationInfo) -> Any:
+        found = _QUANTITY.fullmatch(value) if isinstance(value, str) and info.field_name != "precision" else None
+        return float(found[1]) * _FACTORS[found[2]] if found and found[1].count(".") <= 1 else value
+
+
+class Checkpoint(_Section):
+    """What `launcher.checkpoint` does where the script doesn't say it."""
+
+    every_steps: int | None = Field(
+        default=None, ge=1, description="Steps between checkpoints. null: only where the script saves by itself."
+    )
+    keep: int = Field(default=3, ge=1, description="How many checkpoints stay; older ones are removed.")
+
+
 class Job(_Section):
     """Everything that a job file may say. Relative paths are relative to the working directory of `launcher submit`."""
 
@@ -133,7 +215,28 @@ class Job(_Section):
     )
     env: dict[str, str] = Field(default={}, description="Environment variables of the workers.")
     workers: Workers
+    accelerators: Accelerators = Accelerators()
+    global_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="Samples of all ranks together in each step, at least one for each, shared out by their speeds; "
+        "`progress.global_batch` gives it to the script. null: the script decides.",
+    )
+    workload: Workload = Workload()
     cluster: Cluster = Cluster()
+    rebalance: bool = Field(
+        default=True,
+        description="Whether `collectives.Shares` follow the speeds that are measured while training goes on. false "
+        "keeps the first ones, so that a run that is resumed is the same bit for bit.",
+    )
+    checkpoint: Checkpoint = Checkpoint()
+    retries: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="How many times a run that failed is started again, from its newest checkpoint. A script that "
+        "fails by itself before its first step is not.",
+    )
     collectives: Collectives = Collectives()
     emulate: list[float] | None = Field(
         default=None,
@@ -144,6 +247,11 @@ class Job(_Section):
     )
     timeout_s: float | None = Field(
         default=None, gt=0, description="Seconds after which a run is stopped as failed. null: no limit."
+    )
+    tensorboard: bool = Field(
+        default=False,
+        description="Whether to write scalars into the run's folder tensorboard, for `tensorboard --logdir runs`. "
+        "Needs narrowgauge[tensorboard].",
     )
     runs_dir: str = Field(default="runs", min_length=1, description="Folder that gets one folder for each run.")
 
@@ -160,6 +268,14 @@ class Job(_Section):
         if min(rates) <= 0:
             raise ValueError("numbers of more than 0, in Mbit/s")
         return rates
+
+    @field_validator("global_batch")
+    @classmethod
+    def _one_sample_each(cls, samples: int | None, info: ValidationInfo) -> int | None:
+        workers = info.data.get("workers")
+        if samples is not None and workers is not None and samples < workers.count:
+            raise ValueError(f"at least one sample for each of the {workers.count} workers")
+        return samples
 
     @field_validator("args", mode="before")
     @classmethod

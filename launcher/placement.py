@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,17 +12,25 @@ from launcher.job import Workers
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the Ray cluster, and how many CPUs it lets Ray give away."""
+    """A machine of the Ray cluster, how many CPUs it lets Ray give away, how much memory, and what it
+    calls an accelerator: GPU, NPU, or None."""
 
     id: str
     name: str
     address: str
     cpus: int
+    memory_bytes: int = 1
+    accelerator: str | None = None
 
 
 @dataclass(frozen=True)
 class Seat:
-    """The place of one rank. `host_index` counts hosts; an emulated host is one of several on the same node."""
+    """The place of one rank. `host_index` counts hosts; an emulated host is one of several on the same node.
+
+    Attributes:
+        device: "cpu" or the kind of accelerator.
+        share: samples of each global batch; None where the launcher doesn't decide that.
+    """
 
     rank: int
     local_rank: int
@@ -31,6 +40,8 @@ class Seat:
     host: str
     emulated: bool
     node: Node
+    device: str = "cpu"
+    share: float | None = None
 
 
 def place(nodes: Sequence[Node], workers: Workers, *, emulate_hosts: bool) -> list[Seat]:
@@ -79,3 +90,19 @@ def _choose(nodes: Sequence[Node], workers: Workers) -> list[Node]:
 def _blocks(count: int, hosts: int) -> list[int]:
     """Sizes of `hosts` blocks that differ by at most one, larger ones first."""
     return [count // hosts + (index < count % hosts) for index in range(hosts)]
+
+
+def refuse_loopback(seats: Sequence[Seat]) -> None:
+    """See that ranks on several nodes can reach each other.
+
+    Raises:
+        ClusterError: a node is known by an address that leads every other node to itself.
+    """
+    nodes = {seat.node.id: seat.node for seat in seats}
+    looped = [node for node in nodes.values() if ipaddress.ip_address(node.address).is_loopback]
+    if len(nodes) > 1 and looped:
+        raise ClusterError(
+            f"Ray knows the node {looped[0].name} by {looped[0].address}, where no other node can reach it; got "
+            f"{len(nodes)} nodes, of which each needs an address on the network between them: start Ray there with "
+            "`--node-ip-address=ADDRESS`"
+        )

@@ -16,7 +16,7 @@ from collectives.probe import command
 from collectives.topology import Topology
 from launcher import progress
 from launcher.job import Job
-from launcher.run import run
+from launcher.remote import carry_out
 from launcher.view import open_view, tell_end
 
 NOTE = "probe"
@@ -47,7 +47,7 @@ def probe(job: Job, save: Path | None, as_json: bool) -> dict[str, Any]:
     out = sys.stderr if as_json else sys.stdout
     view = open_view(out)
     try:
-        summary = run(_as_job(job), view)
+        summary = carry_out(_as_job(job), view)
     finally:
         view.close()
     if summary["status"] != "finished":

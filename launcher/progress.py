@@ -20,9 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import collectives
+from collectives import balance
 
 REPORT_FD = "NARROWGAUGE_REPORT_FD"
 CHECKPOINT_DIR = "NARROWGAUGE_CHECKPOINT_DIR"
+PLAN_LOOKS_APART_S = 1.0
+GLOBAL_BATCH = "NARROWGAUGE_GLOBAL_BATCH"
 
 
 def report(step: int, *, of: int | None = None, loss: float | None = None, tokens: int = 0, **values: float) -> None:
@@ -47,9 +50,24 @@ def note(**values: Any) -> None:
 
 def checkpoint_dir() -> Path:
     """The folder for checkpoints, made if need be: the run's own, or ./checkpoints without a launcher."""
-    folder = Path(os.environ.get(CHECKPOINT_DIR, "checkpoints"))
+    folder = checkpoint_path()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def checkpoint_path() -> Path:
+    """The same folder, which may not be there."""
+    return Path(os.environ.get(CHECKPOINT_DIR, "checkpoints"))
+
+
+def global_batch(default: int) -> int:
+    """Samples of all ranks together in a step, as the job's `global_batch` says; `default` if it says nothing."""
+    return int(os.environ.get(GLOBAL_BATCH) or default)
+
+
+def tell(event: str, **content: Any) -> None:
+    """Tell of something but progress; `event` is one of `launcher.events.FROM_SCRIPT`, `content` its fields."""
+    _teller.tell(event, content)
 
 
 def finished() -> None:
@@ -105,7 +123,8 @@ class _ToLauncher:
     def __init__(self, fd: int) -> None:
         self._pipe = os.fdopen(fd, "w", buffering=1, encoding="utf-8")
         self._before: dict[str, float] = {}
-        self._planned = False
+        self._planned: Any = None
+        self._plan_looked_at = float("-inf")
 
     def report(self, step: int, of: int | None, loss: float | None, tokens: int, values: dict[str, float]) -> None:
         since = self._since_last(collectives.stats())
@@ -122,8 +141,7 @@ class _ToLauncher:
             waits={name: seconds for name, seconds in since.items() if name.startswith("rank ") and seconds > 0},
             values=values,
         )
-        if not self._planned:
-            self.plan()
+        self.plan()
 
     def _since_last(self, stats: dict[str, Any]) -> dict[str, float]:
         """What the counters have gained since the last call; waits are those of the group that waits most."""
@@ -134,14 +152,20 @@ class _ToLauncher:
         return since
 
     def plan(self) -> None:
-        """Tell the plan of the default group, once, from rank 0. A group on Gloo has none."""
-        self._planned = True
-        if _rank() == 0:
+        """Tell the plan of the default group, from rank 0, whenever it is another. A group on Gloo has none."""
+        if _rank() == 0 and time.monotonic() >= self._plan_looked_at + PLAN_LOOKS_APART_S:
+            self._plan_looked_at = time.monotonic()
             with suppress(collectives.UsageError):
-                self.send("Planned", plan=collectives.plan().summary())
+                plan = collectives.plan()
+                if plan.topology is not self._planned:  # the engine plans anew when it sees other links
+                    self._planned = plan.topology
+                    self.send("Planned", plan=plan.summary())
 
     def note(self, values: dict[str, Any]) -> None:
         self.send("Noted", values=values)
+
+    def tell(self, event: str, content: dict[str, Any]) -> None:
+        self.send(event, **content)
 
     def send(self, event: str, **content: Any) -> None:
         message = {"event": event, "rank": _rank(), "at": time.time(), **content}
@@ -172,6 +196,10 @@ class _ToTerminal:
             for name, value in values.items():
                 print(f"{name}: {value}", flush=True)
 
+    def tell(self, event: str, content: dict[str, Any]) -> None:
+        if _rank() == 0:
+            print(event.lower(), ", ".join(f"{name} {value}" for name, value in content.items()), flush=True)
+
 
 def _rank() -> int:
     return int(os.environ.get("RANK", 0))
@@ -186,4 +214,9 @@ def _from_environment() -> _ToLauncher | _ToTerminal:
     return _ToLauncher(int(fd))
 
 
+def _tell_balanced(change: balance.Rebalanced) -> None:
+    tell("Balanced", old=change.old, new=change.new, speeds=change.speeds, gain=change.gain)
+
+
 _teller = _from_environment()
+balance.told.append(_tell_balanced)

@@ -8,8 +8,8 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -17,16 +17,20 @@ from typing import Any
 
 import psutil
 
-from launcher import worker
+from launcher import report, worker
 from launcher.agent import Order
 from launcher.cluster import Cluster, Gang
-from launcher.events import Logged, Planned
+from launcher.errors import LauncherError
+from launcher.events import Logged, Planned, Retried, Saved
 from launcher.job import Job
-from launcher.placement import Seat, place
+from launcher.log_tails import LogTails
+from launcher.placement import Seat, place, refuse_loopback
+from launcher.retries import Attempt, Verdict, decide
 from launcher.run_dir import RunDir
 from launcher.supervisor import Supervisor
 from launcher.tally import Tally
-from launcher.view import PlainView, seating
+from launcher.view import PlainView, remarks, seating
+from launcher.watchers import Watcher, watchers
 
 REFRESH_S = 0.25
 """How often the view is drawn and deadlines are looked at while nothing happens."""
@@ -43,36 +47,124 @@ class _Run:
     supervisor: Supervisor
     tally: Tally
     seats: list[Seat]
+    setting: Setting
+    watchers: list[Watcher] = field(default_factory=list)
+    started_at: float | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    first_at: float | None = None
+    saved: bool = False
+    """Whether a checkpoint of this run was written."""
+
+    @property
+    def resume_from(self) -> Path | None:
+        """Checkpoints that must be there. Its own, once it has some: a rank 0 on another node that doesn't see them
+        should say so instead of starting at step 0."""
+        folder = self.dir.path if self.saved else self.setting.resumed
+        return folder / "checkpoints" if folder else None
+
+    def begin_attempt(self) -> None:
+        """Know nothing of the workers that are to start; what is left of the job's time is theirs."""
+        count, now = len(self.seats), time.time()
+        used_s = now - self.started_at if self.started_at else 0.0
+        limit_s = max(0.0, self.job.timeout_s - used_s) if self.job.timeout_s is not None else None
+        self.supervisor, self.tally = Supervisor(count, now, limit_s), Tally(count)
+
+    def end_attempt(self) -> Verdict:
+        """Remember how the workers ended; whether to start them again."""
+        last = self.tally.last
+        self.first_at = self.first_at or (self.tally.first.at if self.tally.first else None)
+        self.attempts.append(
+            Attempt(len(self.attempts) + 1, self.supervisor.status, self.supervisor.cause, last.step if last else None)
+        )
+        return decide(self.attempts, self.job.retries)
 
 
-def run(job: Job, view: PlainView, *, follow_logs: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Setting:
+    """Where a run is carried out.
+
+    Args:
+        dir: its folder.
+        submitted_at: when the user wanted it, in seconds since 1970.
+        cwd: where the workers start; None: where Ray unpacked the working directory on each node.
+        by_force: asked at an interrupt, whether the workers should be killed at once.
+        resumed: the folder of the run whose checkpoints this one goes on with.
+        remembered: what the machine that submitted it remembers of the cluster, as of `gather.remembered`.
+    """
+
+    dir: RunDir
+    submitted_at: float
+    cwd: str | None
+    by_force: Callable[[], bool] = lambda: False
+    resumed: Path | None = None
+    remembered: str | None = None
+
+    @classmethod
+    def here(cls, job: Job, resumed: Path | None = None) -> Setting:
+        """This process was started for the run, in the working directory."""
+        submitted_at = psutil.Process().create_time()
+        return cls(RunDir.create(job, resumed), submitted_at, os.getcwd(), resumed=resumed)
+
+
+def run(job: Job, view: PlainView, *, follow_logs: bool = False, setting: Setting | None = None) -> dict[str, Any]:
     """Carry out a job and give its summary, which is also in the run's folder.
 
     Raises:
         ClusterError: there is no Ray, or no room in it, or the engine doesn't compile there.
     """
     count = job.workers.count
-    going = _Run(
-        job, RunDir.create(job), view, follow_logs, Supervisor(count, time.time(), job.timeout_s), Tally(count), []
-    )
+    setting = setting or Setting.here(job)
+    supervisor = Supervisor(count, time.time(), job.timeout_s)
+    going = _Run(job, setting.dir, view, follow_logs, supervisor, Tally(count), [], setting)
+    going.dir.write_owner()
     view.stage(f"run {going.dir.path}")
     problem: str | None = None
     try:
         with _Interrupts() as interrupts, Cluster(job) as cluster:
-            interrupts.raise_from_now()
-            going.seats = place(cluster.nodes(), job.workers, emulate_hosts=cluster.own)
-            gang = _start(going, cluster)
-            interrupts.count_from_now()
-            _watch(going, gang, interrupts)
+            logs = LogTails(going.dir, range(count)) if follow_logs else None
+            while True:
+                interrupts.raise_from_now()
+                _seat(going, cluster)
+                refuse_loopback(going.seats)
+                going.begin_attempt()
+                gang = _start(going, cluster)
+                going.watchers = going.watchers or watchers(job, going.dir, going.seats)
+                interrupts.count_from_now()
+                _watch(going, gang, interrupts, logs)
+                verdict = going.end_attempt()
+                if not verdict.again:
+                    break
+                gang.dismiss()
+                _begin_again(going, verdict)
+            if job.retries and going.supervisor.status == "failed":
+                view.stage(verdict.why)
     except KeyboardInterrupt:
         going.supervisor.interrupt(time.time())
     except Exception as error:
         problem = str(error) or repr(error)
         raise
     finally:
+        for watcher in going.watchers:
+            watcher.close()
         summary = _summary(going, problem)
         going.dir.write_summary(summary)
+        _write_report(going)
     return summary
+
+
+def _seat(going: _Run, cluster: Cluster) -> None:
+    """Decide who sits where, by speed if the job leaves that to us, and tell what is expected of it."""
+    job = going.job
+    if not cluster.own:
+        from launcher import foresee  # a local start need not wait for what it imports
+
+        found = foresee.foresee(job, cluster, going.setting.remembered)
+        for line in foresee.told(found):
+            going.view.stage(line)
+        if found is not None and found.chooses:
+            going.seats = found.seats
+            return
+    going.seats = place(cluster.nodes(), job.workers, emulate_hosts=cluster.own)
 
 
 def _start(going: _Run, cluster: Cluster) -> Gang:
@@ -81,20 +173,24 @@ def _start(going: _Run, cluster: Cluster) -> Gang:
     view.seats(seats)
     _write_plan(going)
     gang = cluster.hire(seats)
+    gang.check_versions()
     if job.collectives.backend == "narrowgauge":
         view.stage("loading the engine")
         gang.warm_up(lambda: view.stage("compiling it; once on a machine, which takes some 15 seconds"))
     view.stage(f"starting {len(seats)} worker{'s' if len(seats) > 1 else ''}")
     master = (seats[0].node.address, gang.free_port())
+    devices = gang.devices()
     token = secrets.token_hex(16)
     going.supervisor.started_at = time.time()
+    going.started_at = going.started_at or going.supervisor.started_at
     gang.start(
         [
             Order(
                 rank=seat.rank,
                 entrypoint=job.entrypoint,
                 args=tuple(job.args),
-                env=worker.environment(
+                env=devices[seat.rank]
+                | worker.environment(
                     job,
                     seat,
                     len(seats),
@@ -102,8 +198,10 @@ def _start(going: _Run, cluster: Cluster) -> Gang:
                     token=token,
                     checkpoints=going.dir.checkpoints,
                     traces=going.dir.traces,
+                    resume_from=going.resume_from,
+                    shares=[seat.share for seat in seats if seat.share is not None],
                 ),
-                cwd=os.getcwd(),
+                cwd=going.setting.cwd,
                 log=going.dir.log(seat.rank),
                 address=seat.node.address,
             )
@@ -113,30 +211,44 @@ def _start(going: _Run, cluster: Cluster) -> Gang:
     return gang
 
 
-def _watch(going: _Run, gang: Gang, interrupts: _Interrupts) -> None:
+def _begin_again(going: _Run, verdict: Verdict) -> None:
+    """Tell everybody that the workers are started once more."""
+    number, cause = len(going.attempts) + 1, going.attempts[-1].cause
+    rank = cause.rank if cause is not None and cause.rank is not None else 0
+    going.dir.append(Retried(rank, time.time(), number, verdict.why))
+    going.dir.part_logs(number)
+    going.view.stage(f"attempt {number} of {going.job.retries + 1}, after {verdict.why}")
+
+
+def _watch(going: _Run, gang: Gang, interrupts: _Interrupts, logs: LogTails | None) -> None:
     """Carry events to the supervisor and its instructions to the workers, until all have ended."""
     supervisor, tally, view = going.supervisor, going.tally, going.view
-    logs = _LogTails(going.dir, supervisor.world_size) if going.follow_logs else None
     while not supervisor.ended:
         instructions = []
         for event in gang.wait(REFRESH_S):
             if isinstance(event, Logged):
-                with going.dir.log(event.rank).open("a", encoding="utf-8") as log:
-                    log.write(event.text)
+                going.dir.add_to_log(event.rank, event.text)
                 continue
             going.dir.append(event)
             instructions += supervisor.on(event, time.time())
-            view.lines(tally.on(event))
+            lines = tally.on(event)
+            view.lines(lines)
+            for watcher in going.watchers:
+                watcher.on(event, lines)
             if isinstance(event, Planned):
                 _write_plan(going)
+            going.saved = going.saved or isinstance(event, Saved)
+            for text in remarks(event):
+                view.print(text)
         instructions += supervisor.at(time.time())
         for _ in range(interrupts.take()):
             view.stage("stopping; once more to stop at once")
-            instructions += supervisor.interrupt(time.time())
+            for _ in range(2 if going.setting.by_force() else 1):
+                instructions += supervisor.interrupt(time.time())
         for stop in instructions:
             gang.stop(stop.ranks, stop.force)
-        for text in logs.new_lines() if logs else ():
-            view.print(text)
+        for rank, text in logs.new_lines(rest=supervisor.ended) if logs else ():
+            view.log(rank, text)
         view.refresh(supervisor, tally)
     view.lines(tally.rest())
 
@@ -145,16 +257,26 @@ def _write_plan(going: _Run) -> None:
     going.dir.write_plan({"seats": [asdict(seat) for seat in going.seats], "collectives": going.tally.plan})
 
 
+def _write_report(going: _Run) -> None:
+    """The page about the run. That it can't be made is told, and is no failure of the run."""
+    try:
+        going.view.stage(f"report {report.write(going.dir.path)}")
+    except (LauncherError, OSError) as error:
+        going.view.stage(f"no report.html: {error}")
+
+
 def _summary(going: _Run, problem: str | None) -> dict[str, Any]:
     job, supervisor, tally = going.job, going.supervisor, going.tally
-    submitted_at = psutil.Process().create_time()
-    first_at = tally.first.at if tally.first else None
+    submitted_at = going.setting.submitted_at
+    first_at = going.first_at or (tally.first.at if tally.first else None)
     return {
         "name": job.name,
         "id": going.dir.id,
         "status": "failed" if problem else supervisor.status,
         "folder": str(going.dir.path),
         "backend": job.collectives.backend,
+        "resumed_from": str(going.setting.resumed) if going.setting.resumed else None,
+        "attempts": [attempt.told() for attempt in going.attempts],
         "world_size": supervisor.world_size,
         "hosts": seating(going.seats),
         **tally.figures(),
@@ -188,28 +310,6 @@ def _failure(going: _Run) -> dict[str, Any] | None:
         return None
     others = [told(failure) for failure in going.supervisor.failures if failure is not cause]
     return {**told(cause), "others": others}
-
-
-class _LogTails:
-    """What was added to the logs since the last look, line by line, with the rank in front."""
-
-    def __init__(self, run_dir: RunDir, world_size: int) -> None:
-        self._logs = {rank: run_dir.log(rank) for rank in range(world_size)}
-        self._read = dict.fromkeys(self._logs, 0)
-
-    def new_lines(self) -> Iterator[str]:
-        for rank, path in self._logs.items():
-            yield from (f"[rank {rank}] {line}" for line in self._new(rank, path))
-
-    def _new(self, rank: int, path: Path) -> list[str]:
-        if not path.exists():
-            return []
-        with path.open("rb") as log:
-            log.seek(self._read[rank])
-            text = log.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._read[rank] += len(whole)
-        return whole.decode("utf-8", errors="replace").splitlines()
 
 
 class _Interrupts:

@@ -6,7 +6,7 @@ Definitions, over the steps after the first report (the first one carries start-
     tokens_per_s     = tokens of all ranks / the same time
     comm_wait_s      = mean over ranks of the seconds waited for communication / steps between
     comm_wait_share  = comm_wait_s / step_s
-    loss             = mean of the losses of all ranks that reported the step
+    loss             = mean of the losses of all ranks that reported the step, by their tokens if all have some
 """
 
 from __future__ import annotations
@@ -96,8 +96,7 @@ class Tally:
         return lines
 
     def _line(self, step: int, reports: dict[int, Reported]) -> Line:
-        losses = [report.loss for report in reports.values() if report.loss is not None]
-        loss = sum(losses) / len(losses) if losses else None
+        loss = _mean_loss([report for report in reports.values() if report.loss is not None])
         at, of = reports[min(reports)].at, reports[min(reports)].of
         if self.first is None or self.last is None:
             return Line(step, at, of, loss)
@@ -117,3 +116,12 @@ class Tally:
             wait_share=min(waited_s / seconds, 1.0),
             left_s=(of - step) * mean_s if of else None,
         )
+
+
+def _mean_loss(reports: list[Reported]) -> float | None:
+    """Shares of a batch may differ, so a rank counts by its tokens, unless some rank doesn't tell them."""
+    if not reports:
+        return None
+    weights = [report.tokens for report in reports]
+    weights = weights if min(weights) > 0 and len(set(weights)) > 1 else [1] * len(reports)
+    return sum((report.loss or 0.0) * weight for report, weight in zip(reports, weights, strict=True)) / sum(weights)

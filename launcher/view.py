@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from launcher.events import Balanced, Event, Restored
 from launcher.placement import Seat
 from launcher.run_dir import last_words
 from launcher.supervisor import Supervisor
@@ -53,6 +54,10 @@ class PlainView:
     def print(self, text: str) -> None:
         """Anything else, such as output of a worker."""
         print(text, file=self._out, flush=True)
+
+    def log(self, rank: int, line: str) -> None:
+        """A line that a worker printed."""
+        self.print(f"[rank {rank}] {line}")
 
     def close(self) -> None:
         """No more to come."""
@@ -110,6 +115,15 @@ class LiveView(PlainView):
             state = Text(worker.state, style=colours.get(worker.state, "dim"))
             table.add_row(str(seat.rank), seat.host, state, step, loss)
         return table
+
+
+def remarks(event: Event) -> list[str]:
+    """What a person should hear of an event beside progress."""
+    if isinstance(event, Restored):
+        return [f"going on after step {event.step}, from {event.folder}"]
+    if isinstance(event, Balanced):
+        return [f"shares of the batch: {event.old} -> {event.new}, the slowest rank computes {event.gain:.0%} shorter"]
+    return []
 
 
 def open_view(out: TextIO) -> PlainView:

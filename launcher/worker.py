@@ -18,6 +18,7 @@ import runpy
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -40,6 +41,8 @@ def environment(
     token: str,
     checkpoints: Path,
     traces: Path,
+    resume_from: Path | None = None,
+    shares: Sequence[float] = (),
 ) -> dict[str, str]:
     """What one rank finds in its environment; the job's own `env` can't override any of it.
 
@@ -48,6 +51,8 @@ def environment(
         token: the secret of this run.
         checkpoints: what `progress.checkpoint_dir()` gives.
         traces: where traces go if the job wants them.
+        resume_from: checkpoints of another run, which the script goes on with if its own folder has none.
+        shares: each rank's part of a global batch to begin with; empty where nothing is known of speeds.
     """
     chosen = job.collectives
     variables = {
@@ -68,9 +73,15 @@ def environment(
         "NARROWGAUGE_TIMEOUT_S": chosen.timeout_s,
         "NARROWGAUGE_INTERFACE": chosen.interface,
         "NARROWGAUGE_EMULATE": ",".join(f"{mbit:g}" for mbit in job.emulate) if job.emulate else None,
-        "NARROWGAUGE_TOPOLOGY": str(Path(chosen.topology).resolve()) if chosen.topology else None,
+        "NARROWGAUGE_TOPOLOGY": chosen.topology,
         "NARROWGAUGE_TRACE": traces if chosen.trace else None,
+        "NARROWGAUGE_REBALANCE": int(job.rebalance),
         progress.CHECKPOINT_DIR: checkpoints,
+        progress.GLOBAL_BATCH: job.global_batch,
+        "NARROWGAUGE_CHECKPOINT_EVERY": job.checkpoint.every_steps,
+        "NARROWGAUGE_CHECKPOINT_KEEP": job.checkpoint.keep,
+        "NARROWGAUGE_RESUME_FROM": resume_from,
+        "NARROWGAUGE_SHARES": ",".join(f"{share:g}" for share in shares) or None,
     }
     threads = {"OMP_NUM_THREADS": str(job.workers.cpus), "PYTHONFAULTHANDLER": "1"}
     return {**threads, **job.env, **{name: str(value) for name, value in variables.items() if value is not None}}
@@ -110,7 +121,8 @@ def run(entrypoint: str, arguments: list[str]) -> None:
         path = Path(entrypoint).resolve()
         if not path.is_file():
             raise EntrypointError(
-                f"no script {path} on this node; the job's files must be at the same path on every node"
+                f"no script {path} on this node; on a cluster only what lies below the folder of `launcher submit` "
+                "travels"
             )
         sys.argv = [str(path), *arguments]
         sys.path[0] = str(path.parent)

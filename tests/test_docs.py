@@ -15,13 +15,16 @@ import pytest
 from launcher import config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DOCS = sorted(REPOSITORY.glob("*.md"))
+DOCS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 CI = (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
 
 
-def samples(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def samples(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+GUIDES = {path.name: path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "docs").glob("*.md"))}
 
 
 COMMANDS = [line for block in samples("bash") for line in block.splitlines() if line]
@@ -30,7 +33,7 @@ COMMANDS = [line for block in samples("bash") for line in block.splitlines() if 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8"))
-    missing = [target for target in targets if "://" not in target and not (REPOSITORY / target).exists()]
+    missing = [target for target in targets if "://" not in target and not (path.parent / target).exists()]
     assert not missing
 
 
@@ -56,7 +59,7 @@ def test_job_sample_is_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert job.args == ["--epochs", "3"]
 
 
-@pytest.mark.parametrize("sample", samples("python"))
+@pytest.mark.parametrize("sample", [each for text in (README, *GUIDES.values()) for each in samples("python", text)])
 def test_python_samples_compile(sample: str) -> None:
     ast.parse(sample)
 
@@ -73,9 +76,32 @@ def test_explain_command_runs(tmp_path: Path) -> None:
     assert "bottleneck" in run(f"python -m {command}", tmp_path).stdout
 
 
+@pytest.mark.parametrize("name", GUIDES)
+def test_commands_of_guides_run(name: str, tmp_path: Path) -> None:
+    for command in [line for block in samples("bash", GUIDES[name]) for line in block.splitlines() if line]:
+        keeps = f" --set runs_dir={tmp_path}" if command.startswith("launcher submit") else ""
+        done = run(command + keeps, REPOSITORY)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_launcher_commands_that_guides_name_are_there(name: str) -> None:
+    named = set(re.findall(r"^ *launcher (\w+)|`launcher (\w+)", GUIDES[name], re.MULTILINE))
+    for word in {first or second for first, second in named}:
+        assert run(f"launcher {word} --help", REPOSITORY).returncode == 0, word
+
+
+def test_plan_command_runs(tmp_path: Path) -> None:
+    (command,) = [each for each in COMMANDS if each.startswith("launcher plan")]
+    done = run(command.replace("configs/", f"{REPOSITORY}/configs/"), tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2.5" in done.stdout
+    assert "15.2" in done.stdout or "15.16" in done.stdout
+
+
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     program, *arguments = shlex.split(command)
-    start = {"torchrun": ["-m", "torch.distributed.run"], "python": []}[program]
+    start = {"torchrun": ["-m", "torch.distributed.run"], "python": [], "launcher": ["-m", "launcher.cli"]}[program]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(
         [sys.executable, *start, *arguments], capture_output=True, text=True, cwd=folder, env=environment, timeout=200

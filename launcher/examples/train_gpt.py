@@ -5,7 +5,9 @@ name. Run it by `launcher submit configs/quickstart.yaml`, or without the launch
 
     torchrun --nproc-per-node 4 -m launcher.examples.train_gpt --steps 20
 
-The same seed gives the same batches and the same start, whatever the backend, so losses can be compared step by step.
+The same seed gives the same global batches and the same start, whatever the backend, the number of ranks and their
+shares of a batch, so losses can be compared step by step. With `checkpoint: {every_steps: 50}` in the job file it can
+be resumed after any accident.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import collectives
-from launcher import progress
+from launcher import checkpoint, progress
 
 BYTES = 256
+STEPS_APART = 1_000_003  # of two seeds' batches
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "idle_test", "encodings", "pydoc_data"}
 
 
@@ -157,15 +160,6 @@ def heldout_loss(model: nn.Module, heldout: Tensor, args: argparse.Namespace) ->
     return float(total[0] / total[1])
 
 
-def save(model: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> Path:
-    """Write a checkpoint under another name and then move it, so that there is never half of one."""
-    path = progress.checkpoint_dir() / "last.pt"
-    scratch = path.with_suffix(".tmp")
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "args": vars(args)}, scratch)
-    os.replace(scratch, path)
-    return path
-
-
 def main() -> None:
     args = arguments()
     dist.init_process_group(args.backend)
@@ -179,15 +173,21 @@ def main() -> None:
     model = GPT(args.context, args.layers, args.width, args.heads)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1)
     ddp = DistributedDataParallel(model)
-    if args.backend == "narrowgauge":
-        collectives.attach(ddp)  # with the job's codec; "none" unless it says otherwise
-    draw = torch.Generator().manual_seed(args.seed * world_size + rank)
+    # with the job's codec; "none" unless it says otherwise
+    attached = collectives.attach(ddp) if args.backend == "narrowgauge" else None
+    global_batch = progress.global_batch(default=args.batch * world_size)
+    shares = collectives.Shares(global_batch)
+    saver = checkpoint.Checkpoints(ddp, optimizer, shared={"shares": shares}, own={"attached": attached})
 
     since_report = 0
-    for step in range(args.steps):
+    for step in range(saver.restore(), args.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args)
-        inputs, targets = batch(train, args.batch, args.context, draw)
+        draw = torch.Generator().manual_seed(args.seed * STEPS_APART + step)
+        mine = shares.next()  # of the global batch, which is the same on all ranks
+        inputs, targets = (each[mine] for each in batch(train, global_batch, args.context, draw))
+        if attached:
+            attached.set_weight(len(inputs))
         loss = loss_of(ddp, inputs, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -197,11 +197,12 @@ def main() -> None:
         if step == 0 or (step + 1) % args.report_every == 0 or step + 1 == args.steps:
             progress.report(step + 1, of=args.steps, loss=loss.item(), tokens=since_report)
             since_report = 0
+        saver.save_if_due(step + 1)
+    saver.save(args.steps)
 
     final = heldout_loss(model, heldout, args)
     dist.destroy_process_group()
     if rank == 0:
-        save(model, optimizer, args)
         sample = model.write(b"def ", args.sample_bytes, torch.Generator().manual_seed(args.seed))
         progress.note(heldout_loss=final, sample=sample.decode("utf-8", errors="replace"))
 
@@ -210,7 +211,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="narrowgauge", help="backend of torch.distributed")
     parser.add_argument("--steps", type=int, default=450)
-    parser.add_argument("--batch", type=int, default=16, help="windows per rank and step")
+    parser.add_argument(
+        "--batch", type=int, default=16, help="windows per rank and step, unless the job has a global_batch"
+    )
     parser.add_argument("--context", type=int, default=64, help="bytes in a window")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=96)

@@ -100,7 +100,8 @@ def present(record: Record, started: Callable[[int], None]) -> Iterator[None]:
 
 def _start_one(record: Record, index: int, tied: bool) -> Node:
     lab = record.lab
-    place = ["--head", f"--port={PORT}", "--include-dashboard=false"] if index == 0 else [f"--address={address(lab)}"]
+    dashboard = ["--include-dashboard=true", f"--dashboard-host={lab.address(0)}"]
+    place = ["--head", f"--port={PORT}", *dashboard] if index == 0 else [f"--address={address(lab)}"]
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *place),
         f"--node-ip-address={lab.address(index)}",
@@ -128,7 +129,8 @@ def environment(record: Record) -> dict[str, str]:
         ours["NARROWGAUGE_LAB_TOPOLOGY"] = str(record.topology_file)
     # Nobody outside can reach the lab; left to itself, Ray's head wants a token if there is one in the home folder,
     # and the other nodes don't send it.
-    return {"RAY_AUTH_MODE": "disabled", **os.environ, **ours}
+    path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"  # a job's `python` is this one
+    return {"RAY_AUTH_MODE": "disabled", **os.environ, "PATH": path, **ours}
 
 
 def _wait(record: Record, nodes: list[Node]) -> None:

@@ -425,3 +425,15 @@ def test_a_codec_shortens_what_crosses_the_network_only() -> None:
     assert near.seconds_with("int4") == near.predicted_s
     with pytest.raises(UsageError, match="codec is 'int7'"):
         far.seconds_with("int7")
+
+
+def test_the_summary_tells_links_and_shares() -> None:
+    """What a drawing of the plan needs: each link that is crossed, and how long the message keeps it busy."""
+    topology = Topology((Host("a", (0,), 100e6, 100e6), Host("b", (1,), 50e6, 100e6), Host("c", (2,), 100e6, 100e6)))
+    made = plan(topology, "all_reduce", 100_000_000)
+    told = made.summary()
+    busiest = max(told["links"], key=lambda link: link["busy_s"])
+    assert (busiest["name"], busiest["bytes_per_s"]) == (made.bottleneck, 50e6)
+    assert busiest["busy_s"] == pytest.approx(made.predicted_s, rel=0.02)
+    assert sum(share["share"] for share in told["shares"]) == pytest.approx(1)
+    assert Topology.from_json(json.dumps(told["topology"])) == topology

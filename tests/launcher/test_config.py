@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,18 @@ BAD = {
     "a tag on a text": (GOOD + "env: {A: !secret x}\n", 4, ["a tag that job files may not have", "!secret"]),
     "no folder for runs": (GOOD + "runs_dir: /proc/nope\n", 4, ["no folder for runs", "/proc/nope (No such file"]),
     "a file for runs": (GOOD + "runs_dir: pyproject.toml/runs\n", 4, ["no folder for runs", "Not a directory"]),
+    "a batch of less than one each": (
+        GOOD + "global_batch: 3\n",
+        4,
+        ["'global_batch'", "got:     3", "at least one sample for each of the 4 workers"],
+    ),
+    "no checkpoint kept": (GOOD + "checkpoint: {keep: 0}\n", 4, ["'checkpoint.keep'", "greater than or equal to 1"]),
+    "an unknown key of checkpoints": (
+        GOOD + "checkpoint: {every: 5}\n",
+        4,
+        ["unknown key 'every' in 'checkpoint'", "nearest: every_steps"],
+    ),
+    "retries below 0": (GOOD + "retries: -1\n", 4, ["'retries'", "greater than or equal to 0"]),
     "bad cluster": (GOOD + "cluster: remote\n", 4, ["'cluster'", "'remote' (text)"]),
 }
 
@@ -240,3 +253,30 @@ def test_the_samples_are_right_and_open_with_what_they_are_for(path: Path) -> No
     comment = path.read_text().split("\n\n")[0]
     for word in ("# Purpose:", f"# Run:      launcher submit configs/{path.name}", "# Expect:"):
         assert word in comment
+
+
+def test_tensorboard_without_its_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = write(
+        tmp_path, GOOD.replace("launcher.examples.train_gpt", "launcher/examples/train_gpt.py") + "tensorboard: true\n"
+    )
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "meta_path", [])
+    with pytest.raises(ConfigError) as error:
+        config.load(job, machine=BIG)
+    assert "line 4" in str(error.value)
+    assert "the package tensorboard is not installed here" in str(error.value)
+    assert "pip install 'narrowgauge[tensorboard]'" in str(error.value)
+    config.load(job, ["tensorboard=false"], machine=BIG)
+
+
+def test_on_a_cluster_the_script_must_lie_where_it_travels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "train.py").write_text("")
+    (tmp_path / "inside" / "job.yaml").write_text(
+        "name: demo\nworkers: 1\nentrypoint: ../train.py\ncluster: {address: '10.0.0.1:6379'}\n"
+    )
+    monkeypatch.chdir(tmp_path / "inside")
+    with pytest.raises(ConfigError, match=r"line 3, .*outside the working directory") as caught:
+        config.load(Path("job.yaml"))
+    assert f"which is {tmp_path / 'train.py'}" in str(caught.value)
+    assert config.load(Path("job.yaml"), [f"entrypoint={tmp_path / 'train.py'}"]).workers.count == 1

@@ -6,7 +6,7 @@ import pytest
 
 from launcher.errors import ClusterError
 from launcher.job import Workers
-from launcher.placement import Node, place
+from launcher.placement import Node, place, refuse_loopback
 
 HERE = [Node("a", "box", "127.0.0.1", 8)]
 FARM = [Node("a", "small", "10.0.0.1", 2), Node("b", "large", "10.0.0.2", 8), Node("c", "middle", "10.0.0.3", 4)]
@@ -56,3 +56,11 @@ def test_ranks_are_numbered_as_torchrun_does() -> None:
         (3, 0, 2, 1),
         (4, 1, 2, 1),
     ]
+
+
+def test_nodes_that_ray_knows_by_loopback_are_refused_if_there_are_several() -> None:
+    near, far = Node("1", "box-1", "127.0.0.1", 2), Node("2", "box-2", "10.0.0.2", 2)
+    refuse_loopback(place([near], Workers(count=2), emulate_hosts=False))
+    refuse_loopback(place([near], Workers(count=2, hosts=2), emulate_hosts=True))
+    with pytest.raises(ClusterError, match=r"the node box-1 by 127\.0\.0\.1.*got 2 nodes.*--node-ip-address=ADDRESS"):
+        refuse_loopback(place([near, far], Workers(count=2, hosts=2), emulate_hosts=False))

@@ -126,12 +126,18 @@ def check_summary(summary: dict[str, Any], backend: str) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    checkpoints = folder / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000004"]
+    names = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and checkpoints not in path.parents
+    }
     logs = {"logs/rank-0.log", "logs/rank-1.log"}
-    assert names == {"config.yaml", "plan.json", "events.jsonl", "summary.json", "checkpoints/last.pt", *logs}
+    assert names == {"config.yaml", "plan.json", "events.jsonl", "summary.json", "launcher.json", "report.html", *logs}
     plan = json.loads((folder / "plan.json").read_text())
     assert [(seat["rank"], seat["host"]) for seat in plan["seats"]] == [(0, "host-0"), (1, "host-1")]
-    text = "".join((folder / name).read_text() for name in names - {"checkpoints/last.pt"})
+    text = "".join((folder / name).read_text() for name in names)
     assert "TOKEN" not in text.upper().replace("TOKENS", "")
 
 

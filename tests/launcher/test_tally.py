@@ -24,6 +24,16 @@ def test_a_line_comes_when_every_rank_has_reported() -> None:
     assert second.left_s == 19 * 0.5
 
 
+def test_a_rank_with_more_of_the_batch_counts_for_more() -> None:
+    tally = Tally(2)
+    tally.on(Reported(0, 1.0, step=1, loss=4.0, tokens=300))
+    (line,) = tally.on(Reported(1, 1.0, step=1, loss=8.0, tokens=100))
+    assert line.loss == 5.0
+    tally.on(Reported(0, 2.0, step=2, loss=4.0, tokens=300))
+    (line,) = tally.on(Reported(1, 2.0, step=2, loss=8.0))
+    assert line.loss == 6.0
+
+
 def test_a_script_that_reports_on_rank_0_only() -> None:
     tally = Tally(4)
     assert tally.on(reported(0, 1, 10.0, 4.0)) == []

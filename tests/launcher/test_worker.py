@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from launcher import worker
-from launcher.agent import MASTER_PORTS, Agent, Order
+from launcher.agent import MASTER_PORTS, Agent, Order, network
 from launcher.errors import EntrypointError
 from launcher.events import Event, Exited, Logged, Noted, Raised, Reported, Started
 from launcher.job import Job, Workers
@@ -45,6 +45,8 @@ def test_the_environment_is_torchruns_and_ours() -> None:
         env={"DATA": "/data", "OMP_NUM_THREADS": "3"},
         workers={"count": 4, "hosts": 2},
         collectives={"timeout_s": 30.0, "streams": 2, "codec": "int8"},
+        checkpoint={"every_steps": 50},
+        global_batch=64,
     )
     assert environment_of(job, 3) == {
         "RANK": "3",
@@ -66,6 +68,10 @@ def test_the_environment_is_torchruns_and_ours() -> None:
         "NARROWGAUGE_SLICE_BYTES": str(job.collectives.slice_bytes),
         "NARROWGAUGE_TIMEOUT_S": "30.0",
         "NARROWGAUGE_CHECKPOINT_DIR": "/runs/x/checkpoints",
+        "NARROWGAUGE_CHECKPOINT_EVERY": "50",
+        "NARROWGAUGE_CHECKPOINT_KEEP": "3",
+        "NARROWGAUGE_GLOBAL_BATCH": "64",
+        "NARROWGAUGE_REBALANCE": "1",
     }
 
 
@@ -290,3 +296,11 @@ def test_a_free_port_can_be_listened_on() -> None:
 
 def running(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_an_address_that_no_interface_has_is_refused(tmp_path: Path) -> None:
+    elsewhere = replace(order(tmp_path, ""), address="203.0.113.9")
+    with pytest.raises(RuntimeError, match=r"no network interface here has the address 203\.0\.113\.9 .*only .*lo 127"):
+        Agent().start(elsewhere)
+    chosen = replace(elsewhere, env={**elsewhere.env, "NARROWGAUGE_INTERFACE": "lo"})
+    assert network(chosen) == {"NARROWGAUGE_INTERFACE": "lo", "GLOO_SOCKET_IFNAME": "lo"}

@@ -1,0 +1,185 @@
+"""Checkpoints on disk: whole or not there, proven by checksums, and no more of them than wanted. Knows no torch.
+
+    checkpoints/
+        step-00000050/
+            state/            files of torch.distributed.checkpoint
+            shared.pt         and others
+            manifest.json     written last: step, facts, and size and SHA-256 of every other file
+
+A checkpoint is written as `.step-00000050.partial`, flushed to the disk, and then renamed. What was cut off in the
+middle keeps that name and is removed when the next one is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d{8,})")
+_SCRATCH = re.compile(r"\.step-\d{8,}\.(partial|old)")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint that is whole: every file is as its manifest says."""
+
+    folder: Path
+    step: int
+    facts: dict[str, Any]
+
+
+class Damaged(Exception):
+    """A checkpoint that is not what its manifest says; the message names file, got and wanted."""
+
+
+def write(folder: Path, step: int, facts: dict[str, Any], fill: Callable[[Path], None]) -> tuple[Path, int]:
+    """Write one checkpoint; it is there as a whole, or not at all. One of the same step is replaced.
+
+    Args:
+        folder: of all checkpoints of a run; made if need be.
+        facts: what the manifest should say beside the files, as JSON can.
+        fill: writes the files into the empty folder that it is given.
+
+    Returns:
+        Its folder, and the bytes of its files.
+
+    Raises:
+        OSError: no room, or no permission. Whatever `fill` raises. What was written so far is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_scratch(folder)
+    final = folder / f"step-{step:08d}"
+    partial, old = folder / f".{final.name}.partial", folder / f".{final.name}.old"
+    try:
+        partial.mkdir()
+        fill(partial)
+        files = {name: _described(partial / name) for name in _files(partial)}
+        manifest = {"format": FORMAT, "step": step, "written_at": time.time(), "facts": facts, "files": files}
+        _write_flushed(partial / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        for each in (partial, *(path for path in partial.rglob("*"))):
+            _flush(each)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if final.exists():
+        final.rename(old)
+    partial.rename(final)
+    _flush(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return final, sum(int(file["bytes"]) for file in files.values())
+
+
+def newest(folder: Path, warn: Callable[[str], None]) -> Found | None:
+    """The newest checkpoint that is whole; None if there is none. Tells of each that is passed over, and why."""
+    for _, path in sorted(_checkpoints(folder), reverse=True):
+        try:
+            return check(path)
+        except Damaged as error:
+            warn(f"passing over the checkpoint {path}: {error}")
+    return None
+
+
+def check(path: Path) -> Found:
+    """Read every byte of a checkpoint and hold it against the manifest.
+
+    Raises:
+        Damaged: it isn't whole.
+    """
+    manifest = _manifest(path)
+    wanted: dict[str, dict[str, Any]] = manifest["files"]
+    for name in sorted(set(wanted) | set(_files(path))):
+        if name not in wanted:
+            raise Damaged(f"{name} is not in its manifest")
+        try:
+            got = _described(path / name)
+        except OSError as error:
+            raise Damaged(f"{name} cannot be read ({error.strerror}); wanted {_told(wanted[name])}") from None
+        if got != wanted[name]:
+            raise Damaged(f"{name} has {_told(got)}; wanted {_told(wanted[name])}")
+    return Found(path, manifest["step"], manifest["facts"])
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, ascending, whether whole or not."""
+    return sorted(step for step, _ in _checkpoints(folder))
+
+
+def retain(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
+    for _, path in sorted(_checkpoints(folder))[:-keep]:
+        doomed = path.with_name(f".{path.name}.old")
+        path.rename(doomed)  # first, so that nobody takes what is half removed for a checkpoint
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = _NAME.fullmatch(path.name)
+        if match and path.is_dir():
+            yield int(match[1]), path
+
+
+def _remove_scratch(folder: Path) -> None:
+    for path in folder.iterdir():
+        if _SCRATCH.fullmatch(path.name):
+            shutil.rmtree(path)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Damaged(f"{MANIFEST} cannot be read ({error.strerror}), so it was not finished") from None
+    except ValueError as error:
+        raise Damaged(f"{MANIFEST} is no JSON ({error})") from None
+    wanted = {"format": int, "step": int, "facts": dict, "files": dict}
+    if not isinstance(manifest, dict) or any(type(manifest.get(key)) is not kind for key, kind in wanted.items()):
+        raise Damaged(f"{MANIFEST} lacks one of {', '.join(wanted)}")
+    if manifest["format"] != FORMAT:
+        raise Damaged(f"{MANIFEST} is of format {manifest['format']}; this version reads {FORMAT}")
+    if path.name != f"step-{manifest['step']:08d}":
+        raise Damaged(f"{MANIFEST} is of step {manifest['step']}")
+    return manifest
+
+
+def _files(folder: Path) -> list[str]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(name for path in paths if (name := path.relative_to(folder).as_posix()) != MANIFEST)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+
+
+def _told(file: dict[str, Any]) -> str:
+    return f"{file['bytes']} bytes with SHA-256 {str(file['sha256'])[:16]}"
+
+
+def _write_flushed(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold a file or the entries of a folder."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,71 @@
+"""What `submit` knows of a job before it runs, without measuring: (job, cluster) -> plan, and from that the seats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+
+from launcher.cluster import Cluster
+from launcher.gather import by_address, known, told_by
+from launcher.job import Job
+from launcher.placement import Node, Seat
+from launcher.plan import JobPlan, make, searched
+from launcher.plan_text import short
+from launcher.speeds import earlier
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """The plan, and its seats, which are to be taken if the launcher `chooses` the placement."""
+
+    plan: JobPlan
+    seats: list[Seat]
+    chooses: bool
+
+
+def foresee(job: Job, cluster: Cluster, remembered: str | None = None) -> Foreseen | None:
+    """By what is remembered of the cluster's nodes, and by the last run; None if nothing is known to go by.
+
+    Args:
+        remembered: what the machine that submitted the job remembers, as of `gather.remembered`.
+
+    Raises:
+        ClusterError: there is no room for the workers, or no memory for the batch.
+    """
+    nodes = by_address(cluster.nodes())
+    inventory = known(job, nodes, remembered)
+    if job.workers.per == "gpu" and not any(machine.accelerators for machine in inventory.nodes):
+        inventory = told_by(job, cluster.look(job.workers.cpus, measure=False))
+    before = earlier(job)
+    if not searched(job) and not before.rates:
+        return None
+    made = make(job, inventory, before, own=False, thorough=False)
+    names = [machine.name for machine in inventory.nodes]
+    return Foreseen(made, _seats(made, dict(zip(names, nodes, strict=True))), searched(job))
+
+
+def told(found: Foreseen | None) -> list[str]:
+    """A few lines for the start of a run."""
+    return [] if found is None else short(found.plan)
+
+
+def _seats(plan: JobPlan, nodes: Mapping[str, Node]) -> list[Seat]:
+    """The seats of the plan's ranks; a node's ranks are neighbours."""
+    blocks = [list(block) for _, block in groupby(plan.places, lambda place: place.node)]
+    return [
+        Seat(
+            rank=place.rank,
+            local_rank=local_rank,
+            local_world_size=len(block),
+            host_index=index,
+            host_count=len(blocks),
+            host=place.node,
+            emulated=False,
+            node=nodes[place.node],
+            device=place.device,
+            share=place.share if plan.demand.global_batch is not None else None,
+        )
+        for index, block in enumerate(blocks)
+        for local_rank, place in enumerate(block)
+    ]

@@ -1,0 +1,151 @@
+"""The curves of the page: points of the story -> charts, each a plain value that the template draws."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from launcher.report import units
+from launcher.report.geometry import Scale, band, high_end, line, stacked
+from launcher.report.story import Point
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A label at an axis; `at` in percent of the axis, from the left or the top."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A curve or a filled band: its path, and the name of its colour in the page."""
+
+    path: str
+    colour: str
+    filled: bool
+    name: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart. `readings` is JSON for the hand that points: for each point its place in percent, and texts.
+
+    `cut` says what was left out above the upper edge, if anything.
+    """
+
+    title: str
+    unit: str
+    said: str
+    shapes: tuple[Shape, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    readings: str
+    cut: str | None = None
+
+
+def loss_chart(points: Sequence[Point]) -> Chart | None:
+    """Loss over steps; None if nobody told one."""
+    told = [point for point in points if point.loss is not None]
+    if not told:
+        return None
+    losses = [point.loss for point in told]
+    x, y = _steps(told), Scale.over([loss for loss in losses if loss is not None])
+    shape = Shape(line([point.step for point in told], losses, x, y), "loss", False, "loss")
+    said = (
+        f"Loss {units.number(losses[0])} at step {told[0].step:,}, {units.number(losses[-1])} at step {told[-1].step:,}"
+    )
+    readings = [(x.share(point.step), [_step_text(point), f"loss {units.number(point.loss)}"]) for point in told]
+    return _chart("Loss", "mean over ranks", said, [shape], x, y, readings)
+
+
+def time_chart(points: Sequence[Point]) -> Chart | None:
+    """A step's seconds, split into computing, waiting and the rest; None before the second report."""
+    timed = [point for point in points if point.steps and point.seconds > 0]
+    if len(timed) < 2:
+        return None
+    measured = any(point.compute_s for point in timed)
+    parts = [
+        ("compute", "computing", [point.compute_s / point.steps for point in timed]),
+        ("wait", "waiting", [point.wait_s / point.steps for point in timed]),
+        ("rest", "rest" if measured else "computing and the rest", [point.rest_s / point.steps for point in timed]),
+    ][0 if measured else 1 :]
+    xs = [point.step for point in timed]
+    edges = stacked([values for _, _, values in parts])
+    top = edges[-1][1]
+    end = high_end(top)
+    x, y = _steps(timed), _cut_scale(end)
+    shapes = [
+        Shape(band(xs, [min(v, y.high) for v in lower], [min(v, y.high) for v in upper], x, y), colour, True, name)
+        for (colour, name, _), (lower, upper) in zip(parts, edges, strict=True)
+    ]
+    mean = sum(point.seconds for point in timed) / sum(point.steps for point in timed)
+    waiting = sum(point.wait_s for point in timed) / sum(point.seconds for point in timed)
+    readings = [
+        (
+            x.share(point.step),
+            [_step_text(point), f"{units.seconds(point.seconds / point.steps)} a step"]
+            + [f"{name} {units.seconds(values[index])}" for _, name, values in parts],
+        )
+        for index, point in enumerate(timed)
+    ]
+    said = f"A step took {units.seconds(mean)} on average, {units.percent(waiting)} of it waiting for communication"
+    cut = f"Some steps took longer than shown: up to {units.seconds(max(top))}." if max(top) > y.high else None
+    return _chart("Step time", "seconds a step, mean over ranks", said, shapes, x, y, readings, cut)
+
+
+def speed_chart(points: Sequence[Point]) -> Chart | None:
+    """Tokens per second; None if nobody counted any."""
+    timed = [point for point in points if point.steps and point.seconds > 0]
+    if len(timed) < 2 or not any(point.tokens for point in timed):
+        return None
+    speeds = [point.tokens / point.seconds for point in timed]
+    x, y = _steps(timed), _cut_scale(high_end(speeds))
+    curve = line([point.step for point in timed], [min(speed, y.high) for speed in speeds], x, y)
+    mean = sum(point.tokens for point in timed) / sum(point.seconds for point in timed)
+    readings = [
+        (x.share(point.step), [_step_text(point), f"{units.number(speed)} tokens/s"])
+        for point, speed in zip(timed, speeds, strict=True)
+    ]
+    said = f"{units.number(mean)} on average, {units.number(min(speeds))} to {units.number(max(speeds))}"
+    return _chart(
+        "Speed", "tokens per second, all ranks", said, [Shape(curve, "speed", False, "tokens/s")], x, y, readings
+    )
+
+
+def _chart(
+    title: str,
+    unit: str,
+    said: str,
+    shapes: list[Shape],
+    x: Scale,
+    y: Scale,
+    readings: list[tuple[float, list[str]]],
+    cut: str | None = None,
+) -> Chart:
+    return Chart(
+        title=title,
+        unit=unit,
+        said=said,
+        shapes=tuple(shapes),
+        x_ticks=tuple(Tick(100 * x.share(value), units.tick(value)) for value in x.ticks(5) if value == int(value)),
+        y_ticks=tuple(Tick(100 - 100 * y.share(value), units.tick(value)) for value in y.ticks(5)),
+        readings=json.dumps([[round(100 * at, 2), *texts] for at, texts in readings]),
+        cut=cut,
+    )
+
+
+def _steps(points: Sequence[Point]) -> Scale:
+    return Scale.exactly([point.step for point in points])
+
+
+def _cut_scale(end: float) -> Scale:
+    """From 0 to a round number at or above `end`."""
+    return Scale.over([0.0, end], from_zero=True)
+
+
+def _step_text(point: Point) -> str:
+    first = point.step - point.steps + 1
+    return f"step {point.step:,}" if point.steps <= 1 else f"steps {first:,} to {point.step:,}"

@@ -1,0 +1,154 @@
+"""The network that a plan is about: its hosts, sites and links with their loads, out of plan.json. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MOST_HOSTS_IN_MATRIX = 10
+MOST_PAIRS_LISTED = 12
+
+
+@dataclass(frozen=True)
+class Link:
+    """A directed link: payload bytes per second, and the share of the planned time in which it is busy; None if no
+    plan says."""
+
+    name: str
+    bytes_per_s: float
+    load: float | None
+    bottleneck: bool
+
+
+@dataclass(frozen=True)
+class Place:
+    """A host. Its links are None where nobody knows them."""
+
+    name: str
+    ranks: tuple[int, ...]
+    up: Link | None
+    down: Link | None
+    memory: Link | None
+
+
+@dataclass(frozen=True)
+class Site:
+    """Hosts behind one uplink."""
+
+    name: str
+    places: tuple[Place, ...]
+    up: Link | None
+    down: Link | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A way from host to host that is slower than their links."""
+
+    source: str
+    target: str
+    link: Link
+
+
+@dataclass(frozen=True)
+class Network:
+    """Everything. `groups` are sites and hosts in no site, in order of their lowest rank."""
+
+    groups: tuple[Site | Place, ...]
+    pairs: tuple[Pair, ...]
+    links: tuple[Link, ...]
+
+    @property
+    def places(self) -> list[Place]:
+        return [place for group in self.groups for place in (group.places if isinstance(group, Site) else (group,))]
+
+    @property
+    def outer_links(self) -> list[Link]:
+        """Those that are drawn: of hosts and of sites."""
+        ends: list[Site | Place] = [*self.places, *(group for group in self.groups if isinstance(group, Site))]
+        return [link for end in ends for link in (end.up, end.down) if link is not None]
+
+    @property
+    def matrix(self) -> list[tuple[str, list[Link | None]]] | None:
+        """A row for each host that slower pairs start at, a cell for each target; if there are any, and few hosts."""
+        names = [place.name for place in self.places]
+        if not self.pairs or len(names) > MOST_HOSTS_IN_MATRIX:
+            return None
+        known = {(pair.source, pair.target): pair.link for pair in self.pairs}
+        sources = [name for name in names if any(pair.source == name for pair in self.pairs)]
+        return [(source, [known.get((source, target)) for target in names]) for source in sources]
+
+    @property
+    def busiest_pairs(self) -> list[Pair]:
+        """Where there is no matrix: the pairs that the plan loads most."""
+        ordered = sorted(self.pairs, key=lambda pair: -(pair.link.load or 0.0))
+        return ordered[:MOST_PAIRS_LISTED] if self.matrix is None else []
+
+
+def network(seats: Sequence[Mapping[str, Any]], plan: Mapping[str, Any] | None) -> Network | None:
+    """Of the plan's topology, or, without one, just the hosts of the seats; None if there are none."""
+    if plan and plan.get("topology"):
+        return _planned(plan)
+    ranks: dict[str, list[int]] = {}
+    for seat in seats:
+        ranks.setdefault(str(seat["host"]), []).append(int(seat["rank"]))
+    places = tuple(Place(name, tuple(members), None, None, None) for name, members in ranks.items())
+    return Network(places, (), ()) if places else None
+
+
+def _planned(plan: Mapping[str, Any]) -> Network:
+    topology = plan["topology"]
+    links = _Links(plan)
+
+    def place(host: Mapping[str, Any]) -> Place:
+        name = host["name"]
+        return Place(
+            name=name,
+            ranks=tuple(host["ranks"]),
+            up=links(f"up of {name}", host["up_bytes_per_s"]),
+            down=links(f"down of {name}", host["down_bytes_per_s"]),
+            memory=links(f"memory of {name}", host["memory_bytes_per_s"]),
+        )
+
+    places = {host["name"]: place(host) for host in topology["hosts"]}
+    site_of = {name: site for site in topology.get("sites", ()) for name in site["hosts"]}
+    groups: dict[str, Site | Place] = {}
+    for name, one in places.items():
+        site = site_of.get(name)
+        if site is None:
+            groups[f"host {name}"] = one
+            continue
+        groups.setdefault(
+            f"site {site['name']}",
+            Site(
+                name=site["name"],
+                places=tuple(each for host, each in places.items() if host in site["hosts"]),
+                up=links(f"up of site {site['name']}", site["up_bytes_per_s"]),
+                down=links(f"down of site {site['name']}", site["down_bytes_per_s"]),
+            ),
+        )
+    pairs = tuple(
+        Pair(row["source"], row["target"], links(f"{row['source']} to {row['target']}", row["bytes_per_s"]))
+        for row in topology.get("pairs", ())
+    )
+    return Network(tuple(groups.values()), pairs, tuple(links.made))
+
+
+class _Links:
+    """Makes links, with the loads that the plan gives them; `made` are all of them."""
+
+    def __init__(self, plan: Mapping[str, Any]) -> None:
+        self._busy_s = {link["name"]: float(link["busy_s"]) for link in plan.get("links", ())}
+        self._predicted_s = float(plan.get("predicted_s") or 0.0)
+        self._busiest_s = max(self._busy_s.values(), default=0.0)
+        self._bottleneck = plan.get("bottleneck")
+        self.made: list[Link] = []
+
+    def __call__(self, name: str, bytes_per_s: float) -> Link:
+        busy_s = self._busy_s.get(name, 0.0)
+        load = min(busy_s / self._predicted_s, 1.0) if self._predicted_s and self._busy_s else None
+        limits = self._bottleneck is not None and (name == self._bottleneck or 0 < 0.999 * self._busiest_s <= busy_s)
+        link = Link(name, float(bytes_per_s), load, limits)
+        self.made.append(link)
+        return link
