@@ -24,8 +24,10 @@ from types import TracebackType
 from typing import Any
 
 # Read by ray when it is imported: no usage reports, and no CUDA_VISIBLE_DEVICES="" for actors without a GPU of Ray's.
+# And by the nodes that it starts: left to itself, Ray starts its workers, and through them ours, at nice 15.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
