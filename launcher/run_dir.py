@@ -159,7 +159,8 @@ def new_id() -> str:
 def last_words(text: str, max_lines: int = 60) -> str:
     """The last traceback in a log, of the last attempt, and what follows it, or its last lines if there is none. Of an
     error that torch's C++ passed on, the list of places in torch is left out."""
-    lines = text.rpartition(ATTEMPT)[2].rstrip().splitlines()
+    _, parted, last = text.rpartition(ATTEMPT)
+    lines = last.rstrip().splitlines()[1 if parted else 0 :]
     starts = [index for index, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
     if not starts:
         return "\n".join(lines[-20:])

@@ -12,7 +12,7 @@ import pytest
 
 from launcher import config, resume
 from launcher.errors import ConfigError
-from launcher.job import Job
+from launcher.job import Cluster, Job
 from launcher.run_dir import RunDir, last_words
 from tests.launcher.test_submit import SCRIPTED, TINY_GPT, Submitted
 
@@ -162,4 +162,9 @@ def test_runs_that_cannot_be_resumed(tmp_path: Path) -> None:
 
 def test_last_words_are_those_of_the_last_attempt() -> None:
     first = "Traceback (most recent call last):\nValueError: first\n"
-    assert last_words(f"{first}======== attempt 2 ========\nsecond\n") == "2 ========\nsecond"
+    assert last_words(f"{first}======== attempt 2 ========\nsecond\n") == "second"
+
+
+def test_on_a_cluster_checkpoints_may_be_out_of_sight(tmp_path: Path) -> None:
+    job, made = a_run(tmp_path)
+    assert resume.find(str(made.path), job.model_copy(update={"cluster": Cluster(address="box-1:6379")})) == made.path
