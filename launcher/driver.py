@@ -17,6 +17,7 @@ from typing import Any
 from collectives.version import __version__
 from launcher.errors import ClusterError, LauncherError
 from launcher.feed import FedRunDir, Feed, FeedView
+from launcher.gather import unpacked
 from launcher.job import Job
 from launcher.jobs import METADATA, force_is_wanted
 from launcher.run import Setting, run
@@ -41,7 +42,7 @@ def main() -> int:
     name = f"{job.name}-{told['id']}"
     resumed = earlier(told["resumed"]) if told["resumed"] else None
     by_force = functools.partial(force_is_wanted, name)
-    setting = Setting(run_dir, told["submitted_at"], None, by_force, resumed, told["remembered"])
+    setting = Setting(run_dir, told["submitted_at"], None, by_force, resumed, unpacked(told["remembered"]))
     summary = run(on_cluster, view, follow_logs=True, setting=setting)
     return EXIT[summary["status"]]
 

@@ -97,33 +97,34 @@ class Feed:
         print(json.dumps(message), file=self._out, flush=True)
 
 
+@dataclass(frozen=True)
 class FedRunDir(RunDir):
     """A run's folder that also goes into the feed. Logs don't: the view gets them line by line."""
 
+    feed: Feed
+    thinner: Thinner
+
     @classmethod
     def fed(cls, run_dir: RunDir, feed: Feed) -> FedRunDir:
-        fed = cls(run_dir.path, run_dir.name, run_dir.id)
-        object.__setattr__(fed, "_feed", feed)  # the dataclass is frozen
-        object.__setattr__(fed, "_thinner", Thinner(time.time()))
-        return fed
+        return cls(run_dir.path, run_dir.name, run_dir.id, feed, Thinner(time.time()))
 
     def append(self, event: Event) -> None:
         super().append(event)
-        for passed in self._thinner.on(event, time.time()):  # type: ignore[attr-defined]
+        for passed in self.thinner.on(event, time.time()):
             self._tell(passed)
 
     def write_plan(self, plan: dict[str, Any]) -> None:
         super().write_plan(plan)
-        self._feed.replace(self.plan.name, plan)  # type: ignore[attr-defined]
+        self.feed.replace(self.plan.name, plan)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         super().write_summary(summary)
-        for held in self._thinner.rest():  # type: ignore[attr-defined]
+        for held in self.thinner.rest():
             self._tell(held)
-        self._feed.replace(self.summary.name, summary)  # type: ignore[attr-defined]
+        self.feed.replace(self.summary.name, summary)
 
     def _tell(self, event: Event) -> None:
-        self._feed.add(self.events.name, json.dumps(to_json(event)) + "\n")  # type: ignore[attr-defined]
+        self.feed.add(self.events.name, json.dumps(to_json(event)) + "\n")
 
 
 class FeedView(PlainView):

@@ -25,6 +25,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from collectives.auto_codec import choose
 from collectives.batch_shares import share_out
 from collectives.codec import CODECS, Codec, codec_of
 from collectives.cost import bound_s
@@ -46,6 +47,7 @@ class Demand:
         codec: of `collectives.codec`, or "auto".
         in_seconds: whether the ranks' speeds are samples per second; otherwise they only compare ranks.
         other_s: seconds of a step besides forward, backward and communication.
+        rank_samples: of each rank where the script decides: by the last run, else 1 to compare ranks by.
     """
 
     global_batch: int | None
@@ -53,6 +55,7 @@ class Demand:
     codec: str = "none"
     in_seconds: bool = True
     other_s: float = 0.0
+    rank_samples: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -140,8 +143,8 @@ def shares_of(demand: Demand, paces: Sequence[Pace]) -> list[int] | None:
 
 
 def equal_shares(demand: Demand, count: int) -> list[float]:
-    """The global batch in equal parts; those of 1 where the script decides."""
-    return [1.0] * count if demand.global_batch is None else [demand.global_batch / count] * count
+    """The global batch in equal parts, or as many samples for each rank as the script takes."""
+    return [demand.rank_samples] * count if demand.global_batch is None else [demand.global_batch / count] * count
 
 
 def compute_of(shares: Sequence[float], paces: Sequence[Pace]) -> float:
@@ -229,11 +232,10 @@ def _shares(demand: Demand, paces: Sequence[Pace]) -> Sequence[float] | None:
 
 
 def _codec_for(demand: Demand, whole: Plan, compute_s: float) -> str:
-    """Of "auto" the mildest that hides behind backward, or else the one that leaves the fewest bytes."""
+    """What "auto" would take, as `collectives.attach` does."""
     if demand.codec != "auto":
         return demand.codec
-    hides = [codec for codec in CODECS if whole.seconds_with(codec) <= BACKWARD * compute_s]
-    return hides[0] if hides else max(CODECS, key=lambda codec: CODECS[codec].ratio)
+    return choose([whole.num_bytes], BACKWARD * compute_s, lambda _, codec: whole.seconds_with(codec)).codec
 
 
 def _codec(name: str) -> Codec:

@@ -7,42 +7,51 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from launcher.cluster import Cluster
+from launcher.errors import ClusterError
 from launcher.gather import by_address, known, told_by
 from launcher.job import Job
 from launcher.placement import Node, Seat
 from launcher.plan import JobPlan, make, searched
 from launcher.plan_text import short
-from launcher.speeds import earlier
+from launcher.speeds import Earlier
 
 
 @dataclass(frozen=True)
 class Foreseen:
-    """The plan, and its seats, which are to be taken if the launcher `chooses` the placement."""
+    """The plan, and if the launcher `chooses` the placement, its seats."""
 
     plan: JobPlan
     seats: list[Seat]
     chooses: bool
 
 
-def foresee(job: Job, cluster: Cluster, remembered: str | None = None) -> Foreseen | None:
+def foresee(job: Job, cluster: Cluster, before: Earlier, remembered: str | None = None) -> Foreseen | None:
     """By what is remembered of the cluster's nodes, and by the last run; None if nothing is known to go by.
 
     Args:
+        before: what the last run tells.
         remembered: what the machine that submitted the job remembers, as of `gather.remembered`.
 
     Raises:
-        ClusterError: there is no room for the workers, or no memory for the batch.
+        ClusterError: the launcher is to choose the places, and there is no room for the workers, or no memory for the
+            batch.
     """
     nodes = by_address(cluster.nodes())
     inventory = known(job, nodes, remembered)
     if job.workers.per == "gpu" and not any(machine.accelerators for machine in inventory.nodes):
         inventory = told_by(job, cluster.look(job.workers.cpus, measure=False))
-    before = earlier(job)
-    if not searched(job) and not before.rates:
+    chooses = searched(job) and not cluster.own
+    if not chooses and not before.rates:
         return None
-    made = make(job, inventory, before, own=False, thorough=False)
+    try:
+        made = make(job, inventory, before, own=cluster.own, thorough=False)
+    except ClusterError:
+        if chooses:
+            raise
+        return None  # a job that says where its workers go needs no forecast
     names = [machine.name for machine in inventory.nodes]
-    return Foreseen(made, _seats(made, dict(zip(names, nodes, strict=True))), searched(job))
+    seats = _seats(made, dict(zip(names, nodes, strict=True))) if chooses else []
+    return Foreseen(made, seats, chooses)
 
 
 def told(found: Foreseen | None) -> list[str]:

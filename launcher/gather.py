@@ -5,8 +5,10 @@ What was measured is kept in narrowgauge/inventory below $XDG_CACHE_HOME or ~/.c
 
 from __future__ import annotations
 
+import base64
 import os
 import re
+import zlib
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -76,6 +78,16 @@ def remembered(job: Job) -> str | None:
     """What this machine remembers of the job's cluster, as JSON."""
     found = _recalled(job)
     return found.to_json() if found else None
+
+
+def packed(told: str | None) -> str | None:
+    """What `remembered` gave, small enough for an environment variable, through which Ray tells it to a driver."""
+    return base64.b64encode(zlib.compress(told.encode())).decode() if told else None
+
+
+def unpacked(small: str | None) -> str | None:
+    """What `packed` was given."""
+    return zlib.decompress(base64.b64decode(small)).decode() if small else None
 
 
 def _links(job: Job, nodes: Sequence[Machine]) -> Topology | None:

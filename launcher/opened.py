@@ -14,7 +14,8 @@ from launcher.columns import status as as_status
 from launcher.errors import ClusterError
 from launcher.jobs import Found, Jobs
 from launcher.remote import Watch, early_end
-from launcher.replay import Reader, of_folder
+from launcher.replay import Reader
+from launcher.run_dir import RunDir
 from launcher.runs import Known, State
 
 
@@ -146,7 +147,7 @@ def _row_there(address: str, found: Found) -> Row:
 def started_at(run: Known) -> float | None:
     """When a run was made, by its id, in seconds since 1970."""
     try:
-        return datetime.strptime(of_folder(Path(run.name)).id[:15], "%Y%m%d-%H%M%S").timestamp()
+        return datetime.strptime(RunDir.of(Path(run.name)).id[:15], "%Y%m%d-%H%M%S").timestamp()
     except ValueError:
         return None
 

@@ -49,13 +49,15 @@ class Barred:
 def demand_of(job: Job, inventory: Inventory, earlier: Earlier) -> Demand:
     """What a step asks for. It is in seconds if every place's samples per second are known, and the batch is."""
     work = job.workload
-    gradient_bytes = work.gradient_bytes or (None if work.parameters is None else 4 * work.parameters)
-    timed = job.global_batch is not None and all(
+    stated = work.gradient_bytes or (None if work.parameters is None else 4 * work.parameters)
+    gradient_bytes = stated or earlier.step_bytes
+    timed = (job.global_batch or earlier.rank_samples) is not None and all(
         _samples_per_s(job, node, device, earlier.rates) is not None
         for node in inventory.nodes
         for device in _devices(job, node)
     )
-    return Demand(job.global_batch, gradient_bytes, job.collectives.codec, timed, earlier.other_s)
+    each = earlier.rank_samples or 1.0
+    return Demand(job.global_batch, gradient_bytes, job.collectives.codec, timed, earlier.other_s, each)
 
 
 def pools_of(job: Job, inventory: Inventory, earlier: Earlier) -> tuple[list[Pool], list[Barred]]:

@@ -25,10 +25,10 @@ from typing import Any
 import psutil
 
 from collectives.version import __version__
-from launcher import config, run
+from launcher import config, report, run
 from launcher.errors import ClusterError
 from launcher.feed import Mirror
-from launcher.gather import remembered
+from launcher.gather import packed, remembered
 from launcher.job import Job
 from launcher.jobs import Found, Jobs
 from launcher.log_tails import LogTails
@@ -65,7 +65,7 @@ def submit(job: Job, submitted_at: float, view: PlainView, resumed: Path | None 
             "folder": str(run_dir.path),
             "token": token,
             "resumed": str(resumed) if resumed else None,
-            "remembered": remembered(job),
+            "remembered": packed(remembered(job)),
             "submitted_at": submitted_at,
             "from": socket.gethostname(),
         }
@@ -148,8 +148,8 @@ class Watch:
         raise ClusterError(early_end(found, self.others))
 
     def settle(self, run_dir: Path) -> dict[str, Any]:
-        """Keep the folder of a run that is over as `run_dir`, with its own paths in the summary, unless the driver has
-        written there itself.
+        """Keep the folder of a run that is over as `run_dir`, with a page and with its own paths in the summary, unless
+        the driver has written there itself.
 
         Returns:
             The summary.
@@ -160,6 +160,7 @@ class Watch:
         summary = dict(_moved(summary, summary["folder"], str(run_dir)))
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         shutil.copytree(self.folder, run_dir, dirs_exist_ok=True)
+        report.write(run_dir)
         return summary
 
     def _follow(self) -> None:

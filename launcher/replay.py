@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import config
-from launcher.events import Event, Reported, Started, from_json
+from launcher.events import Event, Reported, Retried, Started, from_json
 from launcher.job import Job
 from launcher.log_tails import Tail
 from launcher.placement import Node, Seat
@@ -48,11 +48,19 @@ class Replay:
     before: dict[int, Reported] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Know nothing of the workers that are to start."""
         self.supervisor = Supervisor(self.world_size, 0.0)
         self.tally = Tally(self.world_size)
+        self.before.clear()
 
     def on(self, event: Event) -> list[Line]:
         """Take in an event; gives the lines of progress that it completes."""
+        if isinstance(event, Retried):
+            self.begin()
+            return []
         if isinstance(event, Started):
             self.interfaces[event.rank] = event.interface
         if isinstance(event, Reported) and event.rank in self.tally.latest:
@@ -99,14 +107,21 @@ class Reader:
     """Reads a run's folder as it grows."""
 
     def __init__(self, folder: Path) -> None:
-        self.dir = of_folder(folder)
+        self.dir = RunDir.of(folder)
         self.job: Job = config.load_resolved(self.dir.config)
-        self.replay = Replay(self.job.workers.count)
+        self.replay = Replay(len(self.seats()) or self.job.workers.count)
         self._events = Tail(self.dir.events)
         self._stages = Tail(self.dir.stages)
 
     def new_lines(self) -> list[Line]:
-        """Take in the new events; gives the lines of progress that they complete."""
+        """Take in the new events; gives the lines of progress that they complete.
+
+        A job with `workers: {max: ...}` may have fewer ranks than it asked for; the plan, which is there before any
+        event, says how many.
+        """
+        seats = len(self.seats())
+        if seats and seats != self.replay.world_size:
+            self.replay = Replay(seats)
         events = [from_json(json.loads(line)) for line in self._events.new_lines()]
         return [line for event in events for line in self.replay.on(event)]
 
@@ -122,12 +137,6 @@ class Reader:
         """Where the ranks sit, if that is decided."""
         plan = _json(self.dir.plan) or {"seats": []}
         return [Seat(**{**seat, "node": Node(**seat["node"])}) for seat in plan["seats"]]
-
-
-def of_folder(folder: Path) -> RunDir:
-    """The run whose folder that is; its name ends with the id, which has two hyphens in it."""
-    name, *rest = folder.name.rsplit("-", 3)
-    return RunDir(folder.resolve(), name, "-".join(rest))
 
 
 def _json(path: Path) -> dict[str, Any] | None:

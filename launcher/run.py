@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import secrets
-import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
@@ -22,11 +19,13 @@ from launcher.agent import Order
 from launcher.cluster import Cluster, Gang
 from launcher.errors import LauncherError
 from launcher.events import Logged, Planned, Retried, Saved
+from launcher.interrupts import Interrupts
 from launcher.job import Job
 from launcher.log_tails import LogTails
 from launcher.placement import Seat, place, refuse_loopback
 from launcher.retries import Attempt, Verdict, decide
 from launcher.run_dir import RunDir
+from launcher.speeds import earlier
 from launcher.supervisor import Supervisor
 from launcher.tally import Tally
 from launcher.view import PlainView, remarks, seating
@@ -120,7 +119,7 @@ def run(job: Job, view: PlainView, *, follow_logs: bool = False, setting: Settin
     view.stage(f"run {going.dir.path}")
     problem: str | None = None
     try:
-        with _Interrupts() as interrupts, Cluster(job) as cluster:
+        with Interrupts() as interrupts, Cluster(job) as cluster:
             logs = LogTails(going.dir, range(count)) if follow_logs else None
             while True:
                 interrupts.raise_from_now()
@@ -155,10 +154,11 @@ def run(job: Job, view: PlainView, *, follow_logs: bool = False, setting: Settin
 def _seat(going: _Run, cluster: Cluster) -> None:
     """Decide who sits where, by speed if the job leaves that to us, and tell what is expected of it."""
     job = going.job
-    if not cluster.own:
-        from launcher import foresee  # a local start need not wait for what it imports
+    before = earlier(job)
+    if before.rates or not cluster.own:
+        from launcher import foresee  # the first start on a machine need not wait for what it imports
 
-        found = foresee.foresee(job, cluster, going.setting.remembered)
+        found = foresee.foresee(job, cluster, before, going.setting.remembered)
         for line in foresee.told(found):
             going.view.stage(line)
         if found is not None and found.chooses:
@@ -220,7 +220,7 @@ def _begin_again(going: _Run, verdict: Verdict) -> None:
     going.view.stage(f"attempt {number} of {going.job.retries + 1}, after {verdict.why}")
 
 
-def _watch(going: _Run, gang: Gang, interrupts: _Interrupts, logs: LogTails | None) -> None:
+def _watch(going: _Run, gang: Gang, interrupts: Interrupts, logs: LogTails | None) -> None:
     """Carry events to the supervisor and its instructions to the workers, until all have ended."""
     supervisor, tally, view = going.supervisor, going.tally, going.view
     while not supervisor.ended:
@@ -310,52 +310,3 @@ def _failure(going: _Run) -> dict[str, Any] | None:
         return None
     others = [told(failure) for failure in going.supervisor.failures if failure is not cause]
     return {**told(cause), "others": others}
-
-
-class _Interrupts:
-    """Ctrl-C, SIGTERM and SIGHUP, in three stages. While Ray comes up, the first one waits, since a Ray that is cut off
-    in the middle leaves processes behind. Then, until the workers run, one raises KeyboardInterrupt. After that they
-    are only counted, so that nothing is cut off, and `take` gives how many came."""
-
-    def __init__(self) -> None:
-        self._before: dict[int, Any] = {}
-        self._count = 0
-        self._patience = 1
-
-    def __enter__(self) -> _Interrupts:
-        self._before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
-        self._install()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def raise_from_now(self) -> None:
-        """The second stage: raises at once if there was one already."""
-        self._install()  # once more, as Ray takes SIGTERM for itself when it starts
-        self._patience = 0
-        if self._count:
-            raise KeyboardInterrupt
-
-    def count_from_now(self) -> None:
-        """The third stage."""
-        self._patience = sys.maxsize
-
-    def take(self) -> int:
-        """How many came since the last call."""
-        count, self._count = self._count, 0
-        return count
-
-    def _install(self) -> None:
-        for number in _STOP_SIGNALS:
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._count += 1
-        if self._count > self._patience:
-            self._patience = sys.maxsize
-            raise KeyboardInterrupt
-
-
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

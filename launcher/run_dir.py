@@ -56,7 +56,8 @@ class RunDir:
 
     @classmethod
     def of(cls, folder: Path) -> RunDir:
-        """The paths of a run that has its folder already; nothing says that it is one."""
+        """The paths of a run that has its folder already; nothing says that it is one. Its name ends with the id, which
+        has two hyphens in it."""
         path = folder.resolve()
         name, *run_id = path.name.rsplit("-", 3)
         return cls(path, name, "-".join(run_id))

@@ -24,11 +24,15 @@ class Earlier:
     Attributes:
         rates: samples per second of one worker, by "node/device".
         other_s: seconds of a step for optimizer, data and the like; the median rank's.
+        step_bytes: of all messages of a step; None if there were none.
+        rank_samples: of one rank in a step, the mean over ranks; None if unknown.
         run: name of its folder; None if there is none that tells anything.
     """
 
     rates: Mapping[str, Rate] = field(default_factory=dict)
     other_s: float = 0.0
+    step_bytes: float | None = None
+    rank_samples: float | None = None
     run: str | None = None
 
 
@@ -62,6 +66,8 @@ def from_reports(
     """
     by_place: dict[str, list[float]] = {}
     others: list[float] = []
+    step_bytes: list[float] = []
+    rank_samples: list[float] = []
     for rank, place in places.items():
         own = [report for report in reports if report.rank == rank]
         later = own[1:]
@@ -73,8 +79,18 @@ def from_reports(
             steps, seconds = own[-1].step - own[0].step, own[-1].at - own[0].at
             if steps > 0:
                 others.append((seconds - compute_s - sum(one.wait_s for one in later)) / steps)
+                step_bytes.append(sum(one.num_bytes for one in later) / steps)
+                rank_samples.append(samples / steps)
     rates = {place: Rate(value=statistics.median(found), source=f"run {run}") for place, found in by_place.items()}
-    return Earlier(rates, max(0.0, statistics.median(others)) if others else 0.0, run if rates else None)
+    if not others:
+        return Earlier(rates, run=run if rates else None)
+    return Earlier(
+        rates,
+        max(0.0, statistics.median(others)),
+        statistics.median(step_bytes) or None,
+        statistics.mean(rank_samples),
+        run,
+    )
 
 
 def _places(seats: Sequence[Mapping[str, Any]], job: Job) -> dict[int, str]:

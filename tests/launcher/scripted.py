@@ -28,6 +28,7 @@ def main() -> None:
     end_rank, end_step = map(int, where.split(":"))
 
     dist.init_process_group("gloo")
+    progress.note(niceness=os.nice(0))
     for step in range(1, args.steps + 1):
         if (dist.get_rank(), step) == (end_rank, end_step):
             end(how)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.launcher.two_nodes import REPOSITORY, two_nodes
+
 SCRIPT = """
 import os
 from launcher import progress
@@ -24,30 +25,7 @@ CARDS = {"kind": "V100-16G", "count": 2}
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    """Two nodes of two CPUs and two GPUs each; Ray takes our word for the GPUs."""
-    program = (
-        "import sys\nfrom ray.cluster_utils import Cluster\n"
-        "cluster = Cluster(initialize_head=True,"
-        " head_node_args={'num_cpus': 2, 'num_gpus': 2, 'include_dashboard': True})\n"
-        "cluster.add_node(num_cpus=2, num_gpus=2)\n"
-        "print(cluster.address, flush=True)\nsys.stdin.read()\ncluster.shutdown()\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={
-            **os.environ,
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "PYTHONPATH": str(REPOSITORY),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        },
-    )
-    assert process.stdout is not None
-    yield process.stdout.readline().strip()
-    process.communicate(timeout=60)
+    yield from two_nodes(gpus=2)
 
 
 def launcher(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.launcher.two_nodes import REPOSITORY, two_nodes
+
 SCRIPT = """
 import os
 from launcher import progress
@@ -44,35 +45,12 @@ for step in range(1, 10_000):
     time.sleep(0.1)
 """
 MARK = "TEST_OF_CLUSTER"
-
-
-def cluster(dashboard: bool, path: str) -> Iterator[str]:
-    """Two nodes of two CPUs each, started by Ray's own test helper in a process of its own; its address."""
-    program = (
-        "import sys\nfrom ray.cluster_utils import Cluster\n"
-        f"cluster = Cluster(initialize_head=True, head_node_args={{'num_cpus': 2, 'include_dashboard': {dashboard}}})\n"
-        "cluster.add_node(num_cpus=2)\nprint(cluster.address, flush=True)\nsys.stdin.read()\ncluster.shutdown()\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-            **{"RAY_USAGE_STATS_ENABLED": "0", "PLACE": "the cluster", "PATH": path, "PYTHONPATH": str(REPOSITORY)},
-            MARK: str(os.getpid()),
-        },
-    )
-    assert process.stdout is not None
-    yield process.stdout.readline().strip()
-    process.communicate(timeout=60)
+MARKED = {MARK: str(os.getpid()), "PLACE": "the cluster"}
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    yield from cluster(True, f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    yield from two_nodes(**MARKED)
 
 
 def launcher(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -297,7 +275,7 @@ def test_another_version_on_the_cluster(tmp_path: Path, address: str) -> None:
 
 def test_a_cluster_that_jobs_cannot_be_handed_to(tmp_path: Path) -> None:
     """One cluster for two mistakes in its making: the head has no dashboard, and its `python` has no narrowgauge."""
-    for address in cluster(False, os.environ["PATH"]):
+    for address in two_nodes(dashboard=False, path=os.environ["PATH"], **MARKED):
         done = submit(tmp_path, address, {"count": 1})
         assert done.returncode == 1
         assert f"the Ray cluster at {address!r} has no dashboard" in done.stderr

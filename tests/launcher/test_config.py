@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from launcher import config
-from launcher.config import Machine
 from launcher.errors import ConfigError
+from launcher.pointed import Machine
 
 BIG = Machine(cores=64, memory_bytes=256 * 1024**3)
 SMALL = Machine(cores=2, memory_bytes=8 * 1024**3)

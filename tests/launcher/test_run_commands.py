@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -136,6 +137,7 @@ def test_a_local_run_is_watched_and_stopped_from_another_terminal(tmp_path: Path
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{submitted.folder.name}: stopped\n"
     assert submitted.finish()[0] == 130
+    assert submitted.summary["notes"]["niceness"] == os.nice(0)  # Ray's own workers are started at 15
     assert submitted.nothing_left()
     follower.join(timeout=20)
     assert len(followed) == 1
