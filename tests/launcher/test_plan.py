@@ -128,8 +128,9 @@ def test_workers_that_share_cores_share_their_speed() -> None:
 
 
 def reports(rank: int, samples: float, compute_s: float, tokens: int = 0) -> list[Reported]:
+    measured = {"wait_s": 1.0, "num_bytes": 5_000_000, "samples": samples, "compute_s": compute_s}
     return [
-        Reported(rank, 10.0 * i, step=10 * i, tokens=tokens, wait_s=1.0, samples=samples, compute_s=compute_s)
+        Reported(rank, 10.0 * i, step=10 * i, tokens=tokens, **measured)  # type: ignore[arg-type]
         for i in range(1, 4)
     ]
 
@@ -139,9 +140,19 @@ def test_speeds_are_those_of_the_last_run() -> None:
     assert {place: rate.value for place, rate in found.rates.items()} == {"a/cpu": 20.0, "b/cpu": 10.0}
     assert found.rates["a/cpu"].source == "run demo-1"
     assert found.other_s == pytest.approx((0.5 + 0.1) / 2)  # of a second each step, 0.4 or 0.8 and 0.1 are known
+    assert (found.step_bytes, found.rank_samples) == (500_000, 8.0)
     by_tokens = from_reports(reports(0, 0, 4.0, tokens=1600), {0: "a/cpu"}, "demo-1", tokens_per_sample=16)
     assert by_tokens.rates["a/cpu"].value == 25.0
     assert from_reports(reports(0, 0, 4.0), {0: "a/cpu"}, "demo-1") == Earlier()
+
+
+def test_a_job_that_says_nothing_of_its_work_is_forecast_by_its_last_run() -> None:
+    before = from_reports([*reports(0, 80, 4.0), *reports(1, 80, 8.0)], {0: "a/cpu", 1: "b/cpu"}, "demo-1")
+    made = make(job(workers={"count": 2, "hosts": 2}), farm(node("a"), node("b")), before, own=False)
+    assert made.demand.in_seconds
+    assert made.demand.gradient_bytes == 500_000
+    assert made.forecast.compute_s == pytest.approx(8 / 10)  # 8 samples each, on the slower node
+    assert made.forecast.step_s == pytest.approx(0.8 + before.other_s + made.forecast.exposed_s)
 
 
 def test_a_run_folder_without_a_plan_is_passed_over(tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 
-from launcher.driver import folder
+from launcher.driver import earlier, folder
+from launcher.events import Exited, Started
+from launcher.feed import FedRunDir, Feed
+from launcher.gather import packed, unpacked
 from launcher.job import Job
-from launcher.jobs import Found
-from launcher.remote import _from_here, _moved, early_end
+from launcher.jobs import Found, Jobs
+from launcher.remote import Watch, _from_here, _moved, early_end
 from launcher.run_dir import RunDir
 
 
@@ -53,3 +57,51 @@ def test_a_run_is_kept_in_the_submitters_folder_only_if_it_is_that_very_folder(t
     ours = folder({**told, "token": "another"}, job, tmp_path)
     assert ours.path == tmp_path / "narrowgauge" / theirs.path.name
     assert ours.logs.is_dir()
+
+
+def test_a_fetched_run_has_its_page(tmp_path: Path) -> None:
+    """What a driver elsewhere told of a run, kept as the submitter's folder."""
+    job = Job(name="demo", entrypoint="a.py", workers={"count": 1}, runs_dir=str(tmp_path / "runs"))
+    ours, output = RunDir.create(job), io.StringIO()
+    theirs = FedRunDir.fed(RunDir(tmp_path / "far" / ours.path.name, ours.name, ours.id), Feed(output))
+    theirs.make(job)
+    theirs.append(Started(0, 1.0, 7, str(theirs.log(0)), None))
+    theirs.append(Exited(0, 2.0, 0))
+    theirs.write_summary({"status": "finished", "folder": str(theirs.path), "failure": None})
+
+    class Told(Jobs):
+        """The head's answers, without a head."""
+
+        def __init__(self) -> None: ...
+
+        def output(self, run: str) -> str:
+            return output.getvalue()
+
+    with Watch(Told(), Found(ours.path.name, "SUCCEEDED", "", None, {"job": job.model_dump()})) as watch:
+        watch.catch_up()
+        assert watch.settle(ours.path)["folder"] == str(ours.path)
+    assert "finished" in (ours.path / "report.html").read_text()
+    assert [line.partition(",")[0] for line in ours.events.read_text().splitlines()] == [
+        '{"event": "Started"',
+        '{"event": "Exited"',
+    ]
+
+
+def test_checkpoints_to_resume_from_are_where_the_submitter_sees_them_or_where_a_driver_kept_them(
+    tmp_path: Path,
+) -> None:
+    theirs, ours = tmp_path / "shared" / "demo-1", tmp_path / "narrowgauge" / "demo-1"
+    assert earlier(str(theirs), tmp_path) == theirs
+    (ours / "checkpoints").mkdir(parents=True)
+    assert earlier(str(theirs), tmp_path) == ours
+    (theirs / "checkpoints" / "step-1").mkdir(parents=True)
+    assert earlier(str(theirs), tmp_path) == theirs
+
+
+def test_what_is_remembered_of_a_large_farm_fits_into_an_environment_variable() -> None:
+    told = "".join(f'{{"name": "box-{i}", "address": "10.0.{i // 256}.{i % 256}", "cpus": 16}}\n' for i in range(1000))
+    small = packed(told)
+    assert small is not None
+    assert len(small) < 32_000
+    assert unpacked(small) == told
+    assert unpacked(packed(None)) is None
