@@ -154,7 +154,7 @@ def run(job: Job, view: PlainView, *, follow_logs: bool = False, setting: Settin
 def _seat(going: _Run, cluster: Cluster) -> None:
     """Decide who sits where, by speed if the job leaves that to us, and tell what is expected of it."""
     job = going.job
-    before = earlier(job)
+    before = earlier(job, going.dir.path.parent)
     if before.rates or not cluster.own:
         from launcher import foresee  # the first start on a machine need not wait for what it imports
 

@@ -15,6 +15,7 @@ from typing import Any
 from launcher.events import Reported
 from launcher.inventory import Rate
 from launcher.job import Job
+from launcher.run_dir import RunDir
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,15 @@ class Earlier:
     run: str | None = None
 
 
-def earlier(job: Job) -> Earlier:
-    """Of the latest run of the same name whose reports have samples in them, below `job.runs_dir`, or where a driver
-    keeps runs on a cluster's head."""
-    homes = [Path(job.runs_dir), Path.home() / "narrowgauge"]
-    found_in = [path for home in homes for path in home.glob(f"{job.name}-*/events.jsonl")]
-    folders = sorted(found_in, key=lambda path: path.parent.name, reverse=True)
+def earlier(job: Job, runs: Path | None = None) -> Earlier:
+    """Of the latest run of the same name whose reports have samples in them.
+
+    Args:
+        runs: the folder of runs to look in; None takes the job's.
+    """
+    found_in = (runs or Path(job.runs_dir)).glob(f"{job.name}-*/events.jsonl")
+    own = [path for path in found_in if RunDir.of(path.parent).name == job.name]
+    folders = sorted(own, key=lambda path: path.parent.name, reverse=True)
     for path in folders:
         try:
             seats = json.loads((path.parent / "plan.json").read_text(encoding="utf-8"))["seats"]

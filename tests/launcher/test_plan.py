@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from launcher import config, plan_text
 from launcher.cli import app
 from launcher.errors import ClusterError, ConfigError
-from launcher.events import Reported
+from launcher.events import Reported, to_json
 from launcher.inventory import Rate, Speed
 from launcher.job import Job
 from launcher.plan import make
@@ -153,6 +153,17 @@ def test_a_job_that_says_nothing_of_its_work_is_forecast_by_its_last_run() -> No
     assert made.demand.gradient_bytes == 500_000
     assert made.forecast.compute_s == pytest.approx(8 / 10)  # 8 samples each, on the slower node
     assert made.forecast.step_s == pytest.approx(0.8 + before.other_s + made.forecast.exposed_s)
+
+
+def test_runs_of_a_job_whose_name_only_begins_alike_tell_nothing(tmp_path: Path) -> None:
+    seats = {"seats": [{"rank": 0, "node": {"name": "a"}, "device": "cpu"}]}
+    for name in ("demo-20260101-120000-aaaa", "demo-probe-20260102-120000-bbbb"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "plan.json").write_text(json.dumps(seats))
+        lines = [json.dumps(to_json(report)) for report in reports(0, 80, 4.0)]
+        (tmp_path / name / "events.jsonl").write_text("\n".join(lines))
+    assert earlier(job(), tmp_path).run == "demo-20260101-120000-aaaa"
+    assert earlier(job(name="demo-probe", runs_dir=str(tmp_path))).run == "demo-probe-20260102-120000-bbbb"
 
 
 def test_a_run_folder_without_a_plan_is_passed_over(tmp_path: Path) -> None:
