@@ -121,6 +121,11 @@ def trained(folder: Path, *settings: str) -> dict[str, Any]:
     }
 
 
+def _samples_of(reported: list[dict[str, Any]], step: int) -> dict[int, float]:
+    """By rank."""
+    return {event["rank"]: event["samples"] for event in reported if event["step"] == step}
+
+
 def main() -> int:
     args = arguments()
     batch = args.global_batch
