@@ -28,7 +28,8 @@ from collectives.topology import Host, Pair, Topology
 logger = logging.getLogger(__name__)
 MOST_STREAMS = 16
 MOST_PROBE_S = 60.0
-QUEUE_S = 0.008
+QUEUE_S = 0.010
+NEARLY_AS_SLOW = 1.5
 _MEASURE = "measure"
 _known: list[Topology] = []
 
@@ -201,12 +202,15 @@ def _emulated(hosts: list[str], rates: list[float]) -> Topology:
 
 
 def _keep_queues_short(formed: mesh.Mesh, rank: int, topology: Topology) -> None:
-    """On ways over a slow link: as much under way as a round trip and a short queue take, dealt out to the hosts."""
+    """On ways over a slow link: as much under way as a round trip and a short queue take, dealt out to the hosts. Where
+    a way has several such links, as between two slow hosts, the queue is theirs together."""
     for peer, connection in formed.data:
         if topology.host_index(peer) != topology.host_index(rank):
-            slowest = min(topology.links[link].bytes_per_s for link in topology.route(rank, peer))
+            rates = [topology.links[link].bytes_per_s for link in topology.route(rank, peer)]
+            slowest = min(rates)
+            queues = sum(rate <= NEARLY_AS_SLOW * slowest for rate in rates)
             streams = sum(each == peer for each, _ in formed.data)
-            seconds = 2 * topology.latency_s(rank, peer) + QUEUE_S
+            seconds = 2 * topology.latency_s(rank, peer) + QUEUE_S / queues
             tcp.keep_short(connection, slowest * seconds / (len(topology.hosts) - 1) / streams)
 
 
