@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from collectives.codec import CODECS
+NEAR = 1.01
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,20 @@ class Choice:
         )
 
 
-def choose(bucket_bytes: Sequence[int], backward_s: float, seconds: Callable[[int, str], float]) -> Choice:
+def choose(
+    codecs: Sequence[str], bucket_bytes: Sequence[int], backward_s: float, seconds: Callable[[int, str], float]
+) -> Choice:
     """The mildest codec for which  sum over buckets of seconds(bytes, codec) <= backward_s;  the shortest if none is.
 
     Args:
+        codecs: what to look at, the mildest first.
         bucket_bytes: sizes of the buckets of a step, in bytes of float32.
         seconds: what a message of so many bytes takes with a codec.
     """
     predicted_s: dict[str, float] = {}
-    for codec in CODECS:  # the mildest first
+    for codec in codecs:
         predicted_s[codec] = sum(seconds(num_bytes, codec) for num_bytes in bucket_bytes)
         if predicted_s[codec] <= backward_s:
             return Choice(codec, predicted_s, backward_s)
-    return Choice(min(predicted_s, key=predicted_s.__getitem__), predicted_s, backward_s)
+    shortest = min(predicted_s.values())
+    return Choice(next(each for each in codecs if predicted_s[each] <= NEAR * shortest), predicted_s, backward_s)

@@ -5,6 +5,9 @@
     int8   blocks of BLOCK elements, a scale for each: 2 bytes (a bfloat16), then a byte an element
     int4   the same with half a byte an element
 
+The names with "narrow-" before them do the same on narrow links only (`Topology.is_narrow`); elsewhere numbers go as
+they are. All ranks still get the same bits, those of a result that has been encoded.
+
 An element x of a block becomes q = x / scale, rounded to nearest even; scale is the block's largest magnitude over
 `levels`, rounded to the nearest bfloat16. Its relative error is so small that the largest magnitude becomes exactly
 `levels`, so what was decoded gives the same code again, and any rank may encode a result anew. What is in the last
@@ -17,7 +20,7 @@ below LEAST_SCALE comes out as zero.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from collectives.errors import UsageError
 
@@ -35,6 +38,7 @@ class Codec:
         block_elems, block_bytes: elements and bytes of what is encoded together.
         levels: see above; 0 where there are no scales.
         largest_error: of one encoding, as a part of the largest magnitude in the block.
+        narrow_only: see above.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Codec:
     block_bytes: int
     levels: int
     largest_error: float
+    narrow_only: bool = False
 
     @property
     def ratio(self) -> float:
@@ -54,15 +59,16 @@ class Codec:
         return -(-count // self.block_elems) * self.block_bytes
 
 
-CODECS = {
-    codec.name: codec
-    for codec in (
-        Codec("none", RAW, 1, 4, 0, 0.0),
-        Codec("bf16", BF16, 1, 2, 0, 2.0**-8),
-        Codec("int8", INT8, BLOCK, 2 + BLOCK, 127, 1.01 / 254),
-        Codec("int4", INT4, BLOCK, 2 + BLOCK // 2, 7, 1.01 / 14),
-    )
-}
+_PLAIN = Codec("none", RAW, 1, 4, 0, 0.0)
+_LOSSY = (
+    Codec("bf16", BF16, 1, 2, 0, 2.0**-8),
+    Codec("int8", INT8, BLOCK, 2 + BLOCK, 127, 1.01 / 254),
+    Codec("int4", INT4, BLOCK, 2 + BLOCK // 2, 7, 1.01 / 14),
+)
+CODECS = {"none": _PLAIN}  # the mildest first
+for _codec in _LOSSY:
+    CODECS[f"narrow-{_codec.name}"] = replace(_codec, name=f"narrow-{_codec.name}", narrow_only=True)
+    CODECS[_codec.name] = _codec
 
 
 def codec_of(name: str) -> Codec:

@@ -36,6 +36,7 @@ from collectives.weights import Weights
 logger = logging.getLogger(__name__)
 
 MEASURED_STEPS = 4  # before codec auto chooses
+AGAIN_STEPS = 500  # until it chooses again: links and speeds change
 Future = torch.futures.Future
 
 _attached: weakref.WeakSet[Attached] = weakref.WeakSet()
@@ -49,10 +50,11 @@ def attach(model: DistributedDataParallel, codec: str | None = None, weight: flo
     Args:
         model: wrapped by DistributedDataParallel over a group of backend narrowgauge, without another comm hook.
         codec: "none": as they are. "bf16", "int8", "int4": float32 gradients are rounded where they cross a network
-            link, and what rounding took away is added the next time; others travel as they are. "low-rank": PowerSGD
-            with rank 4. "auto": the first steps travel as they are; then the mildest of none, bf16, int8, int4 whose
-            predicted communication takes no longer than backward. None takes the options' codec,
-            `collectives: {codec: ...}` of a job file.
+            link, and what rounding took away is added the next time; others travel as they are. "narrow-bf16" and so
+            on: only where they cross a narrow link, see `Topology.is_narrow`. "low-rank": PowerSGD with rank 4. "auto":
+            the first steps travel as they are; then the mildest of all those but low-rank whose predicted
+            communication takes no longer than backward, and every 500 steps it chooses again. None takes the options'
+            codec, `collectives: {codec: ...}` of a job file.
         weight: this rank's samples; see `set_weight`. None: all ranks count alike until `set_weight` is called.
 
     Returns:
@@ -134,6 +136,7 @@ class Attached:
         self._low_rank = LowRank(names, self._average)
         self._layout = Layout(names)
         self._pace = Pace()
+        self._is_auto, self._chooses_at, self._pays = codec == "auto", MEASURED_STEPS, False
         self._uncoded: set[torch.dtype] = set()
         if weight is not None:
             self.set_weight(weight)
@@ -179,13 +182,15 @@ class Attached:
         Raises:
             UsageError: the state is of another model or codec.
         """
-        if state["codec"] != self.codec and self.codec != "auto":
+        if state["codec"] != self.codec and not self._is_auto:
             raise UsageError(f"load_state_dict: the state is of codec {state['codec']}; this model has {self.codec}")
         self._residuals.load_state_dict(state["residuals"])
         self._low_rank.load_state_dict(state["low_rank"])
         self._layout.load_state_dict(state["buckets"])
         self._weights.load_state_dict(state["weights"])
         self.codec = state["codec"]
+        if self.codec != "auto":
+            self._chooses_at = self._pace.steps + AGAIN_STEPS
 
     # One step
 
@@ -206,14 +211,19 @@ class Attached:
         return self._layout.reduce(bucket, self._reduce)
 
     def _begin_step(self) -> None:
-        if self.codec == "auto" and self._pace.steps >= MEASURED_STEPS:
-            self.codec = self._choose_codec()
+        self._pays = False
+        if self._is_auto and self._pace.steps >= self._chooses_at:
+            before, self.codec = self.codec, self._choose_codec()
+            self._pays = self.codec == "none" and before not in ("none", "auto")
+            self._chooses_at = self._pace.steps + AGAIN_STEPS
         self._weights.begin_step()
         self._low_rank.begin_step()
 
     def _reduce(self, bucket: Bucket) -> Future[Tensor]:
         """Begin to average a bucket of scaled gradients."""
         if self.codec in ("none", "auto") or not self._takes_codec(bucket.flat):
+            if self._pays:
+                self._residuals.pay(bucket)
             future: Future[Any] = self._average(bucket.flat).get_future()
         elif self.codec == "low-rank":
             future = self._low_rank.reduce(bucket, self._residuals.vector(bucket, bucket.flat.device))
@@ -245,14 +255,16 @@ class Attached:
         return False
 
     def _choose_codec(self) -> str:
-        """The same on all ranks: it goes by the slowest rank's backward, and all have the same plan."""
+        """The same on all ranks: by the slowest rank's backward and by the plan; plans don't change between ops."""
         slowest = torch.tensor([self._pace.backward_s or 0.0], dtype=torch.float64)
         asked = c10d.AllreduceOptions()
         asked.reduceOp = dist.ReduceOp.MAX
         self._group.allreduce([slowest], asked).wait()
-        choice = auto_codec.choose(self._layout.bucket_bytes(), float(slowest), self._predicted_s)
+        buckets = self._layout.bucket_bytes()
+        codecs = self._group.plan("all_reduce", max(buckets)).codecs
+        choice = auto_codec.choose(codecs, buckets, float(slowest), self._predicted_s)
         logger.log(logging.INFO if self._group.rank() == 0 else logging.DEBUG, "%s", choice)
         return choice.codec
 
     def _predicted_s(self, num_bytes: int, codec: str) -> float:
-        return self._group.plan("all_reduce", num_bytes).seconds_with(codec)
+        return self._group.plan("all_reduce", num_bytes).with_codec(codec).predicted_s

@@ -73,6 +73,13 @@ class Residuals:
             self._move_to(key, bucket, device)
         return self._vectors[key]
 
+    def pay(self, bucket: Bucket) -> None:
+        """Add what is owed to the bucket, which no codec rounds this time; nothing is owed then."""
+        if any(self._names[parameter] in self._parts for parameter in bucket.parameters):
+            owed = self.vector(bucket, bucket.flat.device)
+            bucket.flat.add_(owed)
+            owed.zero_()
+
     def _move_to(self, key: tuple[Tensor, ...], bucket: Bucket, device: torch.device) -> None:
         """A vector for parameters that were in other buckets so far, if anywhere."""
         vector = torch.zeros(bucket.flat.numel(), dtype=torch.float32, device=device)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 from collectives import plan_text
 from collectives.algorithms import candidates
 from collectives.canonical import is_canonical
-from collectives.codec import codec_of
+from collectives.codec import CODECS, codec_of
 from collectives.cost import Cost, Passage, bound_s, cost
 from collectives.engine.op import Collective
 from collectives.errors import PlanError
@@ -120,18 +120,30 @@ class Plan:
         """Whether every tree folds in the canonical order, so that the bits of a sum do not depend on the shares."""
         return is_canonical(self.forest, self.topology.homes)
 
-    def seconds_with(self, codec: str) -> float:
-        """Predicted seconds of a float32 message where network links carry it by a codec, see `collectives.codec`.
+    @property
+    def codecs(self) -> tuple[str, ...]:
+        """Names of the codecs, the mildest first; those for narrow links where there are some."""
+        return tuple(name for name, codec in CODECS.items() if not codec.narrow_only or any(self.topology.is_narrow))
 
-        That is what as many bytes as the codec leaves would take. Within one host, where none is used, `predicted_s`.
+    def with_codec(self, name: str) -> Plan:
+        """The plan for the same message where network links carry it, float32, by a codec, see `collectives.codec`.
+
+        Where all links do, it is the same forest, and takes what as many bytes as the codec leaves would take. Where
+        narrow ones do, they get larger shares: they are to the message so much wider. What else encoded bytes cross on
+        their way counts in full, so the prediction is cautious; the bound is that of all links with the codec.
 
         Raises:
             UsageError: there is no such codec.
         """
-        ratio = codec_of(codec).ratio
-        if ratio == 1 or len(self.topology.hosts) == 1:
-            return self.predicted_s
-        return cost(self.topology, self.forest).seconds(round(self.num_bytes / ratio))
+        codec = codec_of(name)
+        bound = None if self.bound_s is None else self.bound_s / codec.ratio
+        if codec.narrow_only and any(self.topology.is_narrow):
+            wider = plan(self.topology.widened(codec.ratio), self.collective, self.num_bytes, self.forest.root)
+            return replace(wider, bound_s=bound)
+        if codec.ratio == 1 or codec.narrow_only or len(self.topology.hosts) == 1:
+            return self
+        seconds = cost(self.topology, self.forest).seconds(round(self.num_bytes / codec.ratio))
+        return replace(self, predicted_s=seconds, bound_s=bound)
 
     def summary(self) -> dict[str, Any]:
         """For JSON: the same in short.

@@ -16,7 +16,7 @@ import difflib
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ DEFAULT_BYTES_PER_S = 125e6  # 1 Gbit/s
 DEFAULT_MEMORY_BYTES_PER_S = 5e9
 DEFAULT_LATENCY_S = 100e-6
 MEMORY_LATENCY_S = 10e-6
+NARROW = 0.5
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,53 @@ class Topology:
             links.append(Link(f"down of site {site.name}", site.down_bytes_per_s))
         links.extend(Link(f"{pair.source} to {pair.target}", pair.bytes_per_s) for pair in self.pairs)
         return tuple(links)
+
+    @cached_property
+    def is_narrow(self) -> tuple[bool, ...]:
+        """For each link whether it has less than NARROW times the rate of the fastest host's link to the network.
+
+        A site's links count by what is left for each of its hosts; memory is never narrow.
+        """
+        least = NARROW * max(max(host.up_bytes_per_s, host.down_bytes_per_s) for host in self.hosts)
+        narrow = [False] * len(self.links)
+        for i, host in enumerate(self.hosts):
+            narrow[3 * i], narrow[3 * i + 1] = host.up_bytes_per_s < least, host.down_bytes_per_s < least
+        for i, site in enumerate(self.sites):
+            first = 3 * len(self.hosts) + 2 * i
+            narrow[first] = site.up_bytes_per_s / len(site.hosts) < least
+            narrow[first + 1] = site.down_bytes_per_s / len(site.hosts) < least
+        for i, pair in enumerate(self.pairs, start=len(self.links) - len(self.pairs)):
+            narrow[i] = pair.bytes_per_s < least
+        return tuple(narrow)
+
+    @cached_property
+    def narrow_between(self) -> npt.NDArray[np.bool_]:
+        """Whether a narrow link lies on the way from one host to another or back. Shape (hosts, hosts), symmetric."""
+        n = len(self.hosts)
+        first_ranks = np.array([host.ranks[0] for host in self.hosts])
+        routes = self.routes(np.repeat(first_ranks, n), np.tile(first_ranks, n))
+        found: npt.NDArray[np.bool_] = np.array([*self.is_narrow, False])[routes].any(axis=1).reshape(n, n)
+        return found | found.T
+
+    def widened(self, factor: float) -> Topology:
+        """Narrow links so many times as fast: what they are to bytes that a codec makes so many times fewer."""
+        rates = [
+            link.bytes_per_s * (factor if narrow else 1)
+            for link, narrow in zip(self.links, self.is_narrow, strict=True)
+        ]
+        first_site, first_pair = 3 * len(self.hosts), len(self.links) - len(self.pairs)
+
+        def hosts() -> Iterator[Host]:
+            for i, host in enumerate(self.hosts):
+                yield replace(host, up_bytes_per_s=rates[3 * i], down_bytes_per_s=rates[3 * i + 1])
+
+        def sites() -> Iterator[Site]:
+            for i, site in enumerate(self.sites):
+                at = first_site + 2 * i
+                yield replace(site, up_bytes_per_s=rates[at], down_bytes_per_s=rates[at + 1])
+
+        pairs = (replace(pair, bytes_per_s=rates[first_pair + i]) for i, pair in enumerate(self.pairs))
+        return Topology(tuple(hosts()), tuple(sites()), tuple(pairs))
 
     def route(self, source: int, target: int) -> tuple[int, ...]:
         """The links, as positions in `links`, that bytes from rank `source` to rank `target` cross.

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from collectives.codec import CODECS
 from collectives.topology import Host, Site, Topology
 from launcher.assignment import Assignment, Counts, Field, choose
 from launcher.forecast import Forecast, forecast
@@ -96,7 +95,7 @@ def what_if(field: Field, chosen: Assignment) -> tuple[Other, ...]:
     ways = [Other(faster[1], count, forecast(field.demand, paces, faster[0]))] if faster else []
     ways += [
         Other(f"codec {codec}", count, forecast(replace(field.demand, codec=codec), paces, topology))
-        for codec in CODECS
+        for codec in (found.plan.codecs if found.plan else ())
         if codec != found.codec
     ]
     return tuple(ways)

@@ -208,7 +208,7 @@ def forecast(
         exposed_s=exposed_s,
         codec=codec,
         throughput=sum(chosen) / (compute_s + exposed_s + other_s),
-        bound_s=None if whole.bound_s is None else whole.bound_s / _codec(codec).ratio,
+        bound_s=whole.with_codec(_codec(codec).name).bound_s,
         bottleneck=whole.bottleneck,
         plan=whole,
     )
@@ -219,7 +219,7 @@ def communication(topology: Topology, gradient_bytes: float, codec: str) -> floa
     full, rest = divmod(round(gradient_bytes), BUCKET_BYTES)
     parts = [(full, BUCKET_BYTES), (1, rest)]
     return sum(
-        count * plan(topology, "all_reduce", size).seconds_with(_codec(codec).name)
+        count * plan(topology, "all_reduce", size).with_codec(_codec(codec).name).predicted_s
         for count, size in parts
         if count and size
     )
@@ -235,7 +235,9 @@ def _codec_for(demand: Demand, whole: Plan, compute_s: float) -> str:
     """What "auto" would take, as `collectives.attach` does."""
     if demand.codec != "auto":
         return demand.codec
-    return choose([whole.num_bytes], BACKWARD * compute_s, lambda _, codec: whole.seconds_with(codec)).codec
+    return choose(
+        whole.codecs, [whole.num_bytes], BACKWARD * compute_s, lambda _, codec: whole.with_codec(codec).predicted_s
+    ).codec
 
 
 def _codec(name: str) -> Codec:

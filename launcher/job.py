@@ -101,16 +101,20 @@ class Cluster(_Section):
         return address
 
 
+Codec = Literal["none", "narrow-bf16", "bf16", "narrow-int8", "int8", "narrow-int4", "int4", "low-rank", "auto"]
+
+
 class Collectives(_Section):
     """How gradients travel; the defaults are those of `collectives.Options`."""
 
     backend: Literal["narrowgauge", "gloo"] = Field(
         default="narrowgauge", description="narrowgauge: the compiled engine. gloo: torch's own Gloo."
     )
-    codec: Literal["none", "bf16", "int8", "int4", "low-rank", "auto"] = Field(
+    codec: Codec = Field(
         default="none",
-        description="How gradients of DDP models travel over slow links, as `collectives.attach` says. "
-        "auto: the mildest that hides behind the backward pass. low-rank: PowerSGD.",
+        description="How gradients of DDP models travel over network links, as `collectives.attach` says. "
+        "narrow-...: over narrow links only. auto: the mildest that hides behind the backward pass. "
+        "low-rank: PowerSGD.",
     )
     streams: int | Literal["auto"] = Field(
         default="auto",

@@ -39,14 +39,14 @@ class Limit:
     text: str | None
     topology: Topology | None
 
-    def seconds(self, collective: Collective, num_bytes: int, size: int) -> float | None:
+    def seconds(self, collective: Collective, num_bytes: int, size: int, codec: str = "none") -> float | None:
         """The least seconds of a call with a message of `num_bytes` bytes over `size` ranks; None if none is known."""
         if self.text is None:
             return None
         if self.topology is None:
             return bytes_that_change_ranks(collective, num_bytes, size) / memory_bytes_per_s(num_bytes)
         root = 0 if SPECIFICATIONS[collective].rooted else None
-        return plan(self.topology, collective, num_bytes, root).bound_s
+        return plan(self.topology, collective, num_bytes, root).with_codec(codec).bound_s
 
 
 def given(file: str | None, environment: Mapping[str, str], size: int) -> Limit | None:

@@ -17,7 +17,6 @@ from collectives.bench.limit import Limit
 from collectives.bench.report import Report, Row
 from collectives.bench.trials import Trial, trial_of
 from collectives.c10d import dist
-from collectives.codec import CODECS
 from collectives.engine.op import Collective
 from collectives.errors import UsageError
 from collectives.options import current
@@ -130,7 +129,6 @@ def _row(
 ) -> Row:  # fmt: skip
     """One line of the table."""
     trial = trial_of(collective, num_bytes, dtype, codec)
-    coded_bytes = round(trial.num_bytes / CODECS[codec].ratio)
     plan = _plan(groups[0].group, collective, trial.num_bytes)
     ours, *others = _take(trial, groups, round_s)
     gloo = others[0] if others else None
@@ -146,8 +144,8 @@ def _row(
         rounds=ours.rounds,
         calls=ours.calls,
         plan=plan.algorithm if plan else None,
-        predicted_s=plan.seconds_with(codec) if plan else None,
-        limit_s=limit.seconds(collective, coded_bytes, size) if _is_first() else None,
+        predicted_s=plan.with_codec(codec).predicted_s if plan else None,
+        limit_s=limit.seconds(collective, trial.num_bytes, size, codec) if _is_first() else None,
         gloo_time_s=gloo.time_s if gloo else None,
         gloo_wrong=gloo.wrong if gloo else None,
         gloo_memory_bytes=gloo.memory_bytes if gloo else None,

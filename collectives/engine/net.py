@@ -38,7 +38,7 @@ CONN = np.dtype(
         ("header_at", "i8"), ("header_got", "i8"),  # bytes of its headers that are done with, that are here
         ("accepted", "i8"), ("parked", "i8"),  # what became of a complete header
         ("wakes_at", "i8"),  # bytes that must be here before poll tells
-        ("decoded_at", "i8"),  # where an encoded payload goes when it has been decoded
+        ("decoded_at", "i8"),  # where an encoded payload goes when it has been decoded; 0: it is not
         ("payload_at", "i8"), ("payload_length", "i8"), ("payload_got", "i8"),
         ("tree", "i8"), ("slice", "i8"), ("direction", "i8"),
         ("tx_active", "i8"),  # frames that are being sent

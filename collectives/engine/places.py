@@ -15,6 +15,15 @@ def slice_elems(tree: Any, s: int) -> int:
 
 
 @jit
+def edge_to(table: Table, tree: Any, peer: int) -> int:
+    """Position of the edge to a child; -1 if the peer is none."""
+    for e in range(tree["first_edge"], tree["first_edge"] + tree["num_edges"]):
+        if table.edges[e]["peer"] == peer:
+            return e
+    return -1
+
+
+@jit
 def result_at(table: Table, tree: Any, s: int) -> int:
     """Address of a slice in the target."""
     run = table.run[0]
@@ -48,5 +57,5 @@ def code_up(run: Any, tree: Any, s: int) -> int:
 
 @jit
 def code_down(run: Any, tree: Any, s: int) -> int:
-    """Where the code of a result lies: as it came from a far parent, or as it goes to far children."""
+    """Where the code of a result lies: as it came from the parent, or as it goes to children."""
     return run["scratch"] + tree["code_down"] + (s % tree["slots"]) * tree["code_bytes"]

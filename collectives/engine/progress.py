@@ -86,7 +86,7 @@ def child_arrived(net: Net, table: Table, t: int, s: int) -> None:
 def came_down(net: Net, table: Table, t: int, s: int) -> None:
     """Hand a result on. It says that the parent's slot is free, so a leaf may send the slice after next in it."""
     tree = table.trees[t]
-    if tree["coded"] == 1 and tree["near_parent"] == 1 and tree["num_near"] < tree["num_edges"]:
+    if tree["num_coded"] > 0 and tree["coded_parent"] == 0:
         encode_slice(net, table, tree, s, result_at(table, tree, s), 1, code_down(table.run[0], tree, s), False, 0)
     hand_down(net, table, t, s)
     later = s + tree["slots"]

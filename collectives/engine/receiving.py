@@ -12,7 +12,7 @@ from collectives.engine.coding import decode_slice
 from collectives.engine.jit import jit
 from collectives.engine.journal import note, now_ns
 from collectives.engine.net import BATCH, BATCH_BYTES, HEADER_BYTES, PLACE_BYTES, Net
-from collectives.engine.places import code_down, result_at, slice_elems
+from collectives.engine.places import code_down, edge_to, result_at, slice_elems
 from collectives.engine.progress import came_down, child_arrived, near_child_has_read
 from collectives.engine.status import BAD_HEADER, IDLE, MOVED, OP_MISMATCH, PEER_CLOSED, SOCKET_ERROR
 from collectives.engine.table import ARENA_BYTES, DOWN, UP, Table
@@ -99,7 +99,7 @@ def _complete(net: Net, table: Table, c: int) -> None:
     table.run[0]["to_receive"] -= 1
     table.queues[conn["peer"]]["expect"] -= 1
     tree = table.trees[conn["tree"]]
-    if tree["coded"] == 1 and conn["near"] == 0:
+    if conn["decoded_at"] != 0:
         decode_slice(net, table, tree, conn["slice"], conn["payload_at"], conn["decoded_at"])
     if len(net.journal) > 0:
         note(net, now_ns(net), conn["direction"], conn["peer"], (tree["id"] << 32) | conn["slice"])
@@ -147,9 +147,9 @@ def _accept_header(net: Net, table: Table, c: int) -> int:
     if s >= tree["num_slices"]:
         return BAD_HEADER
     slot, seen, num_bytes = s % tree["slots"], np.int64(0), np.int64(0)
-    is_coded = tree["coded"] == 1 and conn["near"] == 0
+    decoded_at = np.int64(0)
     if header["direction"] == UP:
-        e = _edge_from(table, tree, conn["peer"])
+        e = edge_to(table, tree, conn["peer"])
         if e < 0 or (tree["up"] == 0 and conn["near"] == 0):
             return BAD_HEADER
         seen = table.edges[e]["first_seen"] + slot
@@ -159,8 +159,8 @@ def _accept_header(net: Net, table: Table, c: int) -> int:
         at = table.places[seen]
         if tree["up"] == 1:
             num_bytes = slice_elems(tree, s) * table.edges[e]["wire_size"]
-        if is_coded:
-            conn["decoded_at"] = at
+        if table.edges[e]["coded"] == 1:
+            decoded_at = at
             at = run["scratch"] + table.edges[e]["code_offset"] + slot * tree["code_bytes"]
             num_bytes = code_bytes(run["codec"], slice_elems(tree, s))
     elif header["direction"] == DOWN and tree["parent"] == conn["peer"]:
@@ -170,8 +170,8 @@ def _accept_header(net: Net, table: Table, c: int) -> int:
         at = result_at(table, tree, s)
         if tree["down"] == 1:
             num_bytes = slice_elems(tree, s) * run["item_size"]
-        if is_coded:
-            conn["decoded_at"], at = at, code_down(run, tree, s)
+        if tree["coded_parent"] == 1:
+            decoded_at, at = at, code_down(run, tree, s)
             num_bytes = code_bytes(run["codec"], slice_elems(tree, s))
     else:
         return BAD_HEADER
@@ -186,6 +186,7 @@ def _accept_header(net: Net, table: Table, c: int) -> int:
             table.places[seen] = at
     conn["accepted"], conn["payload_at"], conn["payload_length"], conn["payload_got"] = 1, at, num_bytes, 0
     conn["tree"], conn["slice"], conn["direction"] = t, s, np.int64(header["direction"])
+    conn["decoded_at"] = decoded_at
     return MOVED
 
 
@@ -198,11 +199,3 @@ def _has_gone_on(net: Net, run: Any, peer: int) -> bool:
         if conn["peer"] == peer and not (conn["parked"] == 1 and header["op"] > run["op"]):
             return False
     return True
-
-
-@jit
-def _edge_from(table: Table, tree: Any, peer: int) -> int:
-    for e in range(tree["first_edge"], tree["first_edge"] + tree["num_edges"]):
-        if table.edges[e]["peer"] == peer:
-            return e
-    return -1

@@ -95,7 +95,7 @@ class _Rank:
         return self._down(tree, s, result) if tree["down"] else []
 
     def _up(self, tree: np.void, s: int, payload: bytes) -> Message:
-        if tree["coded"] and not tree["near_parent"]:
+        if tree["coded_parent"]:
             payload = self._as_decoded(tree, s, payload, 1)
         return int(tree["parent"]), self.rank, UP, int(tree["id"]), s, payload
 

@@ -16,7 +16,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -390,14 +390,13 @@ class Engine:
             self._tables.move_to_end(spec)
             return planned
         in_force = self.plan(spec.collective, spec.num_bytes if spec.collective != "all_to_all" else 0, spec.root)
+        in_force = in_force.with_codec(spec.codec)
         options = self._options
         layout = table.build(
             in_force.forest, spec, self.rank, self.topology.homes,
             slice_bytes=options.slice_bytes, window_bytes=self._window_bytes, shared_memory=self._shared.hosts,
+            narrow_between=self.topology.narrow_between,
         )  # fmt: skip
-        if spec.codec != "none":
-            # For those who compare what ops take with what was planned.
-            in_force = replace(in_force, predicted_s=in_force.seconds_with(spec.codec))
         layout.table.run["spec"] = _agreed(spec, in_force, options.slice_bytes, self._window_bytes)
         self._tables[spec] = _Planned(in_force, layout, Entry(self._net, layout.table))
         if len(self._tables) > TABLES_KEPT:

@@ -9,9 +9,9 @@ from collectives.engine.codecs import code_bytes
 from collectives.engine.coding import encode_slice
 from collectives.engine.jit import jit
 from collectives.engine.net import BATCH, BATCH_BYTES, HEADER_BYTES, PLACE_BYTES, Net
-from collectives.engine.places import arena_down, arena_up, code_down, code_up, partial_at, slice_elems
+from collectives.engine.places import arena_down, arena_up, code_down, code_up, edge_to, partial_at, slice_elems
 from collectives.engine.status import IDLE, MOVED, SOCKET_ERROR
-from collectives.engine.table import NO_PEER, UP, Table
+from collectives.engine.table import DOWN, NO_PEER, UP, Table
 
 
 @jit
@@ -85,13 +85,13 @@ def _begin_frame(net: Net, table: Table, c: int, k: int, entry: int) -> None:
             at = run["source"] + tree["source_offset"] + begin * item
         else:
             at = run["target"] + tree["target_offset"] + begin * item
-    if tree["coded"] == 1 and conn["near"] == 0:
+    if direction == UP and tree["coded_parent"] == 1:
         num_bytes = code_bytes(run["codec"], n)
-        if direction == UP:
-            encode_slice(net, table, tree, s, at, 1, code_up(run, tree, s), True, 0)
-            at = code_up(run, tree, s)
-        else:
-            at = code_down(run, tree, s)
+        encode_slice(net, table, tree, s, at, 1, code_up(run, tree, s), True, 0)
+        at = code_up(run, tree, s)
+    elif direction == DOWN and tree["num_coded"] > 0 and table.edges[edge_to(table, tree, conn["peer"])]["coded"] == 1:
+        num_bytes = code_bytes(run["codec"], n)
+        at = code_down(run, tree, s)
     header["op"], header["spec"], header["epoch"] = run["op"], run["spec"], run["epoch"]
     header["direction"], header["tree"], header["slice"] = direction, tree["id"], s
     header["length"], header["place"] = num_bytes, place // PLACE_BYTES if conn["near"] == 1 else 0

@@ -12,9 +12,9 @@ comes down says that its slot is free above, so a child sends slice s + slots on
 up, what comes down is the word alone, without a payload. Where a tree only goes down, nothing waits on the network, and
 a child that reads from its parent's memory sends the word up.
 
-With a codec, every far edge of a tree carries encoded slices. A rank encodes what it passes up, once; the root encodes
-the result, once, and itself keeps what the others will decode. Encoding what was decoded gives the same code, so a rank
-that has a result from memory can encode it for those on the network.
+With a codec, far edges of a tree carry encoded slices: all of them, or those over narrow links. A rank encodes what it
+passes up, once; the root encodes the result, once, and itself keeps what the others will decode. Encoding what was
+decoded gives the same code, so a rank that has a result as numbers can encode it for others.
 
 Ranks that share memory are near: on the connection between them only headers travel. A payload lies in the sender's
 arena, at a place that the header tells. An arena has three parts, and each is free when it is written again, from op to
@@ -79,18 +79,20 @@ TREE = np.dtype(
         ("source_offset", "i8"), ("target_offset", "i8"),  # bytes from the buffers' start
         ("partial_offset", "i8"),  # bytes into scratch: what an inner node passes up to a far parent
         ("arena_up", "i8"), ("arena_down", "i8"),  # bytes into the arena: what goes to a near parent, to near children
-        ("coded", "i8"),  # 1: the op has a codec, and an edge of the tree, perhaps elsewhere, is far
+        ("coded", "i8"),  # 1: an edge of the tree, perhaps elsewhere, carries encoded slices
+        ("coded_parent", "i8"), ("num_coded", "i8"),  # 1: that to the parent does; children to which it does
         ("code_bytes", "i8"),  # of a full slice, encoded
-        ("code_up", "i8"), ("code_down", "i8"),  # bytes into scratch: encoded slices to a far parent, and down
+        ("code_up", "i8"), ("code_down", "i8"),  # bytes into scratch: encoded slices to the parent, and down
     ]
 )  # fmt: skip
 EDGE = np.dtype(
     [
         ("peer", "i8"),  # the child's rank
         ("near", "i8"),  # 1: it shares memory with this rank
+        ("coded", "i8"),  # 1: slices to it and from it are encoded
         ("wire_size", "i8"),  # bytes of an element on its way up: a leaf's own type, or the accumulator's
         ("scratch_offset", "i8"),  # bytes into scratch where its slots are, if it is far
-        ("code_offset", "i8"),  # bytes into scratch where its encoded slices arrive, if it is far and the tree coded
+        ("code_offset", "i8"),  # bytes into scratch where its encoded slices arrive, if they are
         ("first_seen", "i8"),  # where its slots start in `seen` and `places`
     ]
 )
@@ -162,7 +164,7 @@ class Layout:
 
 def build(
     forest: Forest, spec: OpSpec, rank: int, homes: Sequence[Home], *, slice_bytes: int, window_bytes: int,
-    shared_memory: Collection[int] = (),
+    shared_memory: Collection[int] = (), narrow_between: npt.NDArray[np.bool_] | None = None,
 ) -> Layout:  # fmt: skip
     """The table by which `rank` runs `spec` over `forest`.
 
@@ -173,6 +175,7 @@ def build(
             scratch and arena to about as much, twice for a forest with inner nodes, twice again for partial sums of
             16-bit types.
         shared_memory: indices of the hosts whose ranks read each other's arenas.
+        narrow_between: for codecs of narrow links which hosts have one between them, see `Topology.narrow_between`.
     """
     is_half = spec.dtype in ("bfloat16", "float16")
     acc_size = 4 if is_half else spec.item_size
@@ -184,6 +187,11 @@ def build(
     near = {peer for peer, host in enumerate(hosts) if host == hosts[rank] and host in shared_memory}
     codec = codec_of(spec.codec)
     code_bytes = codec.num_bytes(slice_elems)
+
+    def is_coded(a: int, b: int) -> bool:
+        if hosts[a] == hosts[b]:
+            return hosts[a] not in shared_memory and not codec.narrow_only
+        return not codec.narrow_only or bool(narrow_between is not None and narrow_between[hosts[a], hosts[b]])
 
     trees: list[tuple[int, ...]] = []
     edges: list[tuple[int, ...]] = []
@@ -208,14 +216,18 @@ def build(
         slots = min(num_slices, max(LEAST_SLOTS, in_flight))
         slot_elems = min(count, slots * slice_elems)
         first_edge, first_step = len(edges), len(steps)
-        coded = codec.code != RAW and any(hosts[a] != hosts[b] or hosts[a] not in shared_memory for a, b in tree.edges)
+        coded = codec.code != RAW and any(is_coded(*edge) for edge in tree.edges)
+        coded_children = [child for child in children if coded and is_coded(child, rank)]
+        coded_parent = coded and parent is not None and is_coded(rank, parent)
         code_room = _aligned(slots * code_bytes) if coded else 0
         for child in children:
             wire_size = acc_size if tree.children_of(child) else spec.item_size
             code_offset = scratch
-            if child not in near:
+            if child in coded_children:
                 scratch += code_room
-            edges.append((child, int(child in near), wire_size, scratch, code_offset, seen))
+            edges.append(
+                (child, int(child in near), int(child in coded_children), wire_size, scratch, code_offset, seen)
+            )
             seen += slots
             if up and child not in near:
                 scratch += _aligned(slot_elems * wire_size)
@@ -228,7 +240,7 @@ def build(
             arena_up += _aligned(slot_elems * (acc_size if children else spec.item_size))
         elif up and children and parent is not None:
             scratch += _aligned(slot_elems * acc_size)
-        code_up, code_down = scratch, scratch + (code_room if parent is not None and parent not in near else 0)
+        code_up, code_down = scratch, scratch + (code_room if coded_parent else 0)
         if coded:
             scratch = code_down + code_room
         if down and num_near:
@@ -243,7 +255,7 @@ def build(
                 int(up), int(down), int(parent in near), num_near,
                 count, slice_elems, num_slices, slots, all_slots, all_slices,
                 source_offset, target_offset, partial_offset, up_offset, down_offset,
-                int(coded), code_bytes, code_up, code_down,
+                int(coded), int(coded_parent), len(coded_children), code_bytes, code_up, code_down,
             )
         )  # fmt: skip
         all_slots += slots

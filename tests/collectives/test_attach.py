@@ -7,7 +7,7 @@ import itertools
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 import collectives
+from collectives import ddp
 from collectives.ddp import MEASURED_STEPS, Attached
 from collectives.unmodified import attach_new_models
 from tests.processes import run
@@ -239,7 +240,7 @@ def test_mistakes_are_told() -> None:
         "weight before attach": "UsageError: set_weight: no model is attached",
         "group": "UsageError: attach: the model's process group is of backend gloo; wanted narrowgauge",
         "no DDP": "UsageError: attach got a Linear; wanted a model wrapped by DistributedDataParallel",
-        "codec": "UsageError: attach got codec 'int7'; wanted one of none, bf16",
+        "codec": "UsageError: attach got codec 'int7'; wanted one of none, narrow-bf16, bf16",
         "hook": "UsageError: attach: the model has the comm hook fp16_compress_hook",
         "sparse": "sparse gradients",
         "again": "UsageError: attach: the model is attached already",
@@ -351,6 +352,44 @@ def automatic(rank: int, size: int, store: Any, emulate: str | None) -> tuple[st
         model(data(4)[0]).sum().backward()
     dist.destroy_process_group()
     return attached.codec, "\n".join(logged)
+
+
+def test_auto_chooses_again_and_pays_what_it_owes() -> None:
+    for codecs, off, owed in run(chooses_again, 2):
+        assert codecs == ["auto"] * MEASURED_STEPS + ["int4"] * 3 + ["none"] * 3
+        assert off < 1e-5
+        assert owed == 0
+
+
+def chooses_again(rank: int, size: int, store: Any) -> tuple[list[str], float, float]:
+    """The codec of each step, how far all gradients together are from the exact ones, and what is owed in the end."""
+    ddp.AGAIN_STEPS = 3
+    collectives.configure(emulate="1,1", host=f"host-{rank}")
+    dist.init_process_group("narrowgauge", store=store, rank=rank, world_size=size)
+    model = DistributedDataParallel(small_model())
+    attached = collectives.attach(model, "auto")
+    parameters = list(model.parameters())
+    codecs: list[str] = []
+    total, exact = torch.zeros(1), torch.zeros(1)
+
+    def flat(parts: Iterable[Tensor]) -> Tensor:
+        return torch.cat([part.flatten() for part in parts])
+
+    def loss(of: nn.Module, step: int, whose: int) -> Tensor:
+        return (of(data(4)[0] * (1 + step)) * (1 + whose)).sum()
+
+    for step in range(MEASURED_STEPS + 6):
+        if step == MEASURED_STEPS + 1:
+            attached._predicted_s = lambda num_bytes, codec: 0.0  # type: ignore[method-assign]  # links of any speed
+        model.zero_grad()
+        loss(model, step, rank).backward()
+        codecs.append(attached.codec)
+        total = total + flat(gradients_of(model))
+        for whose in range(size):
+            exact = exact + flat(torch.autograd.grad(loss(model.module, step, whose), parameters)) / size
+    owed = max(float(part.abs().max()) for part in attached.state_dict()["residuals"].values())
+    dist.destroy_process_group()
+    return codecs, float((total - exact).abs().max() / exact.abs().max()), owed
 
 
 def resume(rank: int, size: int, store: Any, codec: str) -> tuple[float, float]:

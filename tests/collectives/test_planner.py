@@ -419,12 +419,12 @@ def test_256_hosts_are_planned_within_five_seconds(collective: Collective) -> No
 
 def test_a_codec_shortens_what_crosses_the_network_only() -> None:
     far, near = (plan(Topology.from_hosts(hosts), "all_reduce", 25_000_000) for hosts in ("abcd", "aaaa"))
-    assert far.seconds_with("none") == far.predicted_s
-    assert far.seconds_with("bf16") == pytest.approx(far.predicted_s / 2, rel=0.01)
-    assert far.seconds_with("int8") == pytest.approx(far.predicted_s * 66 / 256, rel=0.02)
-    assert near.seconds_with("int4") == near.predicted_s
+    assert far.with_codec("none").predicted_s == far.predicted_s
+    assert far.with_codec("bf16").predicted_s == pytest.approx(far.predicted_s / 2, rel=0.01)
+    assert far.with_codec("int8").predicted_s == pytest.approx(far.predicted_s * 66 / 256, rel=0.02)
+    assert near.with_codec("int4").predicted_s == near.predicted_s
     with pytest.raises(UsageError, match="codec is 'int7'"):
-        far.seconds_with("int7")
+        far.with_codec("int7")
 
 
 def test_the_summary_tells_links_and_shares() -> None:

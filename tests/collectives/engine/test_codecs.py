@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from collectives.engine.op import OpSpec
 from collectives.engine.runner import Engine
 from collectives.errors import UsageError
 from collectives.planner import plan
+from collectives.topology import Host, Pair, Site, Topology
 from tests.collectives.engine.group import engines, on_all
 
 LOSSY = ("bf16", "int8", "int4")
@@ -24,6 +26,26 @@ FARMS = {
     "one host": list("aaa"),
     "two": list("ab"),
 }
+
+FAST, SLOW = 1e9, 1e8
+NARROW = {
+    "one slow host": Topology(
+        (*(Host(name, (i,), FAST, FAST) for i, name in enumerate("abc")), Host("d", (3,), SLOW, SLOW))
+    ),
+    "pairs": Topology((Host("a", (0, 1), FAST, FAST), Host("b", (2, 3), SLOW, SLOW), Host("c", (4, 5), FAST, FAST))),
+    "a line": Topology(
+        tuple(Host(name, (i,), FAST, FAST) for i, name in enumerate("abcd")),
+        pairs=tuple(
+            Pair(a, b, {1: SLOW if "d" in (a, b) else FAST}.get(abs(ord(a) - ord(b)), 0.0))
+            for a in "abcd" for b in "abcd" if a != b
+        ),
+    ),
+    "two sites": Topology(
+        tuple(Host(name, (i,), FAST, FAST) for i, name in enumerate("abcd")),
+        (Site("x", ("a", "b"), SLOW, SLOW), Site("y", ("c", "d"), SLOW, SLOW)),
+    ),
+    "slow up": Topology(tuple(Host(name, (i,), SLOW if name == "a" else FAST, FAST) for i, name in enumerate("abc"))),
+}  # fmt: skip
 
 
 def round_trip(codec: str, values: np.ndarray, residual: np.ndarray | None = None, divisor: int = 1) -> np.ndarray:
@@ -99,10 +121,10 @@ def test_the_residual_is_what_was_lost(codec: str, divisor: int) -> None:
 
 def tables(group: list[Engine], spec: OpSpec) -> list[table.Table]:
     topology = group[0].topology
-    forest = plan(topology, spec.collective, spec.num_bytes, spec.root).forest
-    shared = [index for index, host in enumerate(topology.hosts) if len(host.ranks) > 1]
+    forest = plan(topology, spec.collective, spec.num_bytes, spec.root).with_codec(spec.codec).forest
+    shared, narrow = [i for i, host in enumerate(topology.hosts) if len(host.ranks) > 1], topology.narrow_between
     return [
-        table.build(forest, spec, rank, topology.homes, **SMALL, shared_memory=shared).table
+        table.build(forest, spec, rank, topology.homes, **SMALL, shared_memory=shared, narrow_between=narrow).table
         for rank in range(len(group))
     ]
 
@@ -110,8 +132,44 @@ def tables(group: list[Engine], spec: OpSpec) -> list[table.Table]:
 @pytest.mark.parametrize("farm", FARMS)
 @pytest.mark.parametrize("codec", LOSSY)
 def test_engines_agree_with_the_reference(farm: str, codec: str) -> None:
-    hosts, rng = FARMS[farm], np.random.default_rng(4)
-    with engines(hosts, **SMALL) as group:
+    agree(FARMS[farm], codec)
+
+
+@pytest.mark.parametrize("farm", NARROW)
+@pytest.mark.parametrize("codec", LOSSY)
+def test_engines_agree_with_the_reference_on_narrow_links(farm: str, codec: str, tmp_path: Path) -> None:
+    hosts, file = [host.name for host in NARROW[farm].hosts for _ in host.ranks], tmp_path / "topology.json"
+    file.write_text(NARROW[farm].to_json())
+    agree(hosts, f"narrow-{codec}", topology=str(file))
+
+
+def test_only_narrow_links_round() -> None:
+    """What fast hosts contribute arrives as it is, and the result is rounded once."""
+    count, rng = 40_000, np.random.default_rng(7)
+    spec = OpSpec("all_reduce", "float32", "sum", None, (count,), "narrow-int8")
+    topology = NARROW["one slow host"]
+    forest = plan(topology, "all_reduce", 4 * count).with_codec(spec.codec).forest
+    tables = [
+        table.build(forest, spec, rank, topology.homes, **SMALL, narrow_between=topology.narrow_between).table
+        for rank in range(4)
+    ]
+    edges = {(rank, int(edge["peer"])): int(edge["coded"]) for rank in range(4) for edge in tables[rank].edges}
+    assert edges == {(a, b): int(3 in (a, b)) for a, b in edges}
+    assert all((tables[rank].trees["coded_parent"] == 0).any() for rank in range(3))
+    raw = [rng.standard_normal(count).astype(np.float32).view(np.uint8) for _ in range(4)]
+    results = [np.zeros(4 * count, np.uint8) for _ in range(4)]
+    residuals = [np.zeros(count, np.float32) for _ in range(4)]
+    reference.run(tables, raw, results, residuals=residuals)
+    rounded = [int((residual != 0).sum()) for residual in residuals]
+    assert rounded[3] > 0.95 * count
+    assert sum(rounded[:3]) + rounded[3] < 2.1 * count, (
+        "each element once as a result, and rank 3's where it is no root"
+    )
+
+
+def agree(hosts: list[str], codec: str, **options: object) -> None:
+    rng = np.random.default_rng(4)
+    with engines(hosts, **SMALL, **options) as group:
         for count, reduction in ((1, "sum"), (63, "avg"), (300, "sum"), (10_007, "avg"), (30_000, "sum")):
             spec = OpSpec("all_reduce", "float32", reduction, None, (count,), codec)
             residuals = [np.zeros(count, np.float32) for _ in hosts]
@@ -192,5 +250,7 @@ def test_what_a_codec_cannot_do_is_refused() -> None:
     ):
         with pytest.raises(UsageError, match="codecs are for sums and averages of float32 by all_reduce"):
             spec.check(4)
-    with pytest.raises(UsageError, match="codec is 'int7'; wanted one of none, bf16, int8, int4"):
+    with pytest.raises(
+        UsageError, match="codec is 'int7'; wanted one of none, narrow-bf16, bf16, narrow-int8, int8, narrow-int4, int4"
+    ):
         OpSpec("all_reduce", "float32", "sum", None, (8,), "int7").check(4)
