@@ -10,6 +10,7 @@ from launcher.compare import Other
 from launcher.plan import JobPlan, Place
 
 SHOWN = 12  # rows of a list before the rest is only counted
+UNKNOWN_RATIO = " (counted as none: what it leaves depends on the model)"
 
 
 def short(plan: JobPlan) -> list[str]:
@@ -92,7 +93,8 @@ def _collectives(plan: JobPlan) -> list[str]:
     if found.plan is None:
         return []
     return [
-        f"collectives: all_reduce of {amount(found.plan.num_bytes, 'B')}, codec {found.codec}, {found.plan.algorithm}, "
+        f"collectives: all_reduce of {amount(found.plan.num_bytes, 'B')}, codec {found.codec}"
+        f"{UNKNOWN_RATIO * (found.codec == 'low-rank')}, {found.plan.algorithm}, "
         f"{len(found.plan.forest.trees)} trees; the bottleneck is {_link(plan)}"
     ]
 
