@@ -61,7 +61,7 @@ BAD = {
     "unknown codec": (
         GOOD + "collectives: {codec: int7}\n",
         4,
-        ["'collectives.codec'", "'int7'", "int8, int4", "auto"],
+        ["'collectives.codec'", "'int7'", "narrow-int8", "int8", "int4", "auto"],
     ),
     "too many streams": (GOOD + "collectives: {streams: 100}\n", 4, ["'collectives.streams'", "100", "1 to 64"]),
     "odd slice": (GOOD + "collectives: {slice_bytes: 1000}\n", 4, ["'collectives.slice_bytes'", "multiple of 64"]),
