@@ -6,7 +6,6 @@ What was measured is kept in narrowgauge/inventory below $XDG_CACHE_HOME or ~/.c
 from __future__ import annotations
 
 import base64
-import os
 import re
 import zlib
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
+from collectives.caches import cache_folder
 from collectives.probe.cache import recall as recall_links
 from collectives.topology import Topology
 from launcher import config
@@ -119,12 +119,14 @@ def by_address(nodes: Sequence[_Addressed]) -> list[_Addressed]:
 
 
 def _path(job: Job) -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "narrowgauge" / "inventory" / f"{re.sub(r'[^A-Za-z0-9]+', '-', job.cluster.address or 'local')}.json"
+    return cache_folder("inventory") / f"{re.sub(r'[^A-Za-z0-9]+', '-', job.cluster.address or 'local')}.json"
 
 
 def _remember(job: Job, inventory: Inventory) -> None:
-    path = _path(job)
+    try:
+        path = _path(job)
+    except OSError:  # no home
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(inventory.to_json(), encoding="utf-8")
@@ -135,5 +137,5 @@ def _remember(job: Job, inventory: Inventory) -> None:
 def _recalled(job: Job) -> Inventory | None:
     try:
         return config.load_inventory(_path(job)) if _path(job).is_file() else None
-    except ConfigError:  # written by another version
+    except (ConfigError, OSError):  # written by another version; no home
         return None

@@ -4,13 +4,19 @@
 * no ``fastmath``: sums must not depend on how a loop was vectorised; NaN and Inf stay visible.
 * ``error_model="numpy"``: a division never raises inside the loop.
 * cached on disk under one stamp for all compiled sources. Numba stamps a cache entry with the file of that function
-  alone, so that a loop would go on using yesterday's kernels after only kernels.py changed.
+  alone, so that a loop would go on using yesterday's kernels after only kernels.py changed. The same sources have the
+  same folder wherever they lie: an environment made anew, or a copy that has travelled to a cluster, compiles nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import os
+import shutil
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,11 +29,14 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
+from collectives.caches import cache_folder
+
 COMPILED = (
     "arrays", "blocks", "codecs", "coding", "jit", "journal", "kernels", "libc", "loop", "places", "progress",
     "receiving", "sending", "status", "waiting", "net", "table",
 )  # fmt: skip  # the last two: the records' types
 OPTIONS = {"error_model": "numpy"}
+KEPT_S = 30 * 24 * 3600
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -40,10 +49,36 @@ def source_stamp() -> str:
     return digest.hexdigest()
 
 
+@functools.cache
+def _folder() -> str | None:
+    """Where compiled code is kept; None leaves it to Numba: NUMBA_CACHE_DIR, beside the sources, or below ~/.cache."""
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        return None
+    try:
+        every = cache_folder("compiled")
+        folder = every / source_stamp()[:16]
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            _forget_old(every)
+        with tempfile.TemporaryFile(dir=folder):
+            return str(folder)
+    except OSError:
+        return None
+
+
+def _forget_old(every: Path) -> None:
+    """Remove what other versions compiled more than KEPT_S ago; who still needs it compiles again."""
+    for folder in every.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > KEPT_S:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 class _EngineCache(FunctionCache):  # type: ignore[misc]  # numba is untyped
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         self._source_stamp = source_stamp()
+        self._cache_path: str = _folder() or self._impl.locator.get_cache_path()
         self._cache_file = IndexDataCacheFile(
             cache_path=self._cache_path, filename_base=self._impl.filename_base, source_stamp=self._source_stamp
         )

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from collectives.caches import cache_folder
 from collectives.errors import PlanError
 from collectives.topology import Topology
 
@@ -60,8 +61,4 @@ def remember(topology: Topology, hosts: Sequence[str], machines: Sequence[str]) 
 def _path(hosts: Sequence[str], machines: Sequence[str]) -> Path:
     which = sorted({f"{host}\0{machine}" for host, machine in zip(hosts, machines, strict=True)})
     names = hashlib.sha256("\0".join(which).encode()).hexdigest()[:24]
-    try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:  # as in a container whose user is in no /etc/passwd
-        raise OSError(f"{error}; set HOME or XDG_CACHE_HOME") from None
-    return home / "narrowgauge" / "links" / f"{names}-{VERSION}.json"
+    return cache_folder("links") / f"{names}-{VERSION}.json"
