@@ -133,11 +133,15 @@ def pids(names: list[str]) -> list[int]:
 
 
 def shape(port: Port, mbit: float) -> None:
-    """Let `mbit` Mbit/s through, from now on."""
+    """Let `mbit` Mbit/s through, from now on. What waits is dropped: a packet larger than the new burst would be stuck."""
     rate = mbit * 1e6 / 8
     burst, queue = max(rate * BURST_S, LEAST_BURST_BYTES), max(rate * QUEUE_S, LEAST_QUEUE_BYTES)
+    tc, of_port = ("tc", "-n", port.namespace, "qdisc"), ("dev", port.device, "root")
+    there = json.loads(_run(*tc[:-1], "-j", "qdisc", "show", "dev", port.device) or "[]")
+    if any(one["kind"] == "tbf" for one in there):
+        _run(*tc, "delete", *of_port)
     _run(
-        *("tc", "-n", port.namespace, "qdisc", "replace", "dev", port.device, "root", "tbf"),
+        *(*tc, "add", *of_port, "tbf"),
         *("rate", f"{rate * 8:.0f}bit", "burst", f"{burst:.0f}", "limit", f"{queue + burst:.0f}"),
     )
 

@@ -282,6 +282,21 @@ class TestLinks:
         finally:
             stream.close()
 
+    def test_a_fast_link_halved_under_a_running_stream(self, lab: LabFile) -> None:
+        """Packets of 64 KB wait, and the burst is smaller than they are from now on."""
+        life.up(lab, "lab.yaml")
+        cables = network.cables(lab)
+        network.shape(cables["a"].up, 4000)
+        network.shape(cables["b"].down, 1000)
+        stream = Stream(lab)
+        try:
+            for mbit in (500, 250, 1000, 100):
+                time.sleep(0.2)
+                network.shape(cables["b"].down, mbit)
+                wait_until(lambda: stream.mbit(0.2) > 20)
+        finally:
+            stream.close()
+
     def test_hosts_of_one_site_share_its_trunk(self) -> None:
         lab = LabFile.model_validate(
             {
