@@ -14,7 +14,8 @@ reason, since flows are not always busy at the same time. If the ops took longer
 slower. A flow that was busy most of T was held up by a link; if all on its route can do clearly more than what was
 offered to them, it is the one that was offered the least of its capacity, and it can do just that. A link that was
 lowered before and no longer keeps any flow busy all the time is believed again, up to what it could do when it was
-measured.
+measured. So is every lowered link when the ops took clearly less than planned: others limit them now, and what queues
+there keeps all flows busy.
 
 All ranks hold the same numbers and so come to the same result.
 """
@@ -33,6 +34,7 @@ HELD_UP = 0.8  # of T: a flow that was busy longer waited for a link
 UNHINDERED = 0.9  # of T: a link none of whose flows was busy longer can do more
 SLOWER, FASTER = 0.9, 1.05  # of what was assumed: anything between is noise
 LATE = 1.08  # times what was planned: before that nothing has become slower
+EARLY = 0.9  # of what was planned: what has become slower once is so no longer
 MOST_HOPE = 1.5  # of what a link did at least, where it is faster than was assumed
 
 
@@ -72,7 +74,9 @@ def refreshed(topology: Topology, measured: Topology, traffic: Traffic) -> Topol
     seen = list(links)
     for link, assumed in enumerate(links):
         least = max(carried[link], peak[link])
-        if assumed < once[link] and busiest[link] < UNHINDERED * traffic.seconds:
+        if assumed < once[link] and traffic.seconds < EARLY * traffic.planned_s:
+            least = max(least, once[link])
+        elif assumed < once[link] and busiest[link] < UNHINDERED * traffic.seconds:
             least = max(least, min(once[link], offered[link]))
         elif least > FASTER * assumed:
             least = max(least, min(offered[link], MOST_HOPE * least))

@@ -133,7 +133,7 @@ def pids(names: list[str]) -> list[int]:
 
 
 def shape(port: Port, mbit: float) -> None:
-    """Let `mbit` Mbit/s through, from now on. What waits is dropped: a packet larger than the new burst would be stuck."""
+    """Let `mbit` Mbit/s through, from now on. What waits is dropped: packets larger than the burst get stuck."""
     rate = mbit * 1e6 / 8
     burst, queue = max(rate * BURST_S, LEAST_BURST_BYTES), max(rate * QUEUE_S, LEAST_QUEUE_BYTES)
     tc, of_port = ("tc", "-n", port.namespace, "qdisc"), ("dev", port.device, "root")

@@ -49,6 +49,16 @@ def test_ops_that_take_as_long_as_planned_do_not_make_a_link_slower() -> None:
     )
 
 
+def test_a_lowered_link_is_believed_again_when_ops_take_less_than_planned() -> None:
+    """All flows are busy all the time, since they queue at the other hosts' links."""
+    lowered, measured = farm(120, 120, 120, 60), farm(120, 120, 120, 120)
+    flows = {(i, j): (23.0, 0.95) if 3 in (i, j) else (40.0, 0.95) for i in range(4) for j in range(4) if i != j}
+    assert refreshed(lowered, measured, traffic(0.85, flows)) == measured
+    assert [round(host.up_bytes_per_s / MB) for host in refreshed(lowered, measured, traffic(0.95, flows)).hosts] == [
+        120, 120, 120, 69,
+    ]  # fmt: skip
+
+
 def test_a_host_whose_link_has_halved() -> None:
     """Its flows are busy all the time; those of the others wait for it most of the time and are fast when they run."""
     flows = {(i, j): (20.0, 0.97) if 3 in (i, j) else (45.0, 0.45) for i in range(4) for j in range(4) if i != j}
