@@ -87,8 +87,9 @@ def all_reduce(
         op: "sum", "avg", "min", "max", "product", "band", "bor" or "bxor".
         group: a process group; None takes the default one.
         async_op: return at once.
-        codec: how a sum or average of float32 looks on network links: "bf16", "int8", "int4", or None for as it is; see
-            `collectives.codec`. All ranks get the same bits, but not quite the sum.
+        codec: how a sum or average of float32 looks on network links: "bf16", "int8", "int4", on narrow ones only:
+            "narrow-bf16", "narrow-int8", "narrow-int4", or None for as it is; see `collectives.codec`. All ranks get
+            the same bits, but not quite the sum.
         residual: float32 of as many elements, zeros at first, the same tensor each time: what encoding lost comes
             back the next time (error feedback), so that nothing is lost over many. None: it is lost.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-NEAR = 1.01
+NEAR = 1.01  # times the shortest: a milder codec is worth that much
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Choice:
 def choose(
     codecs: Sequence[str], bucket_bytes: Sequence[int], backward_s: float, seconds: Callable[[int, str], float]
 ) -> Choice:
-    """The mildest codec for which  sum over buckets of seconds(bytes, codec) <= backward_s;  the shortest if none is.
+    """The mildest codec for which  sum over buckets of seconds(bytes, codec) <= backward_s;  else the mildest near the
+    shortest.
 
     Args:
         codecs: what to look at, the mildest first.

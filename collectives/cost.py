@@ -11,8 +11,9 @@ tree t, link l with capacity_l bytes per second:
                      collective only goes down: what the busiest rank handles, and others on the way to it and from it
     (6) seconds    = max(way, max_l idle_l + busy_l) + MESSAGE_S messages
 
-load(t, l) is how often link l is crossed by what tree t carries. A collective uses one direction of a tree or both;
-where it only goes up, the word that a slice has arrived comes down without a payload, and ranks wait for it. (2)
+load(t, l) is how often link l is crossed by what tree t carries; with a codec (`collectives.codec`) the part that is
+left of it on each crossing: 1 / ratio over edges whose slices are encoded. A collective uses one direction of a tree or
+both; where it only goes up, the word that a slice has arrived comes down without a payload, and ranks wait for it. (2)
 is what a perfect pipeline would take; (3) and (4) are what filling and draining it costs, see `_SlicesWay`; (6) adds
 what a rank spends on messages however short they are. Trees with share 0 count nowhere.
 """
@@ -30,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import coo_array
 
+from collectives.codec import codec_of
 from collectives.engine.op import Collective
 from collectives.forest import Forest, Tree
 from collectives.options import Options
@@ -92,11 +94,14 @@ class Cost:
         return max(longest, self.way.seconds(num_bytes)) + self.messages_s
 
 
-def cost(topology: Topology, forest: Forest, *, slice_bytes: int = SLICE_BYTES, passage: Passage | None = None) -> Cost:
+def cost(
+    topology: Topology, forest: Forest, codec: str = "none", *, slice_bytes: int = SLICE_BYTES,
+    passage: Passage | None = None,
+) -> Cost:  # fmt: skip
     """Equations (1) to (6) for a forest; `passage` is that of its trees if it is known already."""
     used = [i for i, share in enumerate(forest.shares) if share > 0]
     if passage is None or len(used) < len(forest.trees):
-        passage = Passage(topology, forest.collective, [forest.trees[i] for i in used])
+        passage = Passage(topology, forest.collective, [forest.trees[i] for i in used], codec)
     per_byte = 1 / forest.size if forest.specification.chunked else 1.0
     parts = per_byte * np.array([forest.chunk_shares[i] for i in used])
     capacity = np.array([link.bytes_per_s for link in topology.links])
@@ -114,6 +119,13 @@ def cost(topology: Topology, forest: Forest, *, slice_bytes: int = SLICE_BYTES, 
     return Cost(tuple(busy.tolist()), idle, way, MESSAGE_S * messages)
 
 
+def left_between(topology: Topology, codec: str) -> Floats:
+    """What part of a float32 message's bytes crosses from one host to another (or within it). Shape (hosts, hosts)."""
+    n, chosen = len(topology.hosts), codec_of(codec)
+    coded = topology.narrow_between if chosen.narrow_only else ~np.eye(n, dtype=bool)
+    return np.where(coded, 1 / chosen.ratio, 1.0)
+
+
 class Passage:
     """Where trees pass: what all equations need to know of them, apart from their shares.
 
@@ -121,11 +133,14 @@ class Passage:
         edges: of all trees.
         up, down: for each edge the links of its route in that direction, as `Topology.routes` has them; None if the
             collective does not use it.
+        left: for each edge the part of a slice's bytes that crosses it, see `left_between`.
     """
 
-    def __init__(self, topology: Topology, collective: Collective, trees: Sequence[Tree]) -> None:
+    def __init__(self, topology: Topology, collective: Collective, trees: Sequence[Tree], codec: str = "none") -> None:
         spec, edges = SPECIFICATIONS[collective], Edges.of(trees)
         self.topology, self.edges, self.num_trees = topology, edges, len(trees)
+        hosts = topology.hosts_of_ranks
+        self.left = left_between(topology, codec)[hosts[edges.child], hosts[edges.parent]]
         self.up = topology.routes(edges.child, edges.parent) if spec.up else None
         self.down = topology.routes(edges.parent, edges.child) if spec.down else None
 
@@ -135,8 +150,9 @@ class Passage:
         routes = [route for route in (self.up, self.down) if route is not None]
         links = np.concatenate([route.ravel() for route in routes])
         of_tree = np.concatenate([np.repeat(self.edges.tree, route.shape[1]) for route in routes])
+        left = np.concatenate([np.repeat(self.left, route.shape[1]) for route in routes])
         real = links < len(self.topology.links)
-        entries = (np.ones(int(real.sum())), (links[real], of_tree[real]))
+        entries = (left[real], (links[real], of_tree[real]))
         return coo_array(entries, shape=(len(self.topology.links), self.num_trees)).tocsr()
 
     @cached_property
@@ -251,7 +267,7 @@ class _SlicesWay:
         seconds = np.zeros(len(routes))
         for members in levels:
             crossed = routes[members]
-            each = np.repeat(self._slices[self._edges.tree[members]], crossed.shape[1])
+            each = np.repeat((self._slices[self._edges.tree] * self._passage.left)[members], crossed.shape[1])
             passing = np.bincount(crossed.ravel(), each, minlength=len(self._capacity))
             seconds[members] = (passing / self._capacity)[crossed].max(axis=1)
         return seconds

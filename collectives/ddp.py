@@ -136,7 +136,7 @@ class Attached:
         self._low_rank = LowRank(names, self._average)
         self._layout = Layout(names)
         self._pace = Pace()
-        self._is_auto, self._chooses_at, self._pays = codec == "auto", MEASURED_STEPS, False
+        self._is_auto, self._chooses_at = codec == "auto", MEASURED_STEPS
         self._uncoded: set[torch.dtype] = set()
         if weight is not None:
             self.set_weight(weight)
@@ -171,6 +171,7 @@ class Attached:
             "residuals": self._residuals.state_dict(),
             "low_rank": self._low_rank.state_dict(),
             "buckets": self._layout.state_dict(),
+            "until_choice": max(0, self._chooses_at - self._pace.steps),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -182,6 +183,8 @@ class Attached:
         Raises:
             UsageError: the state is of another model or codec.
         """
+        if self._is_auto and state["codec"] == "low-rank":
+            raise UsageError("load_state_dict: the state is of codec low-rank, which auto never takes")
         if state["codec"] != self.codec and not self._is_auto:
             raise UsageError(f"load_state_dict: the state is of codec {state['codec']}; this model has {self.codec}")
         self._residuals.load_state_dict(state["residuals"])
@@ -189,8 +192,8 @@ class Attached:
         self._layout.load_state_dict(state["buckets"])
         self._weights.load_state_dict(state["weights"])
         self.codec = state["codec"]
-        if self.codec != "auto":
-            self._chooses_at = self._pace.steps + AGAIN_STEPS
+        # What the choice goes by has to be measured anew.
+        self._chooses_at = self._pace.steps + max(MEASURED_STEPS, state.get("until_choice", AGAIN_STEPS))
 
     # One step
 
@@ -211,10 +214,8 @@ class Attached:
         return self._layout.reduce(bucket, self._reduce)
 
     def _begin_step(self) -> None:
-        self._pays = False
         if self._is_auto and self._pace.steps >= self._chooses_at:
-            before, self.codec = self.codec, self._choose_codec()
-            self._pays = self.codec == "none" and before not in ("none", "auto")
+            self.codec = self._choose_codec()
             self._chooses_at = self._pace.steps + AGAIN_STEPS
         self._weights.begin_step()
         self._low_rank.begin_step()
@@ -222,16 +223,19 @@ class Attached:
     def _reduce(self, bucket: Bucket) -> Future[Tensor]:
         """Begin to average a bucket of scaled gradients."""
         if self.codec in ("none", "auto") or not self._takes_codec(bucket.flat):
-            if self._pays:
-                self._residuals.pay(bucket)
+            if self._is_auto and bucket.flat.dtype == torch.float32:
+                self._residuals.settle(bucket, "none")
             future: Future[Any] = self._average(bucket.flat).get_future()
         elif self.codec == "low-rank":
             future = self._low_rank.reduce(bucket, self._residuals.vector(bucket, bucket.flat.device))
         else:
+            assert self._group.engine is not None  # on Gloo there is no codec
+            self._residuals.settle(bucket, (self.codec, self._group.engine.topology))
             residual = self._residuals.vector(bucket, torch.device("cpu"))
             future = self._group.all_reduce_coded(bucket.flat, "avg", self.codec, residual).get_future()
         if bucket.is_last:
             self._low_rank.end_step()
+            self._residuals.end_step()
         arrived: Future[Tensor] = future.then(functools.partial(self._arrived, bucket.flat))
         return arrived
 

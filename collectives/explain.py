@@ -15,7 +15,11 @@ SHOWN = 8  # rows of a list before the rest is only counted
 
 def explain(plan: Plan) -> str:
     """The topology, the forest, predicted seconds, the bound, the bottleneck, and what the losers would have taken."""
-    lines = [f"{plan.forest.title}, {amount(plan.num_bytes, 'B')} (class up to {amount(4**plan.size_class, 'B')})", ""]
+    codec = f", codec {plan.codec}" if plan.codec != "none" else ""
+    lines = [
+        f"{plan.forest.title}, {amount(plan.num_bytes, 'B')} (class up to {amount(4**plan.size_class, 'B')}){codec}",
+        "",
+    ]
     lines += ["topology", *_topology_lines(plan.topology), ""]
     lines += [f"forest: {plan.algorithm}", *_forest_lines(plan.topology, plan.forest), _fold_line(plan), ""]
     lines.append(f"predicted   {seconds(plan.predicted_s)}")

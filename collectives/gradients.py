@@ -65,6 +65,8 @@ class Residuals:
         self._names = names
         self._vectors: dict[tuple[Tensor, ...], Tensor] = {}
         self._parts: dict[str, Tensor] = {}
+        self._settled: dict[tuple[Tensor, ...], object] = {}
+        self._is_restored = False  # what is owed was so under the circumstances of the first step that comes
 
     def vector(self, bucket: Bucket, device: torch.device) -> Tensor:
         """One float32 for each element of the bucket; whoever reduces the bucket reads and updates it."""
@@ -73,12 +75,28 @@ class Residuals:
             self._move_to(key, bucket, device)
         return self._vectors[key]
 
-    def pay(self, bucket: Bucket) -> None:
-        """Add what is owed to the bucket, which no codec rounds this time; nothing is owed then."""
-        if any(self._names[parameter] in self._parts for parameter in bucket.parameters):
-            owed = self.vector(bucket, bucket.flat.device)
-            bucket.flat.add_(owed)
-            owed.zero_()
+    def settle(self, bucket: Bucket, under: object) -> None:
+        """Add what is owed to the bucket itself where it was left out under other circumstances; nothing is owed then.
+
+        A codec adds what a rank owes where that rank encodes, and under another codec or plan, or in a bucket of other
+        parameters, it may encode elsewhere: what it owes would stay for good.
+
+        Args:
+            under: the circumstances, such as codec and topology: whatever decides which rank encodes what.
+        """
+        key = tuple(bucket.parameters)
+        if self._settled.get(key) == under:
+            return
+        owes = any(self._names[parameter] in self._parts for parameter in bucket.parameters)
+        if owes and not self._is_restored:
+            vector = self.vector(bucket, torch.device("cpu"))
+            bucket.flat.add_(vector.to(bucket.flat.device))
+            vector.zero_()
+        self._settled[key] = under
+
+    def end_step(self) -> None:
+        """The step's last bucket has been settled."""
+        self._is_restored = False
 
     def _move_to(self, key: tuple[Tensor, ...], bucket: Bucket, device: torch.device) -> None:
         """A vector for parameters that were in other buckets so far, if anywhere."""
@@ -90,6 +108,10 @@ class Residuals:
             self._parts[name] = part
         moved = set(key)
         self._vectors = {old: kept for old, kept in self._vectors.items() if not moved & set(old)}
+        settled = self._settled.get(key)
+        self._settled = {old: kept for old, kept in self._settled.items() if not moved & set(old)}
+        if settled is not None:
+            self._settled[key] = settled
         self._vectors[key] = vector
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -103,7 +125,7 @@ class Residuals:
             UsageError: names or shapes of another model.
         """
         check_names("residuals", state, self._names)
-        self._vectors = {}
+        self._vectors, self._settled, self._is_restored = {}, {}, True
         self._parts = {name: part.detach().float().clone() for name, part in state.items()}
 
 

@@ -40,8 +40,8 @@ class Options:
             Env NARROWGAUGE_EMULATE.
         trace: folder to which each rank writes a trace of its ops when it leaves the group, for ui.perfetto.dev.
             Env NARROWGAUGE_TRACE.
-        codec: what `collectives.attach` does to gradients: "none", "bf16", "int8", "int4", "low-rank" or "auto".
-            Nothing else goes by it. Env NARROWGAUGE_CODEC.
+        codec: what `collectives.attach` does to gradients: "none", "bf16", "int8", "int4", the latter with "narrow-" in
+            front, "low-rank" or "auto". Nothing else goes by it. Env NARROWGAUGE_CODEC.
         log: path of this rank's log, told to peers so that their errors can name it. Env NARROWGAUGE_LOG.
     """
 

@@ -2,6 +2,7 @@
 
     plan
     num_bytes 25000000
+    codec none
     algorithm direct, planned shares
     bound_s 0.2
     bottleneck up of c
@@ -25,6 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from collectives.codec import CODECS
 from collectives.errors import PlanError
 from collectives.forest import Forest, pointed, verify
 from collectives.topology import Topology
@@ -42,6 +44,7 @@ class Written:
     topology: Topology
     forest: Forest
     num_bytes: int
+    codec: str
     algorithm: str
     bound_s: float | None
     bottleneck: str | None
@@ -51,7 +54,8 @@ class Written:
 def write(plan: Plan) -> str:
     """The text above, with a line break at its end."""
     bound = "none" if plan.bound_s is None else repr(plan.bound_s)
-    lines = ["plan", f"num_bytes {plan.num_bytes}", f"algorithm {plan.algorithm}", f"bound_s {bound}"]
+    lines = ["plan", f"num_bytes {plan.num_bytes}", f"codec {plan.codec}"]
+    lines += [f"algorithm {plan.algorithm}", f"bound_s {bound}"]
     lines.append(f"bottleneck {'none' if plan.bottleneck is None else plan.bottleneck}")
     lines += [f"option {seconds!r} {name}" for name, seconds in plan.options]
     lines += ["", "topology", plan.topology.to_json(), "forest", str(plan.forest)]
@@ -78,6 +82,7 @@ def read(text: str) -> Written:
         topology,
         forest,
         num_bytes=int(_number("num_bytes", *fields["num_bytes"])),
+        codec=_codec(*fields["codec"]),
         algorithm=fields["algorithm"][1],
         bound_s=None if fields["bound_s"][1] == "none" else _number("bound_s", *fields["bound_s"]),
         bottleneck=None if fields["bottleneck"][1] == "none" else fields["bottleneck"][1],
@@ -107,7 +112,7 @@ def _sections(text: str) -> dict[str, tuple[int, list[str]]]:
 def _fields(first: int, lines: list[str]) -> tuple[dict[str, tuple[int, str]], list[tuple[str, float]]]:
     """Line number and text of each field by name, and the options."""
     fields, options = dict[str, tuple[int, str]](), list[tuple[str, float]]()
-    wanted = ("num_bytes", "algorithm", "bound_s", "bottleneck")
+    wanted = ("num_bytes", "codec", "algorithm", "bound_s", "bottleneck")
     for number, line in enumerate(lines, start=first + 1):
         name, _, value = line.strip().partition(" ")
         if name == "option":
@@ -125,6 +130,15 @@ def _fields(first: int, lines: list[str]) -> tuple[dict[str, tuple[int, str]], l
         if name not in fields:
             raise PlanError(f"plan: the line '{name}' is missing")
     return fields, options
+
+
+def _codec(line: int, name: str) -> str:
+    if name not in CODECS:
+        raise PlanError(
+            f"plan, line {line}: codec is {name!r}; wanted one of {', '.join(CODECS)}\n"
+            + pointed(f"codec {name}", len("codec "), len(name))
+        )
+    return name
 
 
 def _number(name: str, line: int, text: str) -> float:

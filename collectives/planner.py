@@ -73,6 +73,7 @@ class Plan:
             `shares.grow`.
         bottleneck: name of the link that limits the forest.
         options: algorithm and predicted seconds of all that was compared, the chosen one included.
+        codec: what carries float32 over network links; "none", too, where the one that was asked for changes nothing.
     """
 
     topology: Topology
@@ -85,6 +86,7 @@ class Plan:
     bound_s: float | None
     bottleneck: str | None
     options: tuple[tuple[str, float], ...]
+    codec: str = "none"
 
     def explain(self) -> str:
         """For people: the topology, the forest, predicted seconds, the bound, the bottleneck and the losers."""
@@ -109,10 +111,11 @@ class Plan:
             size_class=size_class(written.num_bytes),
             forest=written.forest,
             algorithm=written.algorithm,
-            predicted_s=cost(written.topology, written.forest).seconds(written.num_bytes),
+            predicted_s=cost(written.topology, written.forest, written.codec).seconds(written.num_bytes),
             bound_s=written.bound_s,
             bottleneck=written.bottleneck,
             options=written.options,
+            codec=written.codec,
         )
 
     @cached_property
@@ -123,27 +126,17 @@ class Plan:
     @property
     def codecs(self) -> tuple[str, ...]:
         """Names of the codecs, the mildest first; those for narrow links where there are some."""
-        return tuple(name for name, codec in CODECS.items() if not codec.narrow_only or any(self.topology.is_narrow))
+        return tuple(
+            name for name, codec in CODECS.items() if not codec.narrow_only or self.topology.narrow_between.any()
+        )
 
     def with_codec(self, name: str) -> Plan:
         """The plan for the same message where network links carry it, float32, by a codec, see `collectives.codec`.
 
-        Where all links do, it is the same forest, and takes what as many bytes as the codec leaves would take. Where
-        narrow ones do, they get larger shares: they are to the message so much wider. What else encoded bytes cross on
-        their way counts in full, so the prediction is cautious; the bound is that of all links with the codec.
-
         Raises:
             UsageError: there is no such codec.
         """
-        codec = codec_of(name)
-        bound = None if self.bound_s is None else self.bound_s / codec.ratio
-        if codec.narrow_only and any(self.topology.is_narrow):
-            wider = plan(self.topology.widened(codec.ratio), self.collective, self.num_bytes, self.forest.root)
-            return replace(wider, bound_s=bound)
-        if codec.ratio == 1 or codec.narrow_only or len(self.topology.hosts) == 1:
-            return self
-        seconds = cost(self.topology, self.forest).seconds(round(self.num_bytes / codec.ratio))
-        return replace(self, predicted_s=seconds, bound_s=bound)
+        return plan(self.topology, self.collective, self.num_bytes, self.forest.root, name)
 
     def summary(self) -> dict[str, Any]:
         """For JSON: the same in short.
@@ -151,11 +144,12 @@ class Plan:
         `links` are those that the message crosses: `bytes_per_s` by the topology, and `busy_s`, the seconds that the
         message keeps each of them busy. `shares` are those of the trees, the largest first.
         """
-        busy = cost(self.topology, self.forest).busy_s_per_byte
+        busy = cost(self.topology, self.forest, self.codec).busy_s_per_byte
         return {
             "collective": self.collective,
             "num_bytes": self.num_bytes,
             "size_class": self.size_class,
+            "codec": self.codec,
             "ranks": self.topology.size,
             "hosts": len(self.topology.hosts),
             "algorithm": self.algorithm,
@@ -188,24 +182,30 @@ class Plan:
     @cached_property
     def _fingerprint(self) -> int:
         rounded = tuple(f"{share:.{SHARE_DIGITS}f}" for share in self.forest.shares)
-        held = (self.topology.fingerprint(), self.size_class, self.forest.title, self.forest.trees, rounded)
+        held = (self.topology.fingerprint(), self.size_class, self.codec, self.forest.title, self.forest.trees, rounded)
         return zlib.crc32(repr(held).encode())
 
 
-def plan(topology: Topology, collective: Collective, num_bytes: int, root: int | None = None) -> Plan:
-    """The plan for one message; the costly part is cached for each topology, collective and root.
+def plan(
+    topology: Topology, collective: Collective, num_bytes: int, root: int | None = None, codec: str = "none"
+) -> Plan:
+    """The plan for one message; the costly part is cached for each topology, collective, root and codec.
 
     Args:
         num_bytes: size as nccl-tests counts it: the larger of what goes into a rank and what comes out.
         root: rank that has (broadcast) or gets (reduce) the message; None for other collectives.
+        codec: what carries the message, which is float32 then, over network links.
 
     Raises:
+        UsageError: there is no such codec.
         PlanError: a root where none belongs, none where one does, or ranks that no algorithm can join.
     """
     if SPECIFICATIONS[collective].rooted != (root is not None) or not 0 <= (root or 0) < topology.size:
         raise PlanError(f"{collective} of {topology.size} ranks: got root {root}")
-    kind = size_class(num_bytes)
-    chosen, options, bound = _choice(topology, collective, kind, root)
+    kind, asked = size_class(num_bytes), codec_of(codec)
+    if len(topology.hosts) == 1 or (asked.narrow_only and not topology.narrow_between.any()):
+        codec = "none"
+    chosen, options, bound = _choice(topology, collective, kind, root, codec)
     return Plan(
         topology=topology,
         collective=collective,
@@ -217,15 +217,21 @@ def plan(topology: Topology, collective: Collective, num_bytes: int, root: int |
         bound_s=None if bound is None else bound * num_bytes,
         bottleneck=chosen.bottleneck,
         options=tuple((option.algorithm, option.cost.seconds(num_bytes)) for option in options),
+        codec=codec,
     )
 
 
 @lru_cache(maxsize=128)
 def _choice(
-    topology: Topology, collective: Collective, kind: int, root: int | None
+    topology: Topology, collective: Collective, kind: int, root: int | None, codec: str
 ) -> tuple[Option, tuple[Option, ...], float | None]:
     """The option to take, all of them, and the bound in seconds per byte."""
-    options, bound = _options(topology, collective, root)
+    if codec_of(codec).ratio != 1 and not codec_of(codec).narrow_only:
+        # The same forest as without it: one that has become the fastest now may be deeper, and round more often.
+        plain, others, bound = _choice(topology, collective, kind, root, "none")
+        coded = tuple(replace(option, cost=cost(topology, option.forest, codec)) for option in others)
+        return coded[others.index(plain)], coded, None if bound is None else bound / codec_of(codec).ratio
+    options, bound = _options(topology, collective, root, codec)
     seconds = [option.cost.seconds(4**kind) for option in options]
     if not np.isfinite(min(seconds)):
         dead = [link.name for link in topology.links if not link.bytes_per_s]
@@ -248,24 +254,29 @@ def _plainest(options: tuple[Option, ...], seconds: list[float], kind: int) -> O
     return next(each for each, taken in zip(options, seconds, strict=True) if taken <= NEAR * min(seconds))
 
 
-@lru_cache(maxsize=32)
-def _options(topology: Topology, collective: Collective, root: int | None) -> tuple[tuple[Option, ...], float | None]:
+@lru_cache(maxsize=64)
+def _options(
+    topology: Topology, collective: Collective, root: int | None, codec: str
+) -> tuple[tuple[Option, ...], float | None]:
     """Everything to compare, the plainest first, and the bound in seconds per byte."""
     offered = candidates(topology, collective, root)
     options: list[Option] = []
     for name, trees in offered.items():
         forest = Forest(collective, topology.size, root, tuple(trees), (1 / len(trees),) * len(trees))
-        passage = Passage(topology, collective, trees)
-        taken = cost(topology, forest, passage=passage)
+        passage = Passage(topology, collective, trees, codec)
+        taken = cost(topology, forest, codec, passage=passage)
         options.append(Option(name, forest, taken, _busiest(topology, taken)))
-        options += _planned(name, topology, collective, root, trees, passage)
+        options += _planned(name, topology, collective, root, trees, passage, codec)
     bound = bound_s(topology, collective, 1, root)
+    if bound is not None:
+        bound /= codec_of(codec).ratio  # as if all links had it
     if min(option.cost.s_per_byte for option in options) > NEAR * (bound or 0.0):
         trees = list(dict.fromkeys(tree for trees in offered.values() for tree in trees))
-        grown, better_bound = grow(topology, collective, root, trees)
+        grown, better_bound = grow(topology, collective, root, trees, codec)
         if len(offered) > 1 or grown:
             trees += grown
-            options += _planned("mixed", topology, collective, root, trees, Passage(topology, collective, trees))
+            passage = Passage(topology, collective, trees, codec)
+            options += _planned("mixed", topology, collective, root, trees, passage, codec)
         if SPECIFICATIONS[collective].pairwise:
             better_bound = options[0].cost.s_per_byte  # it has no other forest
         if bound is not None and better_bound < math.inf:
@@ -282,11 +293,18 @@ def _busiest(topology: Topology, taken: Cost) -> str | None:
 
 
 def _planned(
-    name: str, topology: Topology, collective: Collective, root: int | None, trees: list[Tree], passage: Passage
+    name: str,
+    topology: Topology,
+    collective: Collective,
+    root: int | None,
+    trees: list[Tree],
+    passage: Passage,
+    codec: str,
 ) -> list[Option]:
     """The trees with shares by linear program; [] if there is nothing to choose or a chunk has no way through."""
     shared = share_out(topology, collective, trees, passage)
     if shared is None:
         return []
     forest = Forest(collective, topology.size, root, shared.trees, shared.shares)
-    return [Option(f"{name}, planned shares", forest, cost(topology, forest), topology.links[shared.bottleneck].name)]
+    taken = cost(topology, forest, codec)
+    return [Option(f"{name}, planned shares", forest, taken, topology.links[shared.bottleneck].name)]

@@ -31,7 +31,7 @@ from scipy.optimize import linprog
 from scipy.sparse import block_array, coo_array, csr_array, diags_array, eye_array
 
 from collectives.algorithms.spanning import over_hosts
-from collectives.cost import Passage
+from collectives.cost import Passage, left_between
 from collectives.engine.op import Collective
 from collectives.forest import Tree
 from collectives.specification import SPECIFICATIONS, Specification
@@ -86,7 +86,7 @@ def share_out(topology: Topology, collective: Collective, trees: Sequence[Tree],
 
 
 def grow(
-    topology: Topology, collective: Collective, root: int | None, trees: Sequence[Tree]
+    topology: Topology, collective: Collective, root: int | None, trees: Sequence[Tree], codec: str = "none"
 ) -> tuple[list[Tree], float]:
     """Add trees until none would help.
 
@@ -101,11 +101,11 @@ def grow(
         return [], 0.0
     grown, bound, known = list(trees), 0.0, set(trees)
     for turn in range(MOST_ROUNDS):
-        solved = _prices(topology, collective, grown)
+        solved = _prices(topology, collective, grown, codec)
         if solved is None:
             return [], 0.0
         taken, prices, shares = solved
-        cheapest, cost = _cheapest(topology, collective, root, prices, turn)
+        cheapest, cost = _cheapest(topology, collective, root, prices, turn, codec)
         bound = max(bound, cost)
         new = [tree for tree in cheapest if tree not in known]
         if taken <= GAP * bound or not new:
@@ -116,10 +116,12 @@ def grow(
     return [tree for tree, share in zip(grown, shares, strict=False) if share > 0 and tree not in first], bound
 
 
-def _prices(topology: Topology, collective: Collective, trees: Sequence[Tree]) -> tuple[float, Floats, Floats] | None:
+def _prices(
+    topology: Topology, collective: Collective, trees: Sequence[Tree], codec: str
+) -> tuple[float, Floats, Floats] | None:
     """The program without its small terms: T in seconds per byte, the links' prices, the shares."""
     chunk = chunks_of(collective, trees)
-    busy, dead = _busy(topology, Passage(topology, collective, trees).loads)
+    busy, dead = _busy(topology, Passage(topology, collective, trees, codec).loads)
     unit = _unit(busy)
     links, count = busy.shape
     column = coo_array((np.ones(links), (range(links), [0] * links)), shape=(links, 1))
@@ -139,11 +141,11 @@ def _prices(topology: Topology, collective: Collective, trees: Sequence[Tree]) -
 
 
 def _cheapest(
-    topology: Topology, collective: Collective, root: int | None, prices: Floats, turn: int
+    topology: Topology, collective: Collective, root: int | None, prices: Floats, turn: int, codec: str
 ) -> tuple[list[Tree], float]:
     """The cheapest tree of each chunk under the prices, and what they cost in all: a bound, in seconds per byte."""
     spec, hosts = SPECIFICATIONS[collective], topology.hosts
-    weights, memory = _weights(topology, spec, prices)
+    weights, memory = _weights(topology, spec, prices, codec)
     near = weights.argmin(axis=1)
     nearest = weights[np.arange(len(hosts)), near] if len(hosts) > 1 else memory
     hang = {host: int(near[host]) for host in range(len(hosts)) if memory[host] > nearest[host]}
@@ -167,7 +169,7 @@ def _cheapest(
     return trees, cost
 
 
-def _weights(topology: Topology, spec: Specification, prices: Floats) -> tuple[Floats, Floats]:
+def _weights(topology: Topology, spec: Specification, prices: Floats, codec: str) -> tuple[Floats, Floats]:
     """What a byte of the message pays between a child host (row) and its parent (column), and within each host."""
     first = np.array([host.ranks[0] for host in topology.hosts])
     rates = np.array([link.bytes_per_s for link in topology.links])
@@ -180,7 +182,7 @@ def _weights(topology: Topology, spec: Specification, prices: Floats) -> tuple[F
         weights += paid[topology.routes(children, parents)].sum(axis=1)
     if spec.down:
         weights += paid[topology.routes(parents, children)].sum(axis=1)
-    square = weights.reshape(len(first), len(first))
+    square = weights.reshape(len(first), len(first)) * left_between(topology, codec)
     memory = square.diagonal().copy()
     np.fill_diagonal(square, np.inf)
     return square, memory

@@ -16,7 +16,7 @@ import difflib
 import json
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -192,7 +192,7 @@ class Topology:
     def is_narrow(self) -> tuple[bool, ...]:
         """For each link whether it has less than NARROW times the rate of the fastest host's link to the network.
 
-        A site's links count by what is left for each of its hosts; memory is never narrow.
+        A site's links count by what is left for each of its hosts. Memory and dead pairs are never narrow.
         """
         least = NARROW * max(max(host.up_bytes_per_s, host.down_bytes_per_s) for host in self.hosts)
         narrow = [False] * len(self.links)
@@ -203,7 +203,7 @@ class Topology:
             narrow[first] = site.up_bytes_per_s / len(site.hosts) < least
             narrow[first + 1] = site.down_bytes_per_s / len(site.hosts) < least
         for i, pair in enumerate(self.pairs, start=len(self.links) - len(self.pairs)):
-            narrow[i] = pair.bytes_per_s < least
+            narrow[i] = 0 < pair.bytes_per_s < least
         return tuple(narrow)
 
     @cached_property
@@ -215,26 +215,6 @@ class Topology:
         found: npt.NDArray[np.bool_] = np.array([*self.is_narrow, False])[routes].any(axis=1).reshape(n, n)
         return found | found.T
 
-    def widened(self, factor: float) -> Topology:
-        """Narrow links so many times as fast: what they are to bytes that a codec makes so many times fewer."""
-        rates = [
-            link.bytes_per_s * (factor if narrow else 1)
-            for link, narrow in zip(self.links, self.is_narrow, strict=True)
-        ]
-        first_site, first_pair = 3 * len(self.hosts), len(self.links) - len(self.pairs)
-
-        def hosts() -> Iterator[Host]:
-            for i, host in enumerate(self.hosts):
-                yield replace(host, up_bytes_per_s=rates[3 * i], down_bytes_per_s=rates[3 * i + 1])
-
-        def sites() -> Iterator[Site]:
-            for i, site in enumerate(self.sites):
-                at = first_site + 2 * i
-                yield replace(site, up_bytes_per_s=rates[at], down_bytes_per_s=rates[at + 1])
-
-        pairs = (replace(pair, bytes_per_s=rates[first_pair + i]) for i, pair in enumerate(self.pairs))
-        return Topology(tuple(hosts()), tuple(sites()), tuple(pairs))
-
     def route(self, source: int, target: int) -> tuple[int, ...]:
         """The links, as positions in `links`, that bytes from rank `source` to rank `target` cross.
 
@@ -245,7 +225,7 @@ class Topology:
 
     def routes(self, sources: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """`route` of many: a row for each source and target, padded with len(links). Shape (number of sources, 5)."""
-        a, b = self._hosts_of_ranks[sources], self._hosts_of_ranks[targets]
+        a, b = self.hosts_of_ranks[sources], self.hosts_of_ranks[targets]
         routes = np.full((len(a), 5), len(self.links), np.int64)
         apart = a != b
         routes[:, 0] = np.where(apart, 3 * a, 3 * a + 2)
@@ -261,7 +241,8 @@ class Topology:
         return routes
 
     @cached_property
-    def _hosts_of_ranks(self) -> npt.NDArray[np.int64]:
+    def hosts_of_ranks(self) -> npt.NDArray[np.int64]:
+        """`host_index` of every rank."""
         return np.array(self._host_indices, np.int64)
 
     @cached_property
@@ -283,7 +264,7 @@ class Topology:
 
     def latencies_s(self, sources: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """`latency_s` of many. Shape (number of sources,)."""
-        found: npt.NDArray[np.float64] = self._latencies[self._hosts_of_ranks[sources], self._hosts_of_ranks[targets]]
+        found: npt.NDArray[np.float64] = self._latencies[self.hosts_of_ranks[sources], self.hosts_of_ranks[targets]]
         return found
 
     @property

@@ -200,6 +200,7 @@ def forecast(
     whole = plan(topology, "all_reduce", round(demand.gradient_bytes))
     buckets = num_buckets_of(demand.gradient_bytes)
     codec = _codec_for(demand, whole, compute_s if demand.in_seconds else math.inf)
+    coded = whole.with_codec(_codec(codec).name)
     communication_s = communication(topology, demand.gradient_bytes, codec)
     exposed_s = exposed(communication_s, compute_s, buckets) if demand.in_seconds else 0.0
     return replace(
@@ -208,9 +209,9 @@ def forecast(
         exposed_s=exposed_s,
         codec=codec,
         throughput=sum(chosen) / (compute_s + exposed_s + other_s),
-        bound_s=whole.with_codec(_codec(codec).name).bound_s,
-        bottleneck=whole.bottleneck,
-        plan=whole,
+        bound_s=coded.bound_s,
+        bottleneck=coded.bottleneck,
+        plan=coded,
     )
 
 
@@ -219,7 +220,7 @@ def communication(topology: Topology, gradient_bytes: float, codec: str) -> floa
     full, rest = divmod(round(gradient_bytes), BUCKET_BYTES)
     parts = [(full, BUCKET_BYTES), (1, rest)]
     return sum(
-        count * plan(topology, "all_reduce", size).with_codec(_codec(codec).name).predicted_s
+        count * plan(topology, "all_reduce", size, codec=_codec(codec).name).predicted_s
         for count, size in parts
         if count and size
     )

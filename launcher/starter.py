@@ -31,6 +31,6 @@ cluster: {where} # or {{address: "host:6379"}}, a running Ray cluster
 # global_batch: 64 # samples of all ranks together, shared out by speed
 # workload: {{parameters: 124M, tokens_per_sample: 1024, bytes_per_sample: 1.5G}}
 # accelerators: {{exclude: [P100]}} # or {{only: [...]}}
-collectives: {{codec: none}} # or bf16, int8, int4, auto: fewer bytes over slow links
+collectives: {{codec: none}} # or bf16, int8, int4, auto: fewer bytes over network links
 # timeout_s: 3600 # stop the run as failed after this many seconds
 """

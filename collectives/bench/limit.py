@@ -46,7 +46,7 @@ class Limit:
         if self.topology is None:
             return bytes_that_change_ranks(collective, num_bytes, size) / memory_bytes_per_s(num_bytes)
         root = 0 if SPECIFICATIONS[collective].rooted else None
-        return plan(self.topology, collective, num_bytes, root).with_codec(codec).bound_s
+        return plan(self.topology, collective, num_bytes, root, codec).bound_s
 
 
 def given(file: str | None, environment: Mapping[str, str], size: int) -> Limit | None:

@@ -129,7 +129,7 @@ def _row(
 ) -> Row:  # fmt: skip
     """One line of the table."""
     trial = trial_of(collective, num_bytes, dtype, codec)
-    plan = _plan(groups[0].group, collective, trial.num_bytes)
+    plan = _plan(groups[0].group, collective, trial.num_bytes, codec)
     ours, *others = _take(trial, groups, round_s)
     gloo = others[0] if others else None
     size = dist.get_world_size()
@@ -144,7 +144,7 @@ def _row(
         rounds=ours.rounds,
         calls=ours.calls,
         plan=plan.algorithm if plan else None,
-        predicted_s=plan.with_codec(codec).predicted_s if plan else None,
+        predicted_s=plan.predicted_s if plan else None,
         limit_s=limit.seconds(collective, trial.num_bytes, size, codec) if _is_first() else None,
         gloo_time_s=gloo.time_s if gloo else None,
         gloo_wrong=gloo.wrong if gloo else None,
@@ -159,10 +159,10 @@ def bus_factor(collective: str, size: int) -> float:
     return {"all_reduce": 2 * (size - 1) / size, "broadcast": 1.0, "reduce": 1.0}.get(collective, (size - 1) / size)
 
 
-def _plan(ours: NarrowgaugeGroup, collective: Collective, num_bytes: int) -> Plan | None:
+def _plan(ours: NarrowgaugeGroup, collective: Collective, num_bytes: int, codec: str) -> Plan | None:
     if ours.engine is None:
         return None
-    return ours.engine.plan(collective, num_bytes, 0 if SPECIFICATIONS[collective].rooted else None)
+    return ours.engine.plan(collective, num_bytes, 0 if SPECIFICATIONS[collective].rooted else None, codec)
 
 
 def _is_first() -> bool:

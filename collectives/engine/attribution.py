@@ -47,7 +47,7 @@ class Attribution:
         self._ops += 1
         self._slept_s += slept_s
         if spec.collective != "all_to_all":  # whose sizes are each rank's own
-            key = (spec.collective, spec.num_bytes, spec.root)
+            key = (spec.collective, spec.num_bytes, spec.root, spec.codec)
             self._planned_s[key] = self._planned_s.get(key, 0.0) + in_force.predicted_s
         if self._ops < LEAST_OPS:
             return False
@@ -87,14 +87,14 @@ class Attribution:
         if not self._planned_s:
             return None
         key = max(self._planned_s, key=lambda key: (self._planned_s[key], str(key)))
-        (collective, num_bytes, root), share = key, min(1.0, self._planned_s[key] / seconds)
+        (collective, num_bytes, root, codec), share = key, min(1.0, self._planned_s[key] / seconds)
         if share <= WORTH_NAMING:
             return None
-        in_force = plan(topology, collective, num_bytes, root)
+        in_force = plan(topology, collective, num_bytes, root, codec)
         usual = _with_usual_rates(topology, in_force.bottleneck)
         if usual is None:
             return None
-        faster_s = plan(usual, collective, num_bytes, root).predicted_s
+        faster_s = plan(usual, collective, num_bytes, root, codec).predicted_s
         cost = (1 - faster_s / in_force.predicted_s) * share
         if cost <= WORTH_NAMING:
             return None
@@ -108,7 +108,7 @@ class Attribution:
     def _start_over(self) -> None:
         self._since = time.perf_counter()
         self._ops, self._slept_s = 0, 0.0
-        self._planned_s: dict[tuple[Collective, int, int | None], float] = {}
+        self._planned_s: dict[tuple[Collective, int, int | None, str], float] = {}
 
 
 def _with_usual_rates(topology: Topology, bottleneck: str | None) -> Topology | None:

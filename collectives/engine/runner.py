@@ -207,9 +207,12 @@ class Engine:
         if not inline:
             self._run_queued(spec, source, target, timeout_s, residual)
 
-    def plan(self, collective: Collective = "all_reduce", num_bytes: int = 25_000_000, root: int | None = None) -> Plan:
+    def plan(
+        self, collective: Collective = "all_reduce", num_bytes: int = 25_000_000, root: int | None = None,
+        codec: str = "none",
+    ) -> Plan:  # fmt: skip
         """The plan in force for a collective of this size in bytes."""
-        return plan(self.topology, collective, num_bytes, root)
+        return plan(self.topology, collective, num_bytes, root, codec)
 
     def close(self) -> None:
         """Say goodbye to the peers, end the thread, close all sockets. Ops that still wait raise GroupClosed."""
@@ -389,8 +392,8 @@ class Engine:
         if planned is not None:
             self._tables.move_to_end(spec)
             return planned
-        in_force = self.plan(spec.collective, spec.num_bytes if spec.collective != "all_to_all" else 0, spec.root)
-        in_force = in_force.with_codec(spec.codec)
+        num_bytes = spec.num_bytes if spec.collective != "all_to_all" else 0
+        in_force = self.plan(spec.collective, num_bytes, spec.root, spec.codec)
         options = self._options
         layout = table.build(
             in_force.forest, spec, self.rank, self.topology.homes,

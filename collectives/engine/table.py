@@ -186,6 +186,7 @@ def build(
     hosts = [host for _, host in homes]
     near = {peer for peer, host in enumerate(hosts) if host == hosts[rank] and host in shared_memory}
     codec = codec_of(spec.codec)
+    assert narrow_between is not None or not codec.narrow_only
     code_bytes = codec.num_bytes(slice_elems)
 
     def is_coded(a: int, b: int) -> bool:

@@ -43,7 +43,7 @@ class Watch:
         self._connections = list(connections)
         self._before = self._counts()
         self._seconds = self._planned_s = 0.0
-        self._common: dict[tuple[Collective, int, int | None], float] = {}
+        self._common: dict[tuple[Collective, int, int | None, str], float] = {}
         self._in_a_row, self._patience = 0, PATIENCE
 
     def is_due(self, spec: OpSpec, in_force: Plan, seconds: float) -> bool:
@@ -51,7 +51,7 @@ class Watch:
         planned_s = in_force.predicted_s
         if planned_s < LONG_S or spec.collective == "all_to_all":
             return False
-        key = (spec.collective, spec.num_bytes, spec.root)
+        key = (spec.collective, spec.num_bytes, spec.root, spec.codec)
         self._common[key] = self._common.get(key, 0.0) + planned_s
         self._planned_s += planned_s
         self._seconds += seconds
@@ -72,13 +72,13 @@ class Watch:
         size = self.topology.size
         counts = reports[:, 1:].reshape(size, 2, size)
         traffic = Traffic(float(reports[:, 0].max()), self._planned_s, counts[:, 0], counts[:, 1])
-        collective, num_bytes, root = max(self._common, key=lambda key: (self._common[key], str(key)))
+        collective, num_bytes, root, codec = max(self._common, key=lambda key: (self._common[key], str(key)))
         self._common.clear()
         self._seconds = self._planned_s = 0.0
         seen = refreshed(self.topology, self._measured, traffic)
-        in_force = plan(self.topology, collective, num_bytes, root)
-        better = plan(seen, collective, num_bytes, root)
-        stays_s = cost(seen, in_force.forest).seconds(num_bytes)
+        in_force = plan(self.topology, collective, num_bytes, root, codec)
+        better = plan(seen, collective, num_bytes, root, codec)
+        stays_s = cost(seen, in_force.forest, codec).seconds(num_bytes)
         self._in_a_row = self._in_a_row + 1 if stays_s > GAIN * better.predicted_s else 0
         if self._in_a_row < self._patience:
             return None

@@ -41,3 +41,36 @@ def test_repacked_buckets_keep_what_is_owed() -> None:
 def test_state_of_another_model() -> None:
     with pytest.raises(UsageError, match="residuals of d, which the model has no parameters for"):
         Residuals(NAMES).load_state_dict({"d": torch.zeros(1)})
+
+
+def test_what_is_owed_is_settled_once_when_circumstances_change() -> None:
+    names, bucket = model_of_one()
+    residuals = Residuals(names)
+    residuals.settle(bucket, "int8")
+    assert float(bucket.flat.sum()) == 0, "nothing was owed"
+    residuals.vector(bucket, torch.device("cpu")).fill_(2.0)
+    residuals.settle(bucket, "int8")
+    assert float(bucket.flat.sum()) == 0, "the codec adds it"
+    residuals.settle(bucket, "int4")
+    assert bucket.flat.tolist() == [2.0] * 3
+    assert float(residuals.vector(bucket, torch.device("cpu")).abs().sum()) == 0
+    residuals.settle(bucket, "none")
+    assert bucket.flat.tolist() == [2.0] * 3
+
+
+def test_a_restored_state_stays_owed_in_its_first_step() -> None:
+    names, bucket = model_of_one()
+    residuals = Residuals(names)
+    residuals.load_state_dict({"w": torch.full((3,), 2.0)})
+    residuals.settle(bucket, "int8")
+    residuals.end_step()
+    residuals.settle(bucket, "int8")
+    assert float(bucket.flat.abs().sum()) == 0
+    assert residuals.vector(bucket, torch.device("cpu")).tolist() == [2.0] * 3
+    residuals.settle(bucket, "none")
+    assert bucket.flat.tolist() == [2.0] * 3
+
+
+def model_of_one() -> tuple[dict[torch.Tensor, str], Bucket]:
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    return {parameter: "w"}, Bucket(0, True, [parameter], torch.zeros(3))

@@ -370,16 +370,16 @@ def test_plans_read_back(name: str) -> None:
     ("old", "new", "said", "marked"),
     [
         ("num_bytes 25000000", "num_bytes many", "plan, line 2: num_bytes is 'many'", "many"),
-        ("algorithm direct", "algorithms direct", "plan, line 3: got 'algorithms'; wanted each of", "algorithms"),
+        ("algorithm direct", "algorithms direct", "plan, line 4: got 'algorithms'; wanted each of", "algorithms"),
         ("bottleneck up of h0\n", "", "plan: the line 'bottleneck' is missing", ""),
-        ("1>0", "1=0", "forest, line 23: got '1=0', wanted child>parent", "1=0"),
+        ("1>0", "1=0", "forest, line 24: got '1=0', wanted child>parent", "1=0"),
         ("1>0", "0>1", "tree 0: rank 0 is the root but has a parent, 1", "0>1"),
         ("1>0 2>0", "1>0", "tree 0: rank 2 is missing", "0"),
-        ("all_reduce of 3 ranks", "allreduce of 3 ranks", "forest, line 22: wanted 'C of", "allreduce of 3 ranks"),
+        ("all_reduce of 3 ranks", "allreduce of 3 ranks", "forest, line 23: wanted 'C of", "allreduce of 3 ranks"),
         ("forest\n", "tree\n", "plan: the part 'forest' is missing", ""),
         ("plan\n", "plans\n", "plan, line 1: wanted the line 'plan' first", "plans"),
         ("\"up_bytes_per_s\": 125000000.0", "\"up_bytes_per_s\": -1", "hosts[0].up_bytes_per_s: got -1", ""),
-        ("{\"name\": \"h0\"", "{name: \"h0\"", "plan, line 15, column 6: not JSON", ""),
+        ("{\"name\": \"h0\"", "{name: \"h0\"", "plan, line 16, column 6: not JSON", ""),
     ],
 )  # fmt: skip
 def test_a_plan_that_does_not_read_is_pointed_at(old: str, new: str, said: str, marked: str) -> None:
@@ -425,6 +425,29 @@ def test_a_codec_shortens_what_crosses_the_network_only() -> None:
     assert near.with_codec("int4").predicted_s == near.predicted_s
     with pytest.raises(UsageError, match="codec is 'int7'"):
         far.with_codec("int7")
+
+
+@pytest.mark.parametrize("codec", ["narrow-bf16", "narrow-int4"])
+@pytest.mark.parametrize("rates", [(1000, 1000, 1000, 100), (250, 250, 250, 100), (1000, 1000, 400, 400)])
+def test_a_codec_for_narrow_links_has_a_plan_of_its_own(codec: str, rates: tuple[float, ...]) -> None:
+    topology = Topology(tuple(Host(f"h{i}", (i,), rate * 1e5, rate * 1e5) for i, rate in enumerate(rates)))
+    plain = plan(topology, "all_reduce", LARGE)
+    coded, everywhere = plain.with_codec(codec), plain.with_codec(codec.removeprefix("narrow-"))
+    assert (coded.codec, coded.topology) == (codec, topology)
+    assert coded.predicted_s <= cost(topology, plain.forest, codec).seconds(LARGE)
+    assert everywhere.predicted_s <= coded.predicted_s * 1.001
+    assert coded.predicted_s < plain.predicted_s
+    assert coded.bound_s is not None
+    assert coded.bound_s <= LARGE * cost(topology, coded.forest, codec).s_per_byte * 1.001 <= 1.02 * coded.bound_s
+    assert dict(coded.options)[coded.algorithm] == coded.predicted_s
+    assert Plan.parse(coded.to_text()) == coded
+    assert coded.fingerprint() != plain.fingerprint()
+
+
+def test_without_narrow_links_their_codecs_change_nothing() -> None:
+    plain = plan(Topology.from_hosts("abc"), "all_reduce", LARGE)
+    assert plain.with_codec("narrow-int8") == plain
+    assert plain.codecs == ("none", "bf16", "int8", "int4")
 
 
 def test_the_summary_tells_links_and_shares() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from collectives.options import CODECS
 from launcher import config
 from launcher.errors import ConfigError
+from launcher.job import Codec
 from launcher.pointed import Machine
 
 BIG = Machine(cores=64, memory_bytes=256 * 1024**3)
@@ -280,3 +283,7 @@ def test_on_a_cluster_the_script_must_lie_where_it_travels(tmp_path: Path, monke
         config.load(Path("job.yaml"))
     assert f"which is {tmp_path / 'train.py'}" in str(caught.value)
     assert config.load(Path("job.yaml"), [f"entrypoint={tmp_path / 'train.py'}"]).workers.count == 1
+
+
+def test_a_job_may_have_every_codec_that_there_is() -> None:
+    assert get_args(Codec) == CODECS

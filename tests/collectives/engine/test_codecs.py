@@ -40,6 +40,17 @@ NARROW = {
             for a in "abcd" for b in "abcd" if a != b
         ),
     ),
+    "a line of five": Topology(
+        tuple(Host(name, (i,), FAST, FAST) for i, name in enumerate("abcde")),
+        pairs=tuple(
+            Pair(a, b, {1: SLOW if a in "ae" or b in "ae" else FAST}.get(abs(ord(a) - ord(b)), 0.0))
+            for a in "abcde" for b in "abcde" if a != b
+        ),
+    ),
+    "one slow pair": Topology(
+        tuple(Host(name, (i,), FAST, FAST, latency_s=0.0) for i, name in enumerate("abcd")),
+        pairs=(Pair("a", "b", SLOW), Pair("b", "a", SLOW)),
+    ),
     "two sites": Topology(
         tuple(Host(name, (i,), FAST, FAST) for i, name in enumerate("abcd")),
         (Site("x", ("a", "b"), SLOW, SLOW), Site("y", ("c", "d"), SLOW, SLOW)),
