@@ -5,19 +5,17 @@
 
 Importing this package is cheap: it loads neither torch nor numba. The backend is registered with torch at once if torch
 is loaded, and otherwise as soon as torch.distributed is, so the order of the imports doesn't matter. numba comes with
-the first group or with `warm_up`. The plain modules (`collectives.planner`, `collectives.topology`, ...) need neither.
+the first group or with `warm_up`. The plain modules (`collectives.planning`,
+`collectives.topology`, ...) need neither.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.abc
-import importlib.machinery
-import sys
-from collections.abc import Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from collectives.backend.register import register_when_imported
+from collectives.backend.stats import stats
 from collectives.errors import (
     CollectiveError,
     GroupClosed,
@@ -30,19 +28,18 @@ from collectives.errors import (
     RendezvousError,
     UsageError,
 )
-from collectives.meter import stats
 from collectives.options import Options, configure
 from collectives.version import __version__
 
 if TYPE_CHECKING:
     import torch
 
-    from collectives.batch import Shares
-    from collectives.buckets import bucket_mb
-    from collectives.ddp import attach, set_weight
-    from collectives.drop_in import install, uninstall
-    from collectives.planner import Plan
-    from collectives.sampler import Sampler, local_batch
+    from collectives.backend.drop_in import install, uninstall
+    from collectives.planning.plan import Plan
+    from collectives.training.batch_shares import Shares
+    from collectives.training.bucket_size import bucket_mb
+    from collectives.training.ddp import attach, set_weight
+    from collectives.training.sampler import Sampler, local_batch
 
 __all__ = [
     "all_reduce",
@@ -72,9 +69,6 @@ __all__ = [
     "__version__",
 ]
 
-BACKEND = "narrowgauge"
-_TORCH_DISTRIBUTED = "torch.distributed.distributed_c10d"
-
 
 def all_reduce(
     tensor: torch.Tensor, op: str = "sum", group: object = None, async_op: bool = False, codec: str | None = None,
@@ -88,7 +82,7 @@ def all_reduce(
         group: a process group; None takes the default one.
         async_op: return at once.
         codec: how a sum or average of float32 looks on network links: "bf16", "int8", "int4", on narrow ones only:
-            "narrow-bf16", "narrow-int8", "narrow-int4", or None for as it is; see `collectives.codec`. All ranks get
+            "narrow-bf16", "narrow-int8", "narrow-int4", or None for as it is; see `schedule/codec.py`. All ranks get
             the same bits, but not quite the sum.
         residual: float32 of as many elements, zeros at first, the same tensor each time: what encoding lost comes
             back the next time (error feedback), so that nothing is lost over many. None: it is lost.
@@ -101,17 +95,14 @@ def all_reduce(
             a group that is not ours or runs on Gloo; a residual without a codec, or not like the tensor.
         CollectiveError: the op failed on this or another rank.
     """
-    from collectives.c10d import dist
+    from collectives.backend.c10d import dist
 
     if residual is not None and codec in (None, "none"):
         raise UsageError("got a residual and no codec; a residual is what a codec has lost, so give both or neither")
     if codec is not None:
-        from collectives.process_group import NarrowgaugeGroup
+        from collectives.backend.process_group import native_group
 
-        chosen = dist.group.WORLD if group is None else group
-        if not isinstance(chosen, NarrowgaugeGroup):
-            raise UsageError(f"got codec {codec!r} and a {type(chosen).__name__}; only {BACKEND} groups have codecs")
-        work = chosen.all_reduce_coded(tensor, op.lower(), codec, residual, async_op)
+        work = native_group(group, f"codec {codec!r}").all_reduce_coded(tensor, op.lower(), codec, residual, async_op)
         return work if async_op else None
     name = op.upper()
     if name not in dist.ReduceOp.RedOpType.__members__ or name == "PREMUL_SUM":
@@ -130,13 +121,9 @@ def plan(group: object = None, collective: str = "all_reduce", num_bytes: int = 
     Raises:
         UsageError: the group is not ours, or runs on Gloo.
     """
-    from collectives.c10d import dist
-    from collectives.process_group import NarrowgaugeGroup
+    from collectives.backend.process_group import native_group
 
-    chosen = dist.group.WORLD if group is None else group
-    if not isinstance(chosen, NarrowgaugeGroup):
-        raise UsageError(f"got a {type(chosen).__name__}; only groups of backend {BACKEND} follow a plan")
-    return chosen.plan(collective, num_bytes)  # type: ignore[arg-type]
+    return native_group(group, "a plan").plan(collective, num_bytes)  # type: ignore[arg-type]
 
 
 def warm_up() -> float:
@@ -151,14 +138,14 @@ def warm_up() -> float:
 
 
 _BRING_TORCH = {
-    "attach": "ddp",
-    "bucket_mb": "buckets",
-    "install": "drop_in",
-    "local_batch": "sampler",
-    "Sampler": "sampler",
-    "set_weight": "ddp",
-    "Shares": "batch",
-    "uninstall": "drop_in",
+    "attach": "training.ddp",
+    "bucket_mb": "training.bucket_size",
+    "install": "backend.drop_in",
+    "local_batch": "training.sampler",
+    "Sampler": "training.sampler",
+    "set_weight": "training.ddp",
+    "Shares": "training.batch_shares",
+    "uninstall": "backend.drop_in",
 }
 
 
@@ -169,39 +156,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _register(c10d: ModuleType) -> None:
-    """Make the backend known to torch; its code is loaded when the first group is made."""
-
-    def create(torch_options: Any, pg_options: object = None) -> Any:
-        from collectives.process_group import create as create_group
-
-        return create_group(torch_options, pg_options)
-
-    c10d.Backend.register_backend(BACKEND, create, extended_api=True, devices=["cpu", "cuda", "xpu"])
-
-
-class _WhenTorchComes(importlib.abc.MetaPathFinder):
-    """Waits for torch.distributed to be imported, registers the backend with it, and leaves."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _TORCH_DISTRIBUTED:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
-        if spec is not None and spec.loader is not None:
-            load = spec.loader.exec_module
-
-            def load_and_register(module: ModuleType) -> None:
-                load(module)
-                _register(module)
-
-            spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
-        return spec
-
-
-if _TORCH_DISTRIBUTED in sys.modules:
-    _register(sys.modules[_TORCH_DISTRIBUTED])
-else:
-    sys.meta_path.insert(0, _WhenTorchComes())
+register_when_imported()

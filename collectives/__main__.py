@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from collectives.bench import command as bench
-from collectives.engine.op import Collective
 from collectives.errors import CollectiveError, NarrowgaugeError, PlanError, RendezvousError, UsageError
-from collectives.explain import explain_simulation
-from collectives.planner import Plan, plan
+from collectives.planning.plan import Plan
+from collectives.planning.planner import plan
+from collectives.planning.simulate import explain_simulation, simulate
 from collectives.probe import command as probe
-from collectives.simulate import simulate
-from collectives.sizes import num_bytes
-from collectives.specification import SPECIFICATIONS
+from collectives.schedule.op import Collective
+from collectives.schedule.specification import SPECIFICATIONS
 from collectives.topology import Topology
+from collectives.units import num_bytes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

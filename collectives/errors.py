@@ -63,3 +63,10 @@ class GroupClosed(CollectiveError):
 
 class ProtocolError(CollectiveError):
     """A peer sent what no correct peer sends, or what nobody can read."""
+
+
+def caret(line: str, start: int, length: int) -> str:
+    """For errors: the line, cut to a screen's width around the fault, and an arrow under the fault."""
+    first = max(0, start - 60)
+    shown = line[first : start + length + 40]
+    return f"    {shown}\n    {' ' * (start - first)}{'^' * max(1, length)}"

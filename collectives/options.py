@@ -6,9 +6,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from collectives.codec import CODECS as OF_THE_ENGINE
 from collectives.errors import UsageError
+from collectives.schedule.codec import CODECS as OF_THE_ENGINE
 
+BACKEND = "narrowgauge"
+"""The name of ours in torch.distributed."""
 CODECS = (*OF_THE_ENGINE, "low-rank", "auto")
 LONGEST_TIMEOUT_S = 1e9  # thirty years; the engine counts nanoseconds in 64 bits
 

@@ -14,12 +14,13 @@ try:
     import typer
 
     from collectives import NarrowgaugeError, __version__
-    from launcher import config, farm_commands, run_commands
+    from launcher.checkpoint.resume import find as find_run
+    from launcher.commands import machines, runs
+    from launcher.commands.broken_pipe import lasting
+    from launcher.config import job_file
+    from launcher.config.job import Job
     from launcher.errors import ConfigError, LauncherError, PackingError, ReportError, RunError
-    from launcher.job import Job
     from launcher.lab.commands import app as lab
-    from launcher.resume import find as find_run
-    from launcher.streams import lasting
 except KeyboardInterrupt:  # a Ctrl-C before there is anything to stop
     sys.exit(130)
 
@@ -32,8 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(lab, name="lab")
-farm_commands.add_to(app)
-run_commands.add_to(app)
+machines.add_to(app)
+runs.add_to(app)
 
 
 def _tell_version(wanted: bool) -> None:
@@ -72,18 +73,19 @@ def submit(
 
     On a cluster, Ctrl-C stops the run, once more leaves it to itself, and it goes on if the terminal is closed.
     """
-    job = config.load(file, overrides)
+    job = job_file.load(file, overrides)
     resumed = find_run(resume, job) if resume is not None else None
-    from launcher.remote import carry_out  # after the check: a mistake in the file shouldn't wait for Ray's import
-    from launcher.view import open_view, tell_end
+    from launcher.monitor.terminal import open_view, tell_end
+    from launcher.submit import detach as hand_over
+    from launcher.submit import run_job  # after the check: a mistake in the file shouldn't wait for Ray's import
 
     if detach:
-        run_commands.hand_over(job, resumed)
+        hand_over(job, resumed)
         return
     progress = sys.stderr if as_json else sys.stdout
     view = open_view(progress)
     try:
-        summary = carry_out(job, view, follow_logs=logs, resumed=resumed)
+        summary = run_job(job, view, follow_logs=logs, resumed=resumed)
     finally:
         view.close()
     tell_end(summary, progress)
@@ -102,8 +104,8 @@ def bench(
     ] = [],  # noqa: B006 - typer copies it
 ) -> None:
     """Time collectives on a job's workers, ours and Gloo in turn; options as of `python -m collectives bench`."""
-    job = config.load(file, overrides)
-    from launcher.bench import bench as run_bench
+    job = job_file.load(file, overrides)
+    from launcher.commands.bench import bench as run_bench
 
     try:
         summary = run_bench(job, words.args)
@@ -127,8 +129,8 @@ def probe(
     ] = None,
 ) -> None:
     """Measure the links between a job's hosts: up, down, latency, memory, slow pairs and shared uplinks."""
-    job = config.load(file, overrides)
-    from launcher.probe import probe as run_probe
+    job = job_file.load(file, overrides)
+    from launcher.commands.probe import probe as run_probe
 
     try:
         summary = run_probe(job, save, as_json)
@@ -163,7 +165,7 @@ def report(
 @app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="The checks as JSON.")] = False) -> None:
     """Check this machine: versions, network, shared memory, the engine, and an all-reduce of two processes."""
-    from launcher.doctor import examine, told
+    from launcher.commands.doctor import examine, told
 
     checks = []
     for check in examine():

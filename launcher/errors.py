@@ -92,3 +92,14 @@ class ConfigError(LauncherError, ValueError):
         super().__init__("\n".join(lines))
         self.place = place
         self.others = others
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """Two parts of a lab file that don't fit together. `path` leads to the later one."""
+
+    path: tuple[str | int, ...]
+    what: str
+    got: str
+    wanted: str
+    nearest: str | None = None

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import collectives
-from collectives import balance
+from collectives.training import rebalance
 
 REPORT_FD = "NARROWGAUGE_REPORT_FD"
 CHECKPOINT_DIR = "NARROWGAUGE_CHECKPOINT_DIR"
@@ -66,7 +66,7 @@ def global_batch(default: int) -> int:
 
 
 def tell(event: str, **content: Any) -> None:
-    """Tell of something but progress; `event` is one of `launcher.events.FROM_SCRIPT`, `content` its fields."""
+    """Tell of something but progress; `event` is one of `launcher.record.events.FROM_SCRIPT`, `content` its fields."""
     _teller.tell(event, content)
 
 
@@ -214,9 +214,9 @@ def _from_environment() -> _ToLauncher | _ToTerminal:
     return _ToLauncher(int(fd))
 
 
-def _tell_balanced(change: balance.Rebalanced) -> None:
+def _tell_balanced(change: rebalance.Rebalanced) -> None:
     tell("Balanced", old=change.old, new=change.new, speeds=change.speeds, gain=change.gain)
 
 
 _teller = _from_environment()
-balance.told.append(_tell_balanced)
+rebalance.listeners.append(_tell_balanced)

@@ -30,7 +30,7 @@ PRELOADED = [
     "torch._dynamo",
     "torch.distributed.tensor",
     "torch.nn.parallel",
-    "collectives.process_group",
+    "collectives.backend.process_group",
     "tests.warm_engine",
 ]
 AFTERMATH_S = 15.0  # once a process has failed, the others have this long to end too

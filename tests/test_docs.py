@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher import config
+from launcher.config import job_file
+from tests.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 DOCS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 CI = (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
@@ -54,7 +54,7 @@ def test_job_sample_is_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.py").touch()
     (tmp_path / "job.yaml").write_text(sample)
-    job = config.load(tmp_path / "job.yaml", [])
+    job = job_file.load(tmp_path / "job.yaml", [])
     assert (job.workers.count, job.workers.hosts, job.cluster.address) == (4, 2, None)
     assert job.args == ["--epochs", "3"]
 

@@ -11,11 +11,11 @@ from typing import cast
 
 from collectives.bench import limit, plot
 from collectives.bench.report import Report, line
-from collectives.codec import CODECS
-from collectives.engine.op import Collective
 from collectives.errors import UsageError
-from collectives.sizes import sizes
-from collectives.specification import SPECIFICATIONS
+from collectives.schedule.codec import CODECS
+from collectives.schedule.op import Collective
+from collectives.schedule.specification import SPECIFICATIONS
+from collectives.units import sizes
 
 DEFAULT_SIZES = "8,4k,64k,1M,25M"
 DTYPES = ("float32", "bfloat16", "float16")

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from collectives.engine.op import Collective
 from collectives.errors import UsageError
-from collectives.planner import plan
-from collectives.specification import SPECIFICATIONS
+from collectives.planning.planner import plan
+from collectives.schedule.op import Collective
+from collectives.schedule.specification import SPECIFICATIONS
 from collectives.topology import Topology
 
 LAB_TOPOLOGY = "NARROWGAUGE_LAB_TOPOLOGY"

@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 
+from collectives.backend.c10d import dist
+from collectives.backend.process_group import NarrowgaugeGroup
 from collectives.bench import limit as limits
 from collectives.bench.limit import Limit
 from collectives.bench.report import Report, Row
 from collectives.bench.trials import Trial, trial_of
-from collectives.c10d import dist
-from collectives.engine.op import Collective
 from collectives.errors import UsageError
 from collectives.options import current
-from collectives.planner import Plan
-from collectives.process_group import NarrowgaugeGroup
-from collectives.specification import SPECIFICATIONS
+from collectives.planning.plan import Plan
+from collectives.schedule.op import Collective
+from collectives.schedule.specification import SPECIFICATIONS
 from collectives.version import __version__
 
 MOST_ROUNDS = 7

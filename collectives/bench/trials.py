@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from collectives.c10d import dist
-from collectives.codec import CODECS
-from collectives.process_group import NarrowgaugeGroup
+from collectives.backend.c10d import dist
+from collectives.backend.process_group import NarrowgaugeGroup
+from collectives.schedule.codec import CODECS
 
 EXACT = {"float32": 2**24, "float16": 2**11, "bfloat16": 2**8}  # whole numbers up to this are exact
 GOLDEN = 2654435761  # 2**32 over the golden ratio; multiples of it are spread evenly, whatever their distance

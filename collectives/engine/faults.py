@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from collectives.engine.farewell import Farewells
-from collectives.engine.mesh import Card
-from collectives.engine.net import BATCH, HEADER_BYTES, Net
-from collectives.engine.op import OpSpec
-from collectives.engine.status import BAD_HEADER, OP_MISMATCH, PEER_CLOSED, SOCKET_ERROR, TIMEOUT
-from collectives.engine.table import NO_PEER, UP, Table
+from collectives.engine.compiled.connections import BATCH, HEADER_BYTES, Net
+from collectives.engine.compiled.status import BAD_HEADER, OP_MISMATCH, PEER_CLOSED, SOCKET_ERROR, TIMEOUT
+from collectives.engine.compiled.table import NO_PEER, UP, Table
 from collectives.errors import CollectiveError, GroupClosed, OpMismatch, OpTimeout, PeerLost, ProtocolError
+from collectives.schedule.op import OpSpec
+from collectives.transport.control import Farewells
+from collectives.transport.rendezvous import Card
 
 _RANKS_NAMED = 6
 _GAVE_UP = " gave up: "

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from collectives.codec import BF16, BLOCK, CODECS, LEAST_SCALE, MOST_SCALE
-from collectives.engine.kernels import (
+from collectives.engine.compiled.kernels import (  # fmt: skip
     BAND,
     BFLOAT16,
     BOR,
@@ -26,8 +25,9 @@ from collectives.engine.kernels import (
     OWN,
     PRODUCT,
     SUM,
-)  # fmt: skip
-from collectives.engine.table import DOWN, NO_PEER, UP, Table
+)
+from collectives.engine.compiled.table import DOWN, NO_PEER, UP, Table
+from collectives.schedule.codec import BF16, BLOCK, CODECS, LEAST_SCALE, MOST_SCALE
 
 Bytes = npt.NDArray[np.uint8]
 Values = npt.NDArray[Any]
@@ -147,7 +147,7 @@ class _Rank:
 
 
 def coded(codec: int, values: Values) -> Values:
-    """Float32 as they are after encoding and decoding; `collectives/codec.py` tells how."""
+    """Float32 as they are after encoding and decoding; `collectives/schedule/codec.py` tells how."""
     if codec == BF16:
         return _read(BFLOAT16, _round(BFLOAT16, values), 2)
     levels = {each.code: each.levels for each in CODECS.values()}[codec]

@@ -22,20 +22,23 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from collectives.engine import farewell, lifetime, links, mesh, shm, table
-from collectives.engine.attribution import Attribution
+from collectives.engine import bootstrap, lifetime, table_builder
+from collectives.engine.compiled import table
+from collectives.engine.compiled.connections import make_net
+from collectives.engine.compiled.loop import Entry
+from collectives.engine.compiled.status import CONTROL, DONE, INTERRUPTED
 from collectives.engine.faults import explain
-from collectives.engine.loop import Entry
-from collectives.engine.net import make_net
-from collectives.engine.op import Collective, OpSpec
+from collectives.engine.monitor.link_monitor import Watch
+from collectives.engine.monitor.stragglers import Attribution
+from collectives.engine.monitor.trace import JOURNAL, Trace
 from collectives.engine.selftest import warm_up
-from collectives.engine.status import CONTROL, DONE, INTERRUPTED
-from collectives.engine.trace import JOURNAL, Trace
-from collectives.engine.watch import Watch
 from collectives.errors import CollectiveError, GroupClosed
 from collectives.options import Options
-from collectives.planner import Plan, plan
+from collectives.planning.plan import Plan
+from collectives.planning.planner import plan
+from collectives.schedule.op import Collective, OpSpec
 from collectives.topology import Topology
+from collectives.transport import control, rendezvous, shared_memory
 
 Done = Callable[[BaseException | None], None]
 logger = logging.getLogger(__name__)
@@ -46,7 +49,7 @@ DEFAULT_TIMEOUT_S = 1800.0
 
 
 def connect(
-    store: mesh.Store, rank: int, size: int, name: str, timeout_s: float = DEFAULT_TIMEOUT_S,
+    store: rendezvous.Store, rank: int, size: int, name: str, timeout_s: float = DEFAULT_TIMEOUT_S,
     options: Options | None = None, epoch: int = 0,
 ) -> Engine:  # fmt: skip
     """Form a group and start its engine.
@@ -63,9 +66,9 @@ def connect(
     options = options or Options()
     timeout_s = options.timeout_s or timeout_s
     warm_up()
-    joined = links.join(store, rank, size, name, epoch, options, timeout_s)
+    joined = bootstrap.join(store, rank, size, name, epoch, options, timeout_s)
     hosts = [joined.topology.host_index(each) for each in range(size)]
-    shared = shm.share(store, rank, hosts, options.shared_memory)
+    shared = shared_memory.share(store, rank, hosts, table.ARENA_BYTES, options.shared_memory)
     return Engine(rank, name, epoch, joined, shared, options, timeout_s)
 
 
@@ -116,10 +119,10 @@ class Engine:
     """
 
     def __init__(
-        self, rank: int, name: str, epoch: int, joined: links.Joined, shared: shm.SharedMemory, options: Options,
-        timeout_s: float,
+        self, rank: int, name: str, epoch: int, joined: bootstrap.Joined, shared: shared_memory.SharedMemory,
+        options: Options, timeout_s: float,
     ) -> None:  # fmt: skip
-        formed, topology = joined.mesh, joined.topology
+        formed, topology = joined.connections, joined.topology
         self.rank, self.size, self.name, self.topology = rank, len(formed.cards), name, topology
         self.links_are_known = joined.is_known
         is_watched = joined.is_known and len(topology.hosts) > 1
@@ -132,11 +135,11 @@ class Engine:
         self._window_bytes = options.window_bytes or _window_bytes(topology)
         self._ops = itertools.count()
         self._waker, self._wake = socket.socketpair()
-        self._farewells = farewell.Farewells(formed.control)
-        control = [formed.control[each].fileno() if each in formed.control else -1 for each in range(self.size)]
+        self._farewells = control.Farewells(formed.control)
+        control_fds = [formed.control[each].fileno() if each in formed.control else -1 for each in range(self.size)]
         self._net = make_net(
             [(peer, connection.fileno()) for peer, connection in formed.data],
-            control,
+            control_fds,
             self._waker.fileno(),
             shared.arenas,
             JOURNAL if options.trace else 0,
@@ -309,7 +312,7 @@ class Engine:
         self._farewells.say_abort(type(error).__name__, culprit, text)
         # Nothing of ours may reach a peer that has not yet noticed, and none should wait for more.
         for _, connection in self._mesh.data:
-            farewell.shut(connection)
+            control.shut(connection)
 
     def _execute(self, spec: OpSpec, source: int, target: int, timeout_s: float, residual: int) -> None:
         if self._failure is not None:
@@ -395,7 +398,7 @@ class Engine:
         num_bytes = spec.num_bytes if spec.collective != "all_to_all" else 0
         in_force = self.plan(spec.collective, num_bytes, spec.root, spec.codec)
         options = self._options
-        layout = table.build(
+        layout = table_builder.build(
             in_force.forest, spec, self.rank, self.topology.homes,
             slice_bytes=options.slice_bytes, window_bytes=self._window_bytes, shared_memory=self._shared.hosts,
             narrow_between=self.topology.narrow_between,

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from collectives.codec import CODECS, RAW
-from collectives.engine import codecs, kernels, table
-from collectives.engine.jit import source_stamp
-from collectives.engine.loop import Entry
-from collectives.engine.net import make_net
-from collectives.engine.op import OpSpec
-from collectives.engine.status import DONE
-from collectives.planner import plan
+from collectives.engine import table_builder
+from collectives.engine.compiled import codecs, kernels
+from collectives.engine.compiled.connections import make_net
+from collectives.engine.compiled.jit import source_stamp
+from collectives.engine.compiled.loop import Entry
+from collectives.engine.compiled.status import DONE
+from collectives.planning.planner import plan
+from collectives.schedule.codec import CODECS, RAW
+from collectives.schedule.op import OpSpec
 from collectives.topology import Topology
 
 
@@ -45,7 +46,7 @@ def _warm_up() -> float:
         fcntl.flock(lock, fcntl.LOCK_EX)
         spec = OpSpec("all_reduce", "float32", "sum", None, (1,))
         alone = Topology.from_hosts(["alone"])
-        layout = table.build(
+        layout = table_builder.build(
             plan(alone, "all_reduce", 4).forest, spec, 0, [(0, 0)], slice_bytes=1024, window_bytes=1024
         )
         buffers = np.zeros(2, np.float32)

@@ -11,11 +11,11 @@ from datetime import timedelta
 from pathlib import Path
 
 from collectives.errors import RendezvousError, UsageError
-from collectives.explain import rate, seconds
 from collectives.options import current
 from collectives.probe.cache import remember
 from collectives.probe.measure import measure
 from collectives.topology import Topology
+from collectives.units import rate, seconds
 
 HINT = "start it as: torchrun --nnodes ... -m collectives probe, or launcher probe CONFIG"
 TIMEOUT_S = 120.0
@@ -67,19 +67,19 @@ def probe() -> tuple[Topology, float]:
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UsageError(f"probe runs on several ranks and {', '.join(missing)} is not set; {HINT}")
-    from torch.distributed.rendezvous import rendezvous  # here, since explain needs no torch
+    from torch.distributed.rendezvous import rendezvous as find_store  # here, since explain needs no torch
 
-    from collectives.engine import mesh
+    from collectives.transport import rendezvous
 
     try:
-        store, rank, size = next(iter(rendezvous("env://", timeout=timedelta(seconds=TIMEOUT_S))))
+        store, rank, size = next(iter(find_store("env://", timeout=timedelta(seconds=TIMEOUT_S))))
     except RuntimeError as error:  # torch raises DistNetworkError or DistStoreError
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RendezvousError(f"rank {os.environ['RANK']} found no store of rank 0 at {where}: {error}") from None
     settings = replace(current(), streams=1)
-    formed = mesh.form(store, rank, size, "probe", 0, settings, TIMEOUT_S)
+    formed = rendezvous.form(store, rank, size, "probe", 0, settings, TIMEOUT_S)
     try:
-        hosts = mesh.host_names(formed.cards)
+        hosts = rendezvous.host_names(formed.cards)
         started = time.perf_counter()
         topology = measure(rank, hosts, formed.data, TIMEOUT_S)
         took_s = time.perf_counter() - started

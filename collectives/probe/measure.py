@@ -29,12 +29,12 @@ from typing import Any
 
 import numpy as np
 
-from collectives.engine.tcp import receive_frame, send_frame
 from collectives.errors import RendezvousError
 from collectives.probe.infer import FASTER, Crossing, Readings, capacities, groups, held_up, infer
 from collectives.probe.lead import NOTSENT_LOWAT, Lead, patient_until, reason
 from collectives.probe.rounds import Flow, matchings, tournament, trios
 from collectives.topology import Topology
+from collectives.transport.tcp import receive_frame, send_frame
 
 FLOW_S, SHORTEST_FLOW_S, LONGEST_FLOW_S = 0.3, 0.1, 1.5
 MATCHINGS_S = 1.8  # for all of them

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import collectives
-from launcher import checkpoint, progress
+from launcher import progress
+from launcher.checkpoint import checkpoints
 
 BYTES = 256
 STEPS_APART = 1_000_003  # of two seeds' batches
@@ -177,7 +178,7 @@ def main() -> None:
     attached = collectives.attach(ddp) if args.backend == "narrowgauge" else None
     global_batch = progress.global_batch(default=args.batch * world_size)
     shares = collectives.Shares(global_batch)
-    saver = checkpoint.Checkpoints(ddp, optimizer, shared={"shares": shares}, own={"attached": attached})
+    saver = checkpoints.Checkpoints(ddp, optimizer, shared={"shares": shares}, own={"attached": attached})
 
     since_report = 0
     for step in range(saver.restore(), args.steps):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from launcher import config
+from launcher.config import job_file
 from launcher.errors import LabError
 from launcher.lab import life, network, ranks, ray_nodes, record, signals
 from launcher.lab.record import Record
@@ -28,7 +28,7 @@ def up(
     ray: Annotated[bool, typer.Option("--ray", help="Start a Ray node in each host, too.")] = False,
 ) -> None:
     """Bring a lab up; it stays until `down`."""
-    lab = config.load_lab(file)
+    lab = job_file.load_lab(file)
     with signals.ending():
         made = life.up(lab, str(file.resolve()), ray=ray)
     for line in _told(made):
@@ -47,7 +47,7 @@ def run(
 
     The lab is brought up for it, and taken down at the end, unless it is up already.
     """
-    lab = config.load_lab(file)
+    lab = job_file.load_lab(file)
     if known_links and command[0] == "launcher":
         raise LabError(
             "--known-links is for commands of ranks; a job file names a topology: `launcher lab topology FILE`"
@@ -119,7 +119,7 @@ def link(
 @app.command()
 def topology(file: LabPath) -> None:
     """Print the topology of a lab file: ranks, and rates in bytes of payload per second. Needs no root."""
-    print(config.load_lab(file).topology().to_json(), end="")
+    print(job_file.load_lab(file).topology().to_json(), end="")
 
 
 def _run_launcher(there: Record, arguments: list[str], warden: Warden) -> int:

@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import IO, TypeVar
 
-from launcher.agent import MASTER_PORTS
+from launcher.config.lab_file import LabFile
 from launcher.errors import LabError
-from launcher.lab.file import LabFile
 from launcher.lab.network import namespace_of
 from launcher.lab.record import hosts_file
+from launcher.run.agent import MASTER_PORTS
 
 Result = TypeVar("Result")
 

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from launcher.config.lab_file import LabFile
 from launcher.errors import LabError
 from launcher.lab import network, ray_nodes, record
-from launcher.lab.file import LabFile
 from launcher.lab.record import Record
 from launcher.lab.signals import undisturbed
 

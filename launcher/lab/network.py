@@ -17,8 +17,8 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.config.lab_file import NETWORK, LabFile
 from launcher.errors import LabError
-from launcher.lab.file import NETWORK, LabFile
 
 INTERFACE = "lab0"
 """Name of the interface in every host."""

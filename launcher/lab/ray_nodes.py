@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
+from launcher.config.lab_file import LabFile
 from launcher.errors import LabError
 from launcher.lab import inside
-from launcher.lab.file import LabFile
 from launcher.lab.network import INTERFACE
 from launcher.lab.record import Record, Started
 from launcher.lab.signals import undisturbed

@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 
+from launcher.config.lab_file import LabFile
 from launcher.errors import LabError
-from launcher.lab.file import LabFile
 from launcher.lab.network import NEEDS, namespaces
 
 ROOT = Path("/run/narrowgauge/labs")

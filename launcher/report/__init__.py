@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from launcher.record.run_dir import RunDir
 from launcher.report import record
 from launcher.report.page import render
 from launcher.report.story import tell
-from launcher.run_dir import RunDir
 
 
 def write(folder: Path) -> Path:

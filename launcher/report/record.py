@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import ReportError
-from launcher.events import Event, Noted, from_json
-from launcher.run_dir import RunDir, last_words
+from launcher.record.events import Event, Noted, from_json
+from launcher.record.run_dir import RunDir, last_words
 
 LAST_WORDS_BYTES = 64 * 1024
 

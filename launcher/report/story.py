@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from launcher.events import Event, Exited, Lost, Noted, Planned, Raised, Reported, Started
-from launcher.supervisor import signal_name
-from launcher.tally import Line, Tally
+from launcher.record.events import Event, Exited, Lost, Noted, Planned, Raised, Reported, Started
+from launcher.record.run_state import signal_name
+from launcher.record.tally import Line, Tally
 
 MOST_POINTS = 1000
 _HELD = 4 * MOST_POINTS

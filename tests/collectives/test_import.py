@@ -16,7 +16,7 @@ def python(code: str) -> None:
 def test_neither_torch_nor_numba_is_loaded() -> None:
     python("""
 import sys
-import collectives, collectives.planner, collectives.topology
+import collectives, collectives.planning.planner, collectives.topology
 collectives.configure(streams=2)
 collectives.stats()
 assert not {"torch", "numba", "ray", "launcher"} & set(sys.modules)

@@ -9,9 +9,10 @@ import pytest
 
 from collectives.__main__ import main
 from collectives.errors import UsageError
-from collectives.forest import Forest, verify
-from collectives.sizes import num_bytes
+from collectives.schedule.forest import Forest
+from collectives.schedule.verify import verify
 from collectives.topology import Host, Topology
+from collectives.units import num_bytes
 
 
 def test_explain_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,8 +23,8 @@ from typing import Any
 
 from tests.conformance.excused import EXCUSED
 from tests.conformance.suite import CARRIERS, RANKS
+from tests.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
 OURS = ("narrowgauge", "replaced")
 Outcomes = Mapping[str, Mapping[str, Any]]
 

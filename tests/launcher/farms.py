@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.inventory import Accelerator, Interface, Inventory, Machine, Speed
+from launcher.inventory.inventory import Accelerator, Interface, Inventory, Machine, Speed
 
 GIB = 1024**3
 

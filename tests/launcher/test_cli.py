@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from collectives import __version__
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.paths import REPOSITORY
 
 
 def launcher(*arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
@@ -100,9 +99,7 @@ def test_ctrl_c_during_the_imports_is_quiet(tmp_path: Path, module: str) -> None
 
 
 def test_a_mistake_is_told_without_waiting_for_ray_or_torch() -> None:
-    program = (
-        "import sys, launcher.cli, launcher.agent; print([name for name in ('ray', 'torch') if name in sys.modules])"
-    )
+    program = "import sys, launcher.cli, launcher.run.agent; print([n for n in ('ray', 'torch') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.stdout.strip() == "[]"
 

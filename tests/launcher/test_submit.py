@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.paths import REPOSITORY
+
 MARK = "TEST_OF_SUBMIT"
 SCRIPTED = {"entrypoint": "tests/launcher/scripted.py", "name": "scripted"}
 TINY_GPT = {

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.paths import REPOSITORY
 
 
 def two_nodes(*, dashboard: bool = True, gpus: int = 0, path: str | None = None, **variables: str) -> Iterator[str]:

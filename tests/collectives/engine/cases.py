@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from collectives.engine.op import REDUCING, OpSpec
+from collectives.schedule.op import REDUCING, OpSpec
 
 Bytes = npt.NDArray[np.uint8]
 

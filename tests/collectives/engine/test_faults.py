@@ -17,10 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
-from collectives.engine import farewell, mesh, tcp
-from collectives.engine.handshake import Hello, Refused, admit, introduce
-from collectives.engine.net import HEADER
-from collectives.engine.op import OpSpec
+from collectives.engine.compiled.connections import HEADER
 from collectives.engine.runner import Engine, connect
 from collectives.errors import (
     CollectiveError,
@@ -33,6 +30,9 @@ from collectives.errors import (
     UsageError,
 )
 from collectives.options import Options
+from collectives.schedule.op import OpSpec
+from collectives.transport import control, rendezvous, tcp
+from collectives.transport.handshake import Hello, Refused, admit, introduce
 from tests.collectives.engine.group import MemoryStore, engines, errors_of, on_all
 
 HOSTS = ["farm-a", "farm-a", "farm-b"]
@@ -48,7 +48,7 @@ def die(engine: Engine) -> None:
     """What the kernel does for a killed process: every socket closes, no last words."""
     engine._farewells._control.clear()
     for connection in [*engine._mesh.control.values(), *(connection for _, connection in engine._mesh.data)]:
-        farewell.shut(connection)
+        control.shut(connection)
 
 
 def test_a_dead_rank_is_named_on_all_others_with_its_host_and_log() -> None:
@@ -232,7 +232,7 @@ def test_strangers_do_not_hold_up_the_rendezvous() -> None:
 
     def join(rank: int) -> Engine:
         if rank == 1:
-            card = mesh._read_card(store, 0, 2)
+            card = rendezvous._read_card(store, 0, 2)
             for words in (b"", b"", b"GET / HTTP/1.1\r\n\r\n"):
                 stranger = socket.create_connection(("127.0.0.1", card.port))
                 stranger.sendall(words)
@@ -301,11 +301,11 @@ def test_a_port_where_nobody_listens() -> None:
 
 
 def test_two_machines_of_one_name_are_two_hosts() -> None:
-    def card(rank: int, machine: str, emulated: bool = False) -> mesh.Card:
-        return mesh.Card(rank, "ubuntu", emulated, machine, (), 0, 0, 1, None)
+    def card(rank: int, machine: str, emulated: bool = False) -> rendezvous.Card:
+        return rendezvous.Card(rank, "ubuntu", emulated, machine, (), 0, 0, 1, None)
 
-    assert mesh.host_names([card(0, "m1"), card(1, "m2"), card(2, "m1")]) == ["ubuntu", "ubuntu#2", "ubuntu"]
-    assert mesh.host_names([card(0, "m1", True), card(1, "m2", True)]) == ["ubuntu", "ubuntu"]
+    assert rendezvous.host_names([card(0, "m1"), card(1, "m2"), card(2, "m1")]) == ["ubuntu", "ubuntu#2", "ubuntu"]
+    assert rendezvous.host_names([card(0, "m1", True), card(1, "m2", True)]) == ["ubuntu", "ubuntu"]
 
 
 def test_ranks_of_one_machine_meet_where_an_interface_is_named() -> None:
@@ -323,8 +323,8 @@ def test_streams_have_no_time_limit_of_their_own_and_control_connections_do() ->
     with engines(HOSTS) as group:
         level, option = socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT
         assert {stream.getsockopt(level, option) for _, stream in group[0]._mesh.data} == {0}
-        control = group[0]._mesh.control.values()
-        assert {connection.getsockopt(level, option) for connection in control} == {tcp.USER_TIMEOUT_MS}
+        connections = group[0]._mesh.control.values()
+        assert {connection.getsockopt(level, option) for connection in connections} == {tcp.USER_TIMEOUT_MS}
 
 
 def test_all_to_all_counts_that_do_not_match_are_found_by_the_next_op() -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.paths import REPOSITORY
+
 pytestmark = [
     pytest.mark.lab,
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
     pytest.mark.skipif(shutil.which("ip") is None, reason="needs the command ip (package iproute2)"),
 ]
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 RANK = """
 import sys
 import numpy as np

@@ -7,10 +7,10 @@ import random
 import numpy as np
 import pytest
 
-from collectives.engine import reference, table
-from collectives.engine.op import REDUCTIONS, OpSpec
+from collectives.engine import reference, table_builder
 from collectives.errors import UsageError
-from collectives.planner import plan
+from collectives.planning.planner import plan
+from collectives.schedule.op import REDUCTIONS, OpSpec
 from collectives.topology import Topology
 from tests.collectives.engine.cases import buffers, specs
 
@@ -22,7 +22,7 @@ def layouts(all_specs: list[OpSpec], hosts: list[str], slice_bytes: int = 1024, 
     spec = all_specs[0]
     forest = plan(topology, spec.collective, spec.num_bytes, spec.root).forest
     return [
-        table.build(forest, each, rank, topology.homes, slice_bytes=slice_bytes, window_bytes=window_bytes)
+        table_builder.build(forest, each, rank, topology.homes, slice_bytes=slice_bytes, window_bytes=window_bytes)
         for rank, each in enumerate(all_specs)
     ]
 

@@ -14,6 +14,7 @@ import pytest
 from collectives.probe import recall, remember
 from collectives.probe.cache import VERSION
 from collectives.topology import Host, Pair, Site, Topology
+from tests.paths import REPOSITORY
 
 HOSTS, MACHINES = ["a", "b", "a", "c"], ["1/x", "1/y", "1/x", "2/z"]
 MEASURED = Topology(
@@ -114,9 +115,7 @@ def test_a_folder_that_may_not_be_written(monkeypatch: pytest.MonkeyPatch) -> No
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o555)
         monkeypatch.setenv("XDG_CACHE_HOME", folder)
-        done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[3]
-        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY)
         assert done.stdout == "refused None\n", done.stderr
 
 

@@ -15,8 +15,8 @@ from collectives.__main__ import main
 from collectives.probe.command import told
 from collectives.topology import Host, Pair, Site, Topology
 from tests import processes
+from tests.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[3]
 MBIT = 1e6 / 8
 
 FARM = Topology(

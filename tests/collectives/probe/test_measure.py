@@ -12,14 +12,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from collectives.engine import mesh, tcp
-from collectives.engine.tcp import receive_frame, send_frame
 from collectives.errors import RendezvousError
 from collectives.options import Options
 from collectives.probe import lead
 from collectives.probe.lead import BLOCK_BYTES, NOTSENT_LOWAT, Lead
 from collectives.probe.measure import measure
 from collectives.topology import Topology
+from collectives.transport import rendezvous, tcp
+from collectives.transport.tcp import receive_frame, send_frame
 from tests.collectives.engine.group import MemoryStore, errors_of, on_all
 
 measuring = sys.modules["collectives.probe.measure"]
@@ -31,8 +31,8 @@ def meshes(hosts: Sequence[str]) -> Iterator[list[Connections]]:
     """Each rank's connections to the others, as a group has them."""
     store = MemoryStore()
 
-    def form(rank: int) -> mesh.Mesh:
-        return mesh.form(store, rank, len(hosts), "test", 0, Options(host=hosts[rank]), 20.0)
+    def form(rank: int) -> rendezvous.Mesh:
+        return rendezvous.form(store, rank, len(hosts), "test", 0, Options(host=hosts[rank]), 20.0)
 
     formed = on_all(len(hosts), form)
     try:
@@ -113,7 +113,9 @@ def test_it_can_be_done_again_on_the_same_connections() -> None:
 def test_several_connections_to_a_host_are_measured_at_once() -> None:
     """As there are where a host has several interfaces: each carries a part of every flow."""
     store = MemoryStore()
-    formed = on_all(2, lambda rank: mesh.form(store, rank, 2, "test", 0, Options(host="ab"[rank]), 20.0, streams=3))
+    formed = on_all(
+        2, lambda rank: rendezvous.form(store, rank, 2, "test", 0, Options(host="ab"[rank]), 20.0, streams=3)
+    )
     try:
         topologies = on_all(2, lambda rank: measure(rank, "ab", formed[rank].data, 20.0))
         assert topologies[0] == topologies[1]

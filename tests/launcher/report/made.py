@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from collectives.planner import plan
+from collectives.planning.planner import plan
 from collectives.topology import Host, Pair, Site, Topology
-from launcher.events import Event, Exited, Noted, Planned, Raised, Reported, Started
-from launcher.job import Job
-from launcher.placement import Node, Seat
-from launcher.run_dir import RunDir
-from launcher.tally import Tally
+from launcher.config.job import Job
+from launcher.record.events import Event, Exited, Noted, Planned, Raised, Reported, Started
+from launcher.record.run_dir import RunDir
+from launcher.record.seats import Node, Seat
+from launcher.record.tally import Tally
 
 T0 = 1_790_000_000.0
 NASTY = "<script>alert('x')</script> & \"quotes\" {{ 1 + 1 }}"

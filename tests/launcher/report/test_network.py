@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from collectives.planner import plan
+from collectives.planning.planner import plan
 from collectives.topology import Host, Topology
 from launcher.report.diagram import Box, Drawing, draw, ranks_text
 from launcher.report.network import MOST_HOSTS_IN_MATRIX, Network, network

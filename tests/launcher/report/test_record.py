@@ -11,9 +11,9 @@ import pytest
 
 from launcher import report
 from launcher.errors import ReportError
-from launcher.events import Noted, Reported
+from launcher.record.events import Noted, Reported
+from launcher.record.run_dir import RunDir
 from launcher.report import record
-from launcher.run_dir import RunDir
 from tests.launcher.report.made import folder
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from launcher.events import Event, Exited, Lost, Planned, Raised, Reported, Started
+from launcher.record.events import Event, Exited, Lost, Planned, Raised, Reported, Started
 from launcher.report.story import MOST_POINTS, Point, Story, merged, tell, thinned
 
 

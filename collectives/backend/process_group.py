@@ -1,0 +1,460 @@
+"""The group that torch sees: c10d's calls in, Calls out to a carrier, Works back.
+
+    dist.all_reduce(t)                                    torch
+      -> NarrowgaugeGroup.allreduce                       this file: c10d's names, options and overloads
+        -> tensors.all_reduce(t, "sum") -> Call           what is meant, in plain memory
+          -> EngineCarrier | GlooCarrier                  how it is done
+            -> NarrowgaugeWork                            when it is done
+
+A synchronous call runs in the caller's thread and has ended when the method returns. DDP always asks asynchronously.
+torch changed the names of the single-tensor forms between 2.9 and 2.13; both generations are here.
+
+send, recv and sparse all-reduces (embeddings' gradients) go to an inner Gloo group that connects two ranks when they
+first speak.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from collectives import options
+from collectives.backend import tensors
+from collectives.backend.c10d import GlooGroup, Store, Work, c10d, dist
+from collectives.backend.executors import EngineCarrier, choose
+from collectives.backend.meter import METER
+from collectives.backend.monitored_barrier import monitored_barrier
+from collectives.backend.staging import room_for, to_host
+from collectives.backend.tensors import Call
+from collectives.backend.work import NarrowgaugeWork, finished, received
+from collectives.errors import GroupClosed, UsageError
+from collectives.options import BACKEND, Options
+
+if TYPE_CHECKING:
+    from collectives.engine.runner import Engine
+    from collectives.planning.plan import Plan
+    from collectives.schedule.op import Collective
+
+CHUNK_BYTES = 4 << 20  # what crosses a PCIe bus in less than a millisecond, and a network in many
+MAX_HELPERS = 1000  # threads are made when one is needed and none is idle; one or two is usual
+
+REDUCTION = {
+    dist.ReduceOp.SUM: "sum",
+    dist.ReduceOp.AVG: "avg",
+    dist.ReduceOp.MIN: "min",
+    dist.ReduceOp.MAX: "max",
+    dist.ReduceOp.PRODUCT: "product",
+    dist.ReduceOp.BAND: "band",
+    dist.ReduceOp.BOR: "bor",
+    dist.ReduceOp.BXOR: "bxor",
+}
+_REDUCTION_BY_VALUE = {int(op): name for op, name in REDUCTION.items()}  # torch's enum compares slowly
+
+
+def create(torch_options: Any, pg_options: object = None) -> NarrowgaugeGroup:
+    """What torch calls to make a group of backend "narrowgauge".
+
+    Args:
+        torch_options: torch's _DistributedBackendOptions.
+        pg_options: what the script gave as pg_options: `collectives.Options`, or None for the options in force.
+
+    Raises:
+        UsageError: pg_options of another backend.
+        RendezvousError: the ranks did not find each other.
+    """
+    if pg_options is not None and not isinstance(pg_options, Options):
+        raise UsageError(f"pg_options is a {type(pg_options).__name__}; backend narrowgauge takes collectives.Options")
+    return NarrowgaugeGroup(
+        torch_options.store,
+        torch_options.group_rank,
+        torch_options.group_size,
+        str(torch_options.group_id),
+        torch_options.timeout.total_seconds(),
+        pg_options or options.current(),
+    )
+
+
+class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
+    """A process group whose collectives run on the native engine, or on Gloo where that was chosen.
+
+    Args:
+        store: where the ranks meet; this group's alone.
+        rank, size: of this process in the group.
+        name: the group's, equal on all ranks.
+        timeout_s: seconds without progress that end an op, unless the options or the op say otherwise.
+        settings: how to form it.
+    """
+
+    supports_splitting = True
+    supports_coalescing = False
+    supports_time_estimate = False
+    supports_shrinking = False
+
+    def __init__(self, store: Store, rank: int, size: int, name: str, timeout_s: float, settings: Options) -> None:
+        super().__init__(rank, size)
+        self._rank, self._size, self._name = rank, size, name
+        self._store = store
+        self._timeout_s = settings.timeout_s or timeout_s
+        self._settings = settings
+        self._ops = 0
+        self._roll_calls = 0
+        self._helpers = ThreadPoolExecutor(MAX_HELPERS, f"narrowgauge-{name}-futures")
+        self._courier: ThreadPoolExecutor | None = None  # from the first call that has to wait for a device
+        self._carrier, self._mail, self._devices = choose(store, rank, size, name, self._timeout_s, settings)
+
+    # Collectives
+
+    def allreduce(self, given: Tensor | list[Tensor], opts: Any = None, **named: Any) -> Work:
+        opts = _options(c10d.AllreduceOptions, opts, named)
+        listed = _listed(given)
+        if listed and listed[0].is_sparse:
+            return self._inner_gloo().allreduce(listed, opts)
+        return self._submit(self._all_reduce(listed, _reduction(opts)), opts)
+
+    def all_reduce_coded(
+        self, given: Tensor, op: str, codec: str, residual: Tensor | None = None, async_op: bool = True
+    ) -> NarrowgaugeWork:
+        """All-reduce a float32 tensor in place, encoded where it crosses the network; see `collectives.all_reduce`.
+
+        Raises:
+            UsageError: the codec is not known, or cannot do this; or the group runs on Gloo, which has no codecs.
+        """
+        if codec != "none" and self.engine is None:
+            raise UsageError(f"group {self._name} runs on Gloo, which has no codecs; got codec {codec!r}")
+        opts = c10d.AllreduceOptions()
+        opts.asyncOp = async_op
+        return self._submit([tensors.all_reduce_coded(given, op, codec, residual)], opts)
+
+    def allreduce_coalesced(self, given: list[Tensor], opts: Any = None) -> NarrowgaugeWork:
+        opts = _options(c10d.AllreduceCoalescedOptions, opts, {})
+        return self._submit(self._all_reduce(given, _reduction(opts)), opts)
+
+    def _all_reduce(self, given: list[Tensor], reduction: str) -> list[Call]:
+        if len(given) != 1:
+            return tensors.all_reduce_coalesced(given, reduction)
+        if self._devices:
+            return tensors.all_reduce_in_chunks(given[0], reduction, CHUNK_BYTES)
+        return [tensors.all_reduce(given[0], reduction)]
+
+    def reduce(self, given: Tensor | list[Tensor], opts: Any = None, **named: Any) -> NarrowgaugeWork:
+        opts = _options(c10d.ReduceOptions, opts, named)
+        calls = [tensors.reduce(each, _reduction(opts), opts.rootRank, self._rank) for each in _listed(given)]
+        return self._submit(calls, opts)
+
+    def broadcast(self, given: Tensor | list[Tensor], opts: Any = None, **named: Any) -> NarrowgaugeWork:
+        opts = _options(c10d.BroadcastOptions, opts, named)
+        return self._submit([tensors.broadcast(each, opts.rootRank, self._rank) for each in _listed(given)], opts)
+
+    def allgather(
+        self, outputs: list[Any], given: Tensor | list[Tensor], opts: Any = None, **named: Any
+    ) -> NarrowgaugeWork:
+        opts = _options(c10d.AllgatherOptions, opts, named)
+        pairs = zip([outputs] if isinstance(given, Tensor) else outputs, _listed(given), strict=True)
+        return self._submit([tensors.all_gather(outs, each, self._rank, self._size) for outs, each in pairs], opts)
+
+    def allgather_coalesced(
+        self, outputs: list[list[Tensor]], given: list[Tensor], opts: Any = None
+    ) -> NarrowgaugeWork:
+        """``outputs[i][j]`` gets rank i's ``given[j]``: ranks come first here, and last in `allgather`."""
+        opts = _options(c10d.AllgatherOptions, opts, {})
+        if len(outputs) != self._size or any(len(of_rank) != len(given) for of_rank in outputs):
+            got = f"{len(outputs)} lists of {', '.join(str(len(of_rank)) for of_rank in outputs)} outputs"
+            raise UsageError(f"all_gather_coalesced: got {got}; wanted {self._size} lists of {len(given)}")
+        pairs = zip(zip(*outputs, strict=True), given, strict=True)
+        return self._submit([tensors.all_gather(outs, each, self._rank, self._size) for outs, each in pairs], opts)
+
+    def all_gather_single(self, output: Tensor, given: Tensor, opts: Any = None) -> NarrowgaugeWork:
+        return self.all_gather_single_coalesced([output], [given], opts)
+
+    _allgather_base = all_gather_single
+
+    def all_gather_single_coalesced(
+        self, outputs: list[Tensor], given: list[Tensor], opts: Any = None
+    ) -> NarrowgaugeWork:
+        opts = _options(c10d.AllgatherOptions, opts, {})
+        pairs = zip(outputs, given, strict=True)
+        return self._submit([tensors.all_gather_single(out, each, self._rank, self._size) for out, each in pairs], opts)
+
+    allgather_into_tensor_coalesced = all_gather_single_coalesced
+
+    def reduce_scatter(self, outputs: Any, given: list[Any], opts: Any = None, **named: Any) -> NarrowgaugeWork:
+        opts = _options(c10d.ReduceScatterOptions, opts, named)
+        pairs = zip(_listed(outputs), [given] if isinstance(outputs, Tensor) else given, strict=True)
+        calls = [tensors.reduce_scatter(out, ins, _reduction(opts), self._rank, self._size) for out, ins in pairs]
+        return self._submit(calls, opts)
+
+    def reduce_scatter_single(self, output: Tensor, given: Tensor, opts: Any = None) -> NarrowgaugeWork:
+        return self.reduce_scatter_single_coalesced([output], [given], opts)
+
+    _reduce_scatter_base = reduce_scatter_single
+
+    def reduce_scatter_single_coalesced(
+        self, outputs: list[Tensor], given: list[Tensor], opts: Any = None
+    ) -> NarrowgaugeWork:
+        opts = _options(c10d.ReduceScatterOptions, opts, {})
+        pairs = zip(outputs, given, strict=True)
+        calls = [
+            tensors.reduce_scatter_single(out, each, _reduction(opts), self._rank, self._size) for out, each in pairs
+        ]
+        return self._submit(calls, opts)
+
+    reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
+
+    def alltoall(self, outputs: list[Tensor], given: list[Tensor], opts: Any = None) -> NarrowgaugeWork:
+        opts = _options(c10d.AllToAllOptions, opts, {})
+        return self._submit([tensors.all_to_all(outputs, given, self._size)], opts)
+
+    def all_to_all_single(
+        self, output: Tensor, given: Tensor, output_splits: list[int], input_splits: list[int], opts: Any = None,
+        **named: Any,
+    ) -> NarrowgaugeWork:  # fmt: skip
+        opts = _options(c10d.AllToAllOptions, opts, named)
+        return self._submit([tensors.all_to_all_single(output, given, output_splits, input_splits, self._size)], opts)
+
+    alltoall_base = all_to_all_single
+
+    def gather(self, outputs: list[Any], given: Any, opts: Any = None, **named: Any) -> NarrowgaugeWork:
+        opts = _options(c10d.GatherOptions, opts, named)
+        lists = outputs if not outputs or isinstance(outputs[0], (list, tuple)) else [outputs]
+        (tensor,) = _listed(given)
+        call = tensors.gather(lists[0] if lists else [], tensor, opts.rootRank, self._rank, self._size)
+        return self._submit([call], opts)
+
+    def scatter(self, outputs: Any, given: list[Any], opts: Any = None, **named: Any) -> NarrowgaugeWork:
+        opts = _options(c10d.ScatterOptions, opts, named)
+        lists = given if not given or isinstance(given[0], (list, tuple)) else [given]
+        (output,) = _listed(outputs)
+        call = tensors.scatter(output, lists[0] if lists else [], opts.rootRank, self._rank, self._size)
+        return self._submit([call], opts)
+
+    def barrier(self, opts: Any = None, **named: Any) -> NarrowgaugeWork:
+        return self._submit([tensors.barrier()], _options(c10d.BarrierOptions, opts, named))
+
+    def _submit(self, calls: list[Call], opts: Any) -> NarrowgaugeWork:
+        self._inner_gloo()
+        timeout_s = opts.timeout.total_seconds()
+        if timeout_s <= 0:  # torch's way to say that none was given
+            timeout_s = self._timeout_s
+        self._ops += 1
+        via_courier = self._devices and (self._courier is not None or any(call.ready is not None for call in calls))
+        if opts.asyncOp or via_courier:
+            work = NarrowgaugeWork(calls, f"group {self._name}", self._helpers)
+            start = self._start_in_turn if via_courier else self._start
+            for call in calls:
+                METER.op_started(call.num_bytes)
+                try:
+                    start(call, work, timeout_s)
+                except BaseException:
+                    METER.op_ended()
+                    raise
+            if not opts.asyncOp:
+                work.wait()
+            return work
+        for call in calls:
+            METER.call_started(call.num_bytes)
+            try:
+                self._carrier.run(call, timeout_s)
+            finally:
+                METER.call_ended()
+            if call.finish is not None:
+                call.finish()
+        return finished([output for call in calls for output in call.outputs])
+
+    def _start(self, call: Call, work: NarrowgaugeWork, timeout_s: float) -> None:
+        self._carrier.start(call, functools.partial(work.part_done, call), timeout_s)
+
+    def _start_in_turn(self, call: Call, work: NarrowgaugeWork, timeout_s: float) -> None:
+        """Start a call when its elements have left the device, without keeping the caller until then.
+
+        Ops must start in the order in which they were called, so from the first such call on all take this way.
+        """
+        self._courier = self._courier or ThreadPoolExecutor(1, f"narrowgauge-{self._name}-courier")
+        self._courier.submit(self._deliver, call, work, timeout_s)
+
+    def _deliver(self, call: Call, work: NarrowgaugeWork, timeout_s: float) -> None:
+        def done(error: BaseException | None) -> None:
+            """On a helper, since the copy to the device would keep the carrier from its next op."""
+            self._helpers.submit(work.part_done, call, error)
+
+        try:
+            if call.ready is not None:
+                call.ready()
+            self._carrier.start(call, done, timeout_s)
+        except BaseException as problem:  # the caller has gone on; the Work has to tell it
+            done(problem)
+
+    # Messages between two ranks
+
+    def send(self, given: list[Tensor], rank: int, tag: int = 0) -> Work:
+        return self._inner_gloo().send([to_host(each) for each in given], rank, tag)
+
+    def recv(self, given: list[Tensor], rank: int, tag: int = 0) -> Work:
+        rooms = [room_for(each) for each in given]
+        return received(self._inner_gloo().recv(rooms, rank, tag), rooms, given)
+
+    def recv_anysource(self, given: list[Tensor], tag: int = 0) -> Work:
+        rooms = [room_for(each) for each in given]
+        return received(self._inner_gloo().recv_anysource(rooms, tag), rooms, given)
+
+    def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
+        self._inner_gloo()
+        timeout_s = self._timeout_s if timeout is None else timeout.total_seconds()
+        number, self._roll_calls = self._roll_calls, self._roll_calls + 1
+        monitored_barrier(self._store, self._rank, self._size, number, timeout_s, wait_all_ranks)
+
+    def _inner_gloo(self) -> GlooGroup:
+        if self._mail is None:
+            raise GroupClosed(f"rank {self._rank}: group {self._name} was destroyed")
+        return self._mail
+
+    # Membership
+
+    def split_group(
+        self, ranks: Sequence[int], timeout: timedelta | None = None, opts: object = None,
+        group_name: str | None = None, group_desc: str | None = None, device_types: object = None,
+    ) -> NarrowgaugeGroup | None:  # fmt: skip
+        """A group of some of this group's ranks, without a new rendezvous address; None on the others."""
+        if self._rank not in ranks:
+            return None
+        name = group_name or f"{self._name}/{','.join(map(str, ranks))}"
+        part = NarrowgaugeGroup(
+            dist.PrefixStore(f"split/{name}", self._store),
+            list(ranks).index(self._rank),
+            len(ranks),
+            name,
+            self._timeout_s if timeout is None else timeout.total_seconds(),
+            opts if isinstance(opts, Options) else self._settings,
+        )
+        part._set_group_desc(group_desc or f"part of {self._name}")
+        return part
+
+    def perform_nocolor_split(self, device: torch.device) -> None:
+        """Nothing: ranks outside a new group take no part in forming it."""
+
+    def eager_connect_single_device(self, device: torch.device) -> None:
+        """Nothing: a group is connected when it has been made."""
+
+    def shutdown(self) -> None:
+        """Leave the group: no thread, socket or shared memory of it remains. Unfinished ops raise GroupClosed."""
+        self._mail = None  # Gloo ends its threads when the last reference goes
+        self._carrier.close()
+        if self._courier is not None:
+            self._courier.shutdown()
+        self._helpers.shutdown()
+
+    abort = shutdown
+
+    # What the group is
+
+    @property
+    def engine(self) -> Engine | None:
+        """The native engine; None where Gloo was chosen."""
+        return self._carrier.engine if isinstance(self._carrier, EngineCarrier) else None
+
+    def plan(self, collective: Collective = "all_reduce", num_bytes: int = 25_000_000) -> Plan:
+        """The plan in force for a collective with messages of `num_bytes` bytes.
+
+        Raises:
+            UsageError: the group runs on Gloo, which has no plan.
+        """
+        if self.engine is None:
+            raise UsageError(f"group {self._name} runs on Gloo; only the native engine follows a plan")
+        return self.engine.plan(collective, num_bytes)
+
+    def getBackendName(self) -> str:  # noqa: N802  C++ looks the method up by this name
+        return "narrowgauge"
+
+    name = _get_backend_name = getBackendName
+
+    def getGroupName(self) -> str:  # noqa: N802
+        return self._name
+
+    def setGroupName(self, name: str) -> None:  # noqa: N802
+        self._name = name
+
+    _set_group_name = setGroupName
+    group_name = property(getGroupName)
+
+    @property
+    def options(self) -> Options:
+        return self._settings
+
+    @property
+    def _device_types(self) -> list[torch.device]:
+        """Tensors of these devices are taken; torch puts pickled objects on the first."""
+        accelerator = torch.accelerator.current_accelerator()
+        return [torch.device("cpu"), *([torch.device(accelerator.type)] if accelerator is not None else [])]
+
+    def _get_backend(self, device: torch.device) -> NarrowgaugeGroup:
+        """One group serves all devices, so it is its own backend."""
+        return self
+
+    def supports_tensor_alloc(self, device: torch.device) -> bool:
+        return False
+
+    def get_group_store(self) -> Store:
+        return self._store
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        """Seconds without progress that end the ops that are called from now on."""
+        self._timeout_s = timeout.total_seconds()
+
+    _set_default_timeout = set_timeout
+
+    def _set_sequence_number_for_group(self) -> None:
+        """Nothing: every group counts its ops from its start."""
+
+    def _get_sequence_number_for_group(self) -> int:
+        return self._ops
+
+
+def native_group(group: object, purpose: str) -> NarrowgaugeGroup:
+    """The group, or the default one if it is None, which must be ours.
+
+    Raises:
+        UsageError: it belongs to another backend; `purpose` says what it was wanted for.
+    """
+    chosen = dist.group.WORLD if group is None else group
+    if not isinstance(chosen, NarrowgaugeGroup):
+        raise UsageError(f"got a {type(chosen).__name__} for {purpose}; only groups of backend {BACKEND} have that")
+    return chosen
+
+
+def _options(kind: Any, opts: Any, named: dict[str, Any]) -> Any:
+    """c10d's options object, from whichever overload was called: options, or op, root and timeout as such."""
+    if isinstance(opts, kind):
+        return opts
+    made = kind()
+    if isinstance(opts, (dist.ReduceOp, dist.ReduceOp.RedOpType)):
+        made.reduceOp = opts
+    elif isinstance(opts, int):
+        made.rootRank = opts
+    elif isinstance(opts, timedelta):
+        made.timeout = opts
+    elif opts is not None:
+        raise UsageError(f"got options of type {type(opts).__name__}; wanted {kind.__name__}")
+    fields = {"op": "reduceOp", "root": "rootRank", "timeout": "timeout"}
+    for name, value in named.items():
+        if name not in fields or not hasattr(made, fields[name]):
+            raise UsageError(f"got an argument {name!r} that {kind.__name__} has no field for")
+        if value is not None:
+            setattr(made, fields[name], value)
+    return made
+
+
+def _reduction(opts: Any) -> str:
+    op = opts.reduceOp.op
+    name = _REDUCTION_BY_VALUE.get(int(op))
+    if name is None:
+        raise UsageError(f"reduction {op.name} is not supported; use one of {', '.join(REDUCTION.values())}")
+    return name
+
+
+def _listed(given: Tensor | list[Tensor]) -> list[Tensor]:
+    return [given] if isinstance(given, Tensor) else list(given)

@@ -1,0 +1,1 @@
+"""What an engine observes while it runs: stragglers, link rates, traces."""

@@ -1,0 +1,105 @@
+"""Watches the links while training goes on, and tells when another plan would be faster.
+
+Long ops are watched: how long they took, and what the kernel counts for each connection. Once they should have taken
+LOOK_S seconds by the plan, which is at the same op on all ranks, the ranks tell each other what they counted, in one
+small all-gather, and each works out the links' rates from that (`link_estimator.py`). If twice in a row the best plan
+for those would take GAIN less time than the one in force, all ranks take it from the next op on. Each switch makes the
+next one take twice the patience, up to a limit, so that links that come and go do not have the ranks plan all the time.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collectives.engine.monitor.link_estimator import Traffic, changes, refreshed
+from collectives.planning.cost import cost
+from collectives.planning.plan import Plan
+from collectives.planning.planner import plan
+from collectives.schedule.op import Collective, OpSpec
+from collectives.topology import Topology
+from collectives.transport import tcp
+
+LONG_S = 0.02  # ops that should take less are mostly latency
+LOOK_S = 1.0
+GAIN = 1.10
+PATIENCE, MOST_PATIENCE = 2, 32
+logger = logging.getLogger(__name__)
+
+
+class Watch:
+    """One rank's watch over a group's links.
+
+    Args:
+        topology: what was measured or given.
+        connections: the group's streams, with their peers' ranks.
+    """
+
+    def __init__(self, rank: int, topology: Topology, connections: Iterable[tuple[int, socket.socket]]) -> None:
+        self._rank, self._measured, self.topology = rank, topology, topology
+        self._connections = list(connections)
+        self._before = self._counts()
+        self._seconds = self._planned_s = 0.0
+        self._common: dict[tuple[Collective, int, int | None, str], float] = {}
+        self._in_a_row, self._patience = 0, PATIENCE
+
+    def is_due(self, spec: OpSpec, in_force: Plan, seconds: float) -> bool:
+        """Note an op that took `seconds`; whether the ranks should tell each other, the same on all of them."""
+        planned_s = in_force.predicted_s
+        if planned_s < LONG_S or spec.collective == "all_to_all":
+            return False
+        key = (spec.collective, spec.num_bytes, spec.root, spec.codec)
+        self._common[key] = self._common.get(key, 0.0) + planned_s
+        self._planned_s += planned_s
+        self._seconds += seconds
+        return self._planned_s >= LOOK_S
+
+    def report(self) -> NDArray[np.float64]:
+        """What this rank counted since the last report: seconds, then bytes and busy seconds for each peer."""
+        now = self._counts()
+        told = np.concatenate(([self._seconds], (now - self._before).ravel()))
+        self._before = now
+        return told
+
+    def consider(self, reports: NDArray[np.float64]) -> Topology | None:
+        """From all ranks' reports, one a row: the topology to plan with from now on, None if it stays.
+
+        Every rank must be given the same reports and then decides alike.
+        """
+        size = self.topology.size
+        counts = reports[:, 1:].reshape(size, 2, size)
+        traffic = Traffic(float(reports[:, 0].max()), self._planned_s, counts[:, 0], counts[:, 1])
+        collective, num_bytes, root, codec = max(self._common, key=lambda key: (self._common[key], str(key)))
+        self._common.clear()
+        self._seconds = self._planned_s = 0.0
+        seen = refreshed(self.topology, self._measured, traffic)
+        in_force = plan(self.topology, collective, num_bytes, root, codec)
+        better = plan(seen, collective, num_bytes, root, codec)
+        stays_s = cost(seen, in_force.forest, codec).seconds(num_bytes)
+        self._in_a_row = self._in_a_row + 1 if stays_s > GAIN * better.predicted_s else 0
+        if self._in_a_row < self._patience:
+            return None
+        if self._rank == 0:
+            logger.warning(
+                "the links have changed (%s): planning anew; %s of %d bytes should take %.1f ms instead of %.1f",
+                "; ".join(changes(self.topology, seen)) or "a little each", collective, num_bytes,
+                better.predicted_s * 1e3, stays_s * 1e3,
+            )  # fmt: skip
+        self._in_a_row, self._patience = 0, min(MOST_PATIENCE, 2 * self._patience)
+        self.topology = seen
+        return seen
+
+    def _counts(self) -> NDArray[np.float64]:
+        """Bytes (row 0) and busy seconds (row 1) to each peer so far. Streams of a peer are busy side by side."""
+        counts = np.zeros((2, self.topology.size))
+        streams = np.zeros(self.topology.size)
+        for peer, connection in self._connections:
+            num_bytes, busy_s = tcp.sent_so_far(connection)
+            counts[:, peer] += (num_bytes, busy_s)
+            streams[peer] += 1
+        counts[1] /= np.maximum(streams, 1)
+        return counts

@@ -1,0 +1,128 @@
+"""Who makes a group wait: from what each rank measured, the rank or the link that costs most.
+
+After LOOK_OPS ops, or ops that should have taken LOOK_S by the plan, which is at the same op on all ranks, each tells
+the others in one small all-gather how long it has been since the last time and how much of that it slept in ops.
+
+A late rank is one that sleeps less than the others: they sleep until it comes. What it costs is what they slept more,
+on average. A slow link is the bottleneck of the plan for most of the ops; what it costs is how much less they would
+take by the plan if its host had what is usual in this group. Rank 0 logs whatever costs more than WORTH_NAMING of the
+time, once until that changes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collectives.planning.plan import Plan
+from collectives.planning.planner import plan
+from collectives.schedule.op import Collective, OpSpec
+from collectives.topology import Topology
+
+LOOK_OPS, LOOK_S = 256, 3.0
+LEAST_OPS, LEAST_S = 8, 0.5  # what there must be to judge by
+WORTH_NAMING = 0.2
+logger = logging.getLogger(__name__)
+
+
+class Attribution:
+    """One rank's part in finding out.
+
+    Args:
+        names: how to call each rank, such as "rank 3 (host d, pid 71)".
+    """
+
+    def __init__(self, rank: int, names: Sequence[str]) -> None:
+        self._rank, self._names = rank, names
+        self._said: str | None = None
+        self._start_over()
+
+    def is_due(self, spec: OpSpec, in_force: Plan, slept_s: float) -> bool:
+        """Note an op; whether the ranks should tell each other, the same on all of them."""
+        self._ops += 1
+        self._slept_s += slept_s
+        if spec.collective != "all_to_all":  # whose sizes are each rank's own
+            key = (spec.collective, spec.num_bytes, spec.root, spec.codec)
+            self._planned_s[key] = self._planned_s.get(key, 0.0) + in_force.predicted_s
+        if self._ops < LEAST_OPS:
+            return False
+        return self._ops >= LOOK_OPS or sum(self._planned_s.values()) >= LOOK_S
+
+    def report(self) -> NDArray[np.float64]:
+        """Seconds since the last report, and of these asleep in ops."""
+        return np.array([time.perf_counter() - self._since, self._slept_s])
+
+    def consider(self, reports: NDArray[np.float64], topology: Topology) -> str | None:
+        """From all ranks' reports, one a row: what costs most, None if nothing is worth naming. Rank 0 logs it."""
+        seconds, slept = float(reports[:, 0].mean()), reports[:, 1]
+        found = None
+        if seconds >= LEAST_S:
+            found = self._late_rank(seconds, slept) or self._slow_link(seconds, topology)
+        self._start_over()
+        about = found[0] if found else None
+        if self._rank == 0 and about != self._said:
+            if found:
+                logger.warning("%s", found[1])
+            else:
+                logger.warning("%s no longer costs a fifth of the time", self._said)
+        self._said = about
+        return found[1] if found else None
+
+    def _late_rank(self, seconds: float, slept: NDArray[np.float64]) -> tuple[str, str] | None:
+        if len(slept) < 2:
+            return None
+        late = int(slept.argmin())
+        cost = float(np.delete(slept, late).mean() - slept[late]) / seconds
+        if cost <= WORTH_NAMING:
+            return None
+        name = self._names[late]
+        return name, f"{name} is late: the others waited {cost:.0%} of the last {seconds:.1f} s for it"
+
+    def _slow_link(self, seconds: float, topology: Topology) -> tuple[str, str] | None:
+        if not self._planned_s:
+            return None
+        key = max(self._planned_s, key=lambda key: (self._planned_s[key], str(key)))
+        (collective, num_bytes, root, codec), share = key, min(1.0, self._planned_s[key] / seconds)
+        if share <= WORTH_NAMING:
+            return None
+        in_force = plan(topology, collective, num_bytes, root, codec)
+        usual = _with_usual_rates(topology, in_force.bottleneck)
+        if usual is None:
+            return None
+        faster_s = plan(usual, collective, num_bytes, root, codec).predicted_s
+        cost = (1 - faster_s / in_force.predicted_s) * share
+        if cost <= WORTH_NAMING:
+            return None
+        link = next(link for link in topology.links if link.name == in_force.bottleneck)
+        return str(in_force.bottleneck), (
+            f"the link {link.name}, {link.bytes_per_s * 8e-6:.4g} Mbit/s, costs {cost:.0%} of the time: at the rate "
+            f"that is usual here {collective} of {num_bytes / 1e6:.3g} MB would take {faster_s * 1e3:.3g} ms "
+            f"instead of {in_force.predicted_s * 1e3:.3g}"
+        )
+
+    def _start_over(self) -> None:
+        self._since = time.perf_counter()
+        self._ops, self._slept_s = 0, 0.0
+        self._planned_s: dict[tuple[Collective, int, int | None, str], float] = {}
+
+
+def _with_usual_rates(topology: Topology, bottleneck: str | None) -> Topology | None:
+    """The same topology where the host whose link that is has no less than the median of all hosts; None if it has."""
+    up = median(host.up_bytes_per_s for host in topology.hosts)
+    down = median(host.down_bytes_per_s for host in topology.hosts)
+    for index, host in enumerate(topology.hosts):
+        if bottleneck not in (f"up of {host.name}", f"down of {host.name}"):
+            continue
+        better = replace(
+            host, up_bytes_per_s=max(up, host.up_bytes_per_s), down_bytes_per_s=max(down, host.down_bytes_per_s)
+        )
+        if better == host:
+            return None
+        return replace(topology, hosts=(*topology.hosts[:index], better, *topology.hosts[index + 1 :]))
+    return None

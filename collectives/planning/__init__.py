@@ -1,0 +1,1 @@
+"""From a topology to a plan: costs, the linear program, the planner, the simulator."""

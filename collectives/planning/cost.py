@@ -1,0 +1,372 @@
+"""Predicted seconds of a forest, and the least seconds that any forest could take: equations with units.
+
+For a message of N bytes (counted as nccl-tests does: the larger of what goes into a rank and what comes out), n ranks,
+tree t, link l with capacity_l bytes per second:
+
+    (1) bytes_t    = N share_t             where trees carry the message; chunk_share_t N / n where they carry chunks
+    (2) busy_l     = sum_t bytes_t load(t, l) / capacity_l
+    (3) idle_l     = seconds before link l's first slice gets there, and after its last one to the end
+    (4) way        = seconds of one slice of each tree from the leaves to the root and back, as the collective asks
+    (5) messages   = most edges of all trees at any rank, plus the depth of the deepest tree; twice that unless the
+                     collective only goes down: what the busiest rank handles, and others on the way to it and from it
+    (6) seconds    = max(way, max_l idle_l + busy_l) + MESSAGE_S messages
+
+load(t, l) is how often link l is crossed by what tree t carries; with a codec (`schedule/codec.py`) the part that is
+left of it on each crossing: 1 / ratio over edges whose slices are encoded. A collective uses one direction of a tree or
+both; where it only goes up, the word that a slice has arrived comes down without a payload, and ranks wait for it. (2)
+is what a perfect pipeline would take; (3) and (4) are what filling and draining it costs, see `_SlicesWay`; (6) adds
+what a rank spends on messages however short they are. Trees with share 0 count nowhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_array
+
+from collectives.options import Options
+from collectives.schedule.codec import codec_of
+from collectives.schedule.forest import Forest
+from collectives.schedule.op import Collective
+from collectives.schedule.specification import SPECIFICATIONS
+from collectives.schedule.tree import Tree
+from collectives.topology import Topology
+
+# Of a rank's thread, for each message that it sends or receives, waiting for a core included. Measured with four ranks
+# on two cores, where the 14 messages of a direct forest take 0.5 ms; 13 us of each are CPU time.
+MESSAGE_S = 30e-6
+SLICE_BYTES = Options().slice_bytes
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Seconds in which something has no slice yet, or none any more: `latency_s`, and what a slice's bytes take.
+
+    Attributes:
+        s_per_byte: for each byte of the message, while a tree's part is shorter than a slice.
+        slice_s: once it is longer.
+    """
+
+    latency_s: float
+    s_per_byte: float
+    slice_s: float
+
+    def seconds(self, num_bytes: int) -> float:
+        return self.latency_s + min(self.s_per_byte * num_bytes, self.slice_s)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a forest takes.
+
+    Attributes:
+        busy_s_per_byte: (2) for a message of one byte, for each link of the topology, in its order.
+        idle: (3) in the same order.
+        way: (4).
+        messages_s: MESSAGE_S times (5).
+    """
+
+    busy_s_per_byte: tuple[float, ...]
+    idle: tuple[Idle, ...]
+    way: Idle
+    messages_s: float
+
+    @property
+    def s_per_byte(self) -> float:
+        """Of the busiest link: what each byte of a long message takes."""
+        return max(self.busy_s_per_byte)
+
+    def seconds(self, num_bytes: int) -> float:
+        """(6) for a message of `num_bytes`; infinite if the forest crosses a link without capacity."""
+        if self.s_per_byte == math.inf:
+            return math.inf if num_bytes else self.way.latency_s + self.messages_s
+        links = zip(self.busy_s_per_byte, self.idle, strict=True)
+        longest = max(busy * num_bytes + idle.seconds(num_bytes) for busy, idle in links)
+        return max(longest, self.way.seconds(num_bytes)) + self.messages_s
+
+
+def cost(
+    topology: Topology, forest: Forest, codec: str = "none", *, slice_bytes: int = SLICE_BYTES,
+    passage: Passage | None = None,
+) -> Cost:  # fmt: skip
+    """Equations (1) to (6) for a forest; `passage` is that of its trees if it is known already."""
+    used = [i for i, share in enumerate(forest.shares) if share > 0]
+    if passage is None or len(used) < len(forest.trees):
+        passage = Passage(topology, forest.collective, [forest.trees[i] for i in used], codec)
+    per_byte = 1 / forest.size if forest.specification.chunked else 1.0
+    parts = per_byte * np.array([forest.chunk_shares[i] for i in used])
+    capacity = np.array([link.bytes_per_s for link in topology.links])
+    crossed = np.asarray(passage.loads @ parts)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        busy = np.where(crossed > 0, crossed / capacity, 0.0)
+    latency = _SlicesWay(passage)
+    short = _SlicesWay(passage, parts)
+    full = _SlicesWay(passage, np.full(len(parts), float(slice_bytes)))
+    idle = tuple(map(Idle, latency.idle_s.tolist(), short.idle_s.tolist(), full.idle_s.tolist()))
+    way = Idle(latency.longest_s, short.longest_s, full.longest_s)
+    ends, directions = passage.edges, 2 if forest.specification.up else 1
+    most = int(np.bincount(np.concatenate([ends.child, ends.parent]), minlength=1).max())
+    messages = directions * (most + int(ends.depth.max(initial=0)))
+    return Cost(tuple(busy.tolist()), idle, way, MESSAGE_S * messages)
+
+
+def left_between(topology: Topology, codec: str) -> Floats:
+    """What part of a float32 message's bytes crosses from one host to another (or within it). Shape (hosts, hosts)."""
+    n, chosen = len(topology.hosts), codec_of(codec)
+    coded = topology.narrow_between if chosen.narrow_only else ~np.eye(n, dtype=bool)
+    return np.where(coded, 1 / chosen.ratio, 1.0)
+
+
+class Passage:
+    """Where trees pass: what all equations need to know of them, apart from their shares.
+
+    Attributes:
+        edges: of all trees.
+        up, down: for each edge the links of its route in that direction, as `Topology.routes` has them; None if the
+            collective does not use it.
+        left: for each edge the part of a slice's bytes that crosses it, see `left_between`.
+    """
+
+    def __init__(self, topology: Topology, collective: Collective, trees: Sequence[Tree], codec: str = "none") -> None:
+        spec, edges = SPECIFICATIONS[collective], Edges.of(trees)
+        self.topology, self.edges, self.num_trees = topology, edges, len(trees)
+        hosts = topology.hosts_of_ranks
+        self.left = left_between(topology, codec)[hosts[edges.child], hosts[edges.parent]]
+        self.up = topology.routes(edges.child, edges.parent) if spec.up else None
+        self.down = topology.routes(edges.parent, edges.child) if spec.down else None
+
+    @cached_property
+    def loads(self) -> Any:
+        """load(t, l): a sparse matrix of shape (links of the topology, trees)."""
+        routes = [route for route in (self.up, self.down) if route is not None]
+        links = np.concatenate([route.ravel() for route in routes])
+        of_tree = np.concatenate([np.repeat(self.edges.tree, route.shape[1]) for route in routes])
+        left = np.concatenate([np.repeat(self.left, route.shape[1]) for route in routes])
+        real = links < len(self.topology.links)
+        entries = (left[real], (links[real], of_tree[real]))
+        return coo_array(entries, shape=(len(self.topology.links), self.num_trees)).tocsr()
+
+    @cached_property
+    def latencies_s(self) -> Floats:
+        """Seconds that an empty slice takes through each tree, as the collective asks. Shape (trees,)."""
+        return _SlicesWay(self).of_tree_s
+
+    @cached_property
+    def by_height(self) -> list[Ints]:
+        """Positions of the edges whose children are leaves, then of those above them, and so on."""
+        return _levels(self.edges.height)
+
+    @cached_property
+    def by_depth(self) -> list[Ints]:
+        """Positions of the edges at the root, then of those below them, and so on."""
+        return _levels(self.edges.depth)
+
+
+class Edges(NamedTuple):
+    """The edges of several trees, one after the other.
+
+    Attributes:
+        tree, child, parent: of each edge: the position of its tree, and its ranks.
+        above: the edge from the parent on towards the root; -1 if the parent is the root.
+        depth: edges from the child to the root, at least 1.
+        height: edges from the child to the farthest leaf below it; 0 if it is one.
+    """
+
+    tree: Ints
+    child: Ints
+    parent: Ints
+    above: Ints
+    depth: Ints
+    height: Ints
+
+    @classmethod
+    def of(cls, trees: Sequence[Tree]) -> Edges:
+        counts = [len(tree.edges) for tree in trees]
+        flat = itertools.chain.from_iterable(itertools.chain.from_iterable(tree.edges for tree in trees))
+        child, parent = np.fromiter(flat, np.int64, 2 * sum(counts)).reshape(-1, 2).T
+        tree = np.repeat(np.arange(len(trees)), counts)
+        size = int(max(child.max(), parent.max())) + 1 if len(child) else 1
+        own, wanted = tree * size + child, tree * size + parent
+        order = np.argsort(own)
+        place = np.minimum(np.searchsorted(own, wanted, sorter=order), max(0, len(own) - 1))
+        found = order[place] if len(order) else order
+        above = np.where(own[found] == wanted, found, -1) if len(order) else order
+        depth = _depths(above)
+        height = np.zeros(len(tree), np.int64)
+        for level in reversed(_levels(depth)):
+            inner = level[above[level] >= 0]
+            np.maximum.at(height, above[inner], height[inner] + 1)
+        return cls(tree, child, parent, above, depth, height)
+
+
+def _depths(above: Ints) -> Ints:
+    """By doubling: after k rounds every edge has looked 2**k edges ahead."""
+    depth, ahead = np.ones(len(above), np.int64), above.copy()
+    while (more := ahead >= 0).any():
+        depth[more] += depth[ahead[more]]
+        ahead[more] = ahead[ahead[more]]
+    return depth
+
+
+def _levels(value: Ints) -> list[Ints]:
+    """Positions of the edges with each value, the smallest first."""
+    order = np.argsort(value, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(value[order])) + 1) if len(order) else []
+
+
+class _SlicesWay:
+    """The first slice of every tree on its way, level by level: what waits for it, and what it leaves behind.
+
+    All trees set out at once, and the slices that cross a link on the same level share it. A link is idle until the
+    first of its slices arrives, and after its last one has passed for as long as that one still needs to the end. Links
+    that leaves use on the way up have work at once: with a direct forest on equal hosts no link ever waits.
+
+    Attributes:
+        idle_s: for each link, (3); 0 for links that are not crossed.
+        of_tree_s: for each tree, seconds until the last rank has its slice.
+        longest_s: the longest of them, (4).
+    """
+
+    def __init__(self, passage: Passage, slices: Floats | None = None) -> None:
+        """`slices`: bytes of each tree's slice; without, it is empty and takes the latency."""
+        self._passage, self._edges, self._slices = passage, passage.edges, slices
+        links = passage.topology.links
+        self._capacity = np.array([*(link.bytes_per_s or math.inf for link in links), math.inf])
+        first, rest = np.full(len(links) + 1, math.inf), np.full(len(links) + 1, math.inf)
+        at_root, below_root = np.zeros(passage.num_trees), np.zeros(passage.num_trees)
+        up, down = passage.up, passage.down
+        if up is not None:
+            up_s = self._hops(up, passage.by_height)
+            self._note(first, up, self._fold(up_s, at_root))
+        if down is None and slices is None:
+            self._hand_down(self._hops(None, passage.by_depth), at_root, below_root)
+        if down is not None:
+            down_s = self._hops(down, passage.by_depth)
+            begin, left = self._hand_down(down_s, at_root, below_root)
+            self._note(first, down, begin)
+            self._note(rest, down, left)
+        if up is not None:
+            self._note(rest, up, self._after(up_s, below_root))
+        self.of_tree_s = at_root + below_root
+        self.longest_s = float(self.of_tree_s.max()) if passage.num_trees else 0.0
+        self.idle_s = np.where(np.isfinite(first + rest), first + rest, 0.0)[:-1]
+
+    def _hops(self, routes: Ints | None, levels: list[Ints]) -> Floats:
+        """Seconds of each edge's hop, where the slices of a level that cross a link share it."""
+        if self._slices is None or routes is None:
+            return self._passage.topology.latencies_s(self._edges.child, self._edges.parent)
+        seconds = np.zeros(len(routes))
+        for members in levels:
+            crossed = routes[members]
+            each = np.repeat((self._slices[self._edges.tree] * self._passage.left)[members], crossed.shape[1])
+            passing = np.bincount(crossed.ravel(), each, minlength=len(self._capacity))
+            seconds[members] = (passing / self._capacity)[crossed].max(axis=1)
+        return seconds
+
+    def _fold(self, up_s: Floats, at_root: Floats) -> Floats:
+        """When each edge's child has all that is below it; fills in when each root has everything."""
+        ready = np.zeros(len(up_s))
+        for members in self._passage.by_height:
+            above, done = self._edges.above[members], ready[members] + up_s[members]
+            np.maximum.at(ready, above[above >= 0], done[above >= 0])
+            np.maximum.at(at_root, self._edges.tree[members[above < 0]], done[above < 0])
+        return ready
+
+    def _hand_down(self, down_s: Floats, at_root: Floats, below_root: Floats) -> tuple[Floats, Floats]:
+        """When each edge's parent has the result, and what is left to do below its child; fills in what roots need."""
+        begin, left = np.zeros(len(down_s)), np.zeros(len(down_s))
+        for members in self._passage.by_depth:
+            above = self._edges.above[members]
+            begin[members] = np.where(above < 0, at_root[self._edges.tree[members]], begin[above] + down_s[above])
+        for members in reversed(self._passage.by_depth):
+            above, more = self._edges.above[members], left[members] + down_s[members]
+            np.maximum.at(left, above[above >= 0], more[above >= 0])
+            np.maximum.at(below_root, self._edges.tree[members[above < 0]], more[above < 0])
+        return begin, left
+
+    def _after(self, up_s: Floats, below_root: Floats) -> Floats:
+        """What is left to do after a slice has crossed an edge on its way up."""
+        after = np.zeros(len(up_s))
+        for members in self._passage.by_depth:
+            above = self._edges.above[members]
+            after[members] = np.where(above < 0, below_root[self._edges.tree[members]], after[above] + up_s[above])
+        return after
+
+    def _note(self, least: Floats, routes: Ints, seconds: Floats) -> None:
+        """Keep the least seconds of any edge that crosses a link."""
+        np.minimum.at(least, routes.ravel(), np.repeat(seconds, routes.shape[1]))
+
+
+def bound_s(topology: Topology, collective: Collective, num_bytes: int, root: int | None = None) -> float | None:
+    """Seconds below which no forest can be, from the bytes that must leave and enter each host and each site.
+
+    Take hosts (or sites) i with m_i of the n ranks, up_i and down_i in bytes per second, H of them, N bytes. Ranks of
+    one host are treated as one, which only lowers the bound; so does leaving out sites, pairs and latency.
+
+        collective      must leave host i     must enter host i    together at least
+        all_reduce      N                     N                    2 (H - 1) N
+        reduce          N, 0 at the root      N at the root        (H - 1) N
+        broadcast       N at the root         N, 0 at the root     (H - 1) N
+        reduce_scatter  N (n - m_i) / n       N m_i / n            (H - 1) N
+        all_gather      N m_i / n             N (n - m_i) / n      (H - 1) N
+        all_to_all      N m_i (n - m_i) / n   the same             the sum of these
+
+    The first two columns count what only host i knows or lacks. The third: to fold H contributions to one element takes
+    H - 1 transfers, to give a value to H - 1 others again H - 1 (Patarasuk and Yuan, "Bandwidth optimal all-reduce
+    algorithms for clusters of workstations", 2009). Each quantity is divided by the capacity that it must pass: up_i,
+    down_i, and for the third sum_i up_i and sum_i down_i. For an all-reduce with up_i = down_i = b_i that is
+    max(N / min_i b_i, 2 (H - 1) N / sum_i b_i), which the direct forest reaches for hosts behind one switch.
+
+    Returns None if all ranks share one host: no link is crossed.
+    """
+    if len(topology.hosts) == 1:
+        return None
+    by_host = [_Part(host.ranks, host.up_bytes_per_s, host.down_bytes_per_s) for host in topology.hosts]
+    by_site = [_site_part(topology, group) for group in topology.site_groups]
+    divisions = [by_host, by_site] if topology.sites and len(by_site) > 1 else [by_host]
+    return num_bytes * max(_division_bound(parts, collective, topology.size, root) for parts in divisions)
+
+
+class _Part(NamedTuple):
+    """A host or a site: its ranks and what passes its border, in bytes per second."""
+
+    ranks: tuple[int, ...]
+    up: float
+    down: float
+
+
+def _site_part(topology: Topology, group: tuple[int, ...]) -> _Part:
+    border = topology.site_of(group[0]) or topology.hosts[group[0]]
+    ranks = tuple(rank for index in group for rank in topology.hosts[index].ranks)
+    return _Part(ranks, border.up_bytes_per_s, border.down_bytes_per_s)
+
+
+def _division_bound(parts: list[_Part], collective: Collective, size: int, root: int | None) -> float:
+    """The table of `bound_s` for N = 1: seconds per byte."""
+    seconds, least_total = 0.0, 0.0
+    for part in parts:
+        inside, outside, at_root = len(part.ranks) / size, 1 - len(part.ranks) / size, root in part.ranks
+        leave, enter = {
+            "all_reduce": (1.0, 1.0),
+            "reduce": (float(not at_root), float(at_root)),
+            "broadcast": (float(at_root), float(not at_root)),
+            "reduce_scatter": (outside, inside),
+            "all_gather": (inside, outside),
+            "all_to_all": (len(part.ranks) * outside, len(part.ranks) * outside),
+        }[collective]
+        seconds = max(seconds, leave / part.up, enter / part.down)
+        least_total += leave
+    if collective != "all_to_all":
+        least_total = (2.0 if collective == "all_reduce" else 1.0) * (len(parts) - 1)
+    capacity = min(sum(part.up for part in parts), sum(part.down for part in parts))
+    return max(seconds, least_total / capacity)

@@ -1,0 +1,274 @@
+"""Shares by linear program (HiGHS), and better trees by its prices.
+
+Shares, here for a message of one byte:
+
+    minimise    T
+    subject to  sum_t share_t load(t, l) <= capacity_l T     for each link l
+                the shares of each chunk's trees add up to 1 / (number of chunks)
+                share_t >= 0
+
+and, among its many optima, the most even shares and the shallowest trees: two small terms in the objective.
+
+Trees: the program's dual values are prices of links, at least 0, with sum 1. Whatever the prices, any forest's busiest
+link takes no less than the links' mean weighted by them:
+
+    T >= sum_l price_l busy_l = sum_t share_t cost_t >= cost of the cheapest tree
+
+where an edge of a tree costs what its bytes pay on its route, price_l / capacity_l for each link. So the cheapest tree
+under the prices, a spanning arborescence of least weight, is what would improve the forest most, and its cost is a
+bound that no forest goes below. `grow` adds cheapest trees until the two meet (column generation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linprog
+from scipy.sparse import block_array, coo_array, csr_array, diags_array, eye_array
+
+from collectives.planning.cost import Passage, left_between
+from collectives.schedule.algorithms.spanning import over_hosts
+from collectives.schedule.op import Collective
+from collectives.schedule.specification import SPECIFICATIONS, Specification
+from collectives.schedule.tree import Tree
+from collectives.topology import Topology
+
+EVEN, SHALLOW = 1e-3, 3e-3  # weights of the small terms, where T with equal shares is 1
+LEAST_SHARE = 0.01  # of an equal share; less is not worth a tree's messages
+SHARE_DIGITS = 6
+PRICE_DIGITS = 9  # what machines may differ by in the last bits must not choose trees
+GAP = 1.003  # between the forest and the bound, at which growing ends
+MOST_GROWN_HOSTS, MOST_ROUNDS = 32, 60
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Trees with planned shares: those that got one, and the link that limits them, as a position in `links`."""
+
+    trees: tuple[Tree, ...]
+    shares: tuple[float, ...]
+    bottleneck: int
+
+
+def share_out(topology: Topology, collective: Collective, trees: Sequence[Tree], passage: Passage) -> Shared | None:
+    """The best shares of these trees; None if there is nothing to choose or a chunk has no way through."""
+    chunk = chunks_of(collective, trees)
+    if max(chunk) + 1 == len(trees):
+        return None
+    busy, dead = _busy(topology, passage.loads)
+    latencies = passage.latencies_s
+    unit = _unit(busy)
+    links, count = busy.shape
+    column = coo_array((np.ones(links), (range(links), [0] * links)), shape=(links, 1))
+    ones = coo_array((np.ones(count), (range(count), [0] * count)), shape=(count, 1))
+    rows = block_array([[busy / unit, -column, None], [eye_array(count), None, -ones]], format="csr")
+    found = linprog(
+        c=np.concatenate([SHALLOW * latencies / (latencies.max() or 1.0), [1.0, EVEN]]),
+        A_ub=rows,
+        b_ub=np.zeros(links + count),
+        A_eq=_chunk_rows(chunk, 2),
+        b_eq=np.full(max(chunk) + 1, 1 / (max(chunk) + 1)),
+        bounds=[(0, 0 if tree in dead else 1) for tree in range(count)] + [(0, None), (0, 1)],
+        method="highs",
+    )
+    if not found.success:
+        return None
+    shares = _rounded(found.x[:count], chunk)
+    kept = [i for i, share in enumerate(shares) if share > 0]
+    bottleneck = int(np.argmax(np.round(-found.ineqlin.marginals[:links], 6)))
+    return Shared(tuple(trees[i] for i in kept), tuple(shares[i] for i in kept), bottleneck)
+
+
+def grow(
+    topology: Topology, collective: Collective, root: int | None, trees: Sequence[Tree], codec: str = "none"
+) -> tuple[list[Tree], float]:
+    """Add trees until none would help.
+
+    Args:
+        trees: to begin with.
+
+    Returns:
+        Trees that are worth a share beside the first ones, and a bound in seconds per byte that no forest goes below;
+        none and 0 where the topology is too large for it, or a chunk has no way through.
+    """
+    if len(topology.hosts) > MOST_GROWN_HOSTS or SPECIFICATIONS[collective].pairwise:
+        return [], 0.0
+    grown, bound, known = list(trees), 0.0, set(trees)
+    for turn in range(MOST_ROUNDS):
+        solved = _prices(topology, collective, grown, codec)
+        if solved is None:
+            return [], 0.0
+        taken, prices, shares = solved
+        cheapest, cost = _cheapest(topology, collective, root, prices, turn, codec)
+        bound = max(bound, cost)
+        new = [tree for tree in cheapest if tree not in known]
+        if taken <= GAP * bound or not new:
+            break
+        known.update(new)
+        grown += new
+    first = set(trees)
+    return [tree for tree, share in zip(grown, shares, strict=False) if share > 0 and tree not in first], bound
+
+
+def _prices(
+    topology: Topology, collective: Collective, trees: Sequence[Tree], codec: str
+) -> tuple[float, Floats, Floats] | None:
+    """The program without its small terms: T in seconds per byte, the links' prices, the shares."""
+    chunk = chunks_of(collective, trees)
+    busy, dead = _busy(topology, Passage(topology, collective, trees, codec).loads)
+    unit = _unit(busy)
+    links, count = busy.shape
+    column = coo_array((np.ones(links), (range(links), [0] * links)), shape=(links, 1))
+    found = linprog(
+        c=np.concatenate([np.zeros(count), [1.0]]),
+        A_ub=block_array([[busy / unit, -column]], format="csr"),
+        b_ub=np.zeros(links),
+        A_eq=_chunk_rows(chunk, 1),
+        b_eq=np.full(max(chunk) + 1, 1 / (max(chunk) + 1)),
+        bounds=[(0, 0 if tree in dead else 1) for tree in range(count)] + [(0, None)],
+        method="highs",
+    )
+    if not found.success:
+        return None
+    prices = np.round(np.maximum(-found.ineqlin.marginals, 0.0), PRICE_DIGITS)
+    return float(found.x[-1] * unit), prices / prices.sum(), found.x[:count]
+
+
+def _cheapest(
+    topology: Topology, collective: Collective, root: int | None, prices: Floats, turn: int, codec: str
+) -> tuple[list[Tree], float]:
+    """The cheapest tree of each chunk under the prices, and what they cost in all: a bound, in seconds per byte."""
+    spec, hosts = SPECIFICATIONS[collective], topology.hosts
+    weights, memory = _weights(topology, spec, prices, codec)
+    near = weights.argmin(axis=1)
+    nearest = weights[np.arange(len(hosts)), near] if len(hosts) > 1 else memory
+    hang = {host: int(near[host]) for host in range(len(hosts)) if memory[host] > nearest[host]}
+    others = np.array([len(host.ranks) - 1 for host in hosts])
+    below = float((others * np.minimum(memory, nearest)).sum())
+    if root is not None:
+        heads = [root]
+    elif spec.chunked:
+        heads = list(range(topology.size))
+    else:
+        heads = [hosts[turn % len(hosts)].ranks[0]]
+    trees, cost = [], 0.0
+    at_host: dict[int, dict[int, int]] = {}
+    for head in heads:
+        home = topology.host_index(head)
+        if home not in at_host:
+            at_host[home] = cheapest_arborescence(weights, home)
+        above = at_host[home]
+        trees.append(over_hosts(topology, above, head, turn, hang))
+        cost += (below + sum(float(weights[child, parent]) for child, parent in above.items())) / len(heads)
+    return trees, cost
+
+
+def _weights(topology: Topology, spec: Specification, prices: Floats, codec: str) -> tuple[Floats, Floats]:
+    """What a byte of the message pays between a child host (row) and its parent (column), and within each host."""
+    first = np.array([host.ranks[0] for host in topology.hosts])
+    rates = np.array([link.bytes_per_s for link in topology.links])
+    paid = np.full(len(rates) + 1, np.inf)  # of a link that is dead
+    paid[:-1][rates > 0] = prices[rates > 0] / rates[rates > 0]
+    paid[-1] = 0.0
+    children, parents = (ranks.ravel() for ranks in np.meshgrid(first, first, indexing="ij"))
+    weights = np.zeros(len(children))
+    if spec.up:
+        weights += paid[topology.routes(children, parents)].sum(axis=1)
+    if spec.down:
+        weights += paid[topology.routes(parents, children)].sum(axis=1)
+    square = weights.reshape(len(first), len(first)) * left_between(topology, codec)
+    memory = square.diagonal().copy()
+    np.fill_diagonal(square, np.inf)
+    return square, memory
+
+
+def cheapest_arborescence(weights: Floats, root: int) -> dict[int, int]:
+    """Each node's parent in the tree of least weight in which every way leads to the root (Chu, Liu and Edmonds).
+
+    Args:
+        weights: from child (row) to parent (column); infinite where there is no edge.
+    """
+    parents = {node: int(weights[node].argmin()) for node in range(len(weights)) if node != root}
+    cycle = _cycle(parents)
+    if not cycle:
+        return parents
+    # The cycle becomes one node, the last. Its way out replaces one of its own edges, so it pays the difference.
+    outside = [node for node in range(len(weights)) if node not in cycle]
+    into = weights[np.ix_(outside, cycle)]
+    saved = np.array([weights[node, parents[node]] for node in cycle])
+    out_of = weights[np.ix_(cycle, outside)] - saved[:, None]
+    size = len(outside) + 1
+    contracted = np.full((size, size), np.inf)
+    contracted[:-1, :-1] = weights[np.ix_(outside, outside)]
+    contracted[:-1, -1], contracted[-1, :-1] = into.min(axis=1), out_of.min(axis=0)
+    found = {node: parents[node] for node in cycle}
+    for child, parent in cheapest_arborescence(contracted, outside.index(root)).items():
+        if child == size - 1:
+            found[cycle[int(out_of[:, parent].argmin())]] = outside[parent]
+        else:
+            found[outside[child]] = cycle[int(into[child].argmin())] if parent == size - 1 else outside[parent]
+    return found
+
+
+def _cycle(parents: dict[int, int]) -> list[int]:
+    """A cycle that following the parents leads into; [] if every way ends."""
+    done: set[int] = set()
+    for start in parents:
+        way: list[int] = []
+        node = start
+        while node in parents and node not in done:
+            if node in way:
+                return way[way.index(node) :]
+            way.append(node)
+            node = parents[node]
+        done.update(way)
+    return []
+
+
+def chunks_of(collective: Collective, trees: Sequence[Tree]) -> list[int]:
+    """For each tree the number of its chunk, from 0 in order of appearance."""
+    spec, numbers = SPECIFICATIONS[collective], dict[tuple[int, ...], int]()
+    return [numbers.setdefault(spec.chunk_of(tree) if spec.chunked else (), len(numbers)) for tree in trees]
+
+
+def _busy(topology: Topology, loads: Any) -> tuple[Any, set[int]]:
+    """Seconds per byte of each link (row) by each tree, and the trees that cross a link without capacity."""
+    rates = np.array([link.bytes_per_s for link in topology.links])
+    per_rate = np.divide(1.0, rates, out=np.zeros(len(rates)), where=rates > 0)
+    dead = np.asarray(loads.T @ (rates == 0).astype(np.float64)) > 0
+    return csr_array(diags_array(per_rate) @ loads), set(np.flatnonzero(dead).tolist())
+
+
+def _unit(busy: Any) -> float:
+    """T with equal shares, in seconds per byte."""
+    return float(np.asarray(busy.mean(axis=1)).max()) or 1.0
+
+
+def _chunk_rows(chunk: Sequence[int], others: int) -> Any:
+    """One row for each chunk, which sums its trees' shares; `others` variables follow the shares."""
+    return coo_array(
+        (np.ones(len(chunk)), (chunk, range(len(chunk)))), shape=(max(chunk) + 1, len(chunk) + others)
+    ).tocsr()
+
+
+def _rounded(shares: Floats, chunk: Sequence[int]) -> list[float]:
+    """Shares without crumbs and float noise; each chunk's still add up to 1 / (number of chunks)."""
+    members: dict[int, list[int]] = {}
+    for tree, number in enumerate(chunk):
+        members.setdefault(number, []).append(tree)
+    rounded = [0.0] * len(chunk)
+    for trees in members.values():
+        total = 1 / len(members)
+        kept = [tree for tree in trees if shares[tree] >= LEAST_SHARE * total / len(trees)]
+        kept_total = sum(float(shares[tree]) for tree in kept)
+        for tree in kept:
+            rounded[tree] = round(total * float(shares[tree]) / kept_total, SHARE_DIGITS)
+        largest = max(kept, key=lambda tree: (rounded[tree], -tree))
+        rounded[largest] = total - sum(rounded[tree] for tree in kept if tree != largest)
+    return rounded

@@ -1,0 +1,184 @@
+"""Chooses the forest: which trees, and which share of the message each gets.
+
+Every algorithm is an option with equal shares and with shares by linear program (`shares.py`). Where none comes near
+the bound, so are all algorithms' trees together with those that the program's prices ask for ("mixed"); that also
+yields a bound for topologies of which `cost.bound_s` knows too little. The plainest option whose predicted seconds are
+within NEAR of the best wins: equal links give the direct forest with equal shares. Small messages get few messages and
+hops by the same comparison, because `cost` counts those.
+
+Ranks plan for themselves and must agree: nothing here is random, shares are rounded, and the forest depends on the size
+class, not on the exact size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from collectives.errors import PlanError
+from collectives.planning.cost import Cost, Passage, bound_s, cost
+from collectives.planning.linear_program import grow, share_out
+from collectives.planning.plan import Plan, size_class
+from collectives.schedule.algorithms import candidates
+from collectives.schedule.codec import codec_of
+from collectives.schedule.forest import Forest
+from collectives.schedule.op import Collective
+from collectives.schedule.specification import SPECIFICATIONS
+from collectives.schedule.tree import Tree
+from collectives.schedule.verify import verify
+from collectives.topology import Topology
+
+NEAR = 1.01
+SHORT_CLASS, NEAR_IF_SHORT = 7, 1.1  # up to 16 KiB
+
+
+@dataclass(frozen=True)
+class Option:
+    """A forest that could be chosen.
+
+    Attributes:
+        algorithm: its name, with "planned shares" if the shares came from the linear program.
+        cost: what it takes.
+        bottleneck: name of the link that limits it; None if it crosses no link.
+    """
+
+    algorithm: str
+    forest: Forest
+    cost: Cost
+    bottleneck: str | None
+
+
+def plan(
+    topology: Topology, collective: Collective, num_bytes: int, root: int | None = None, codec: str = "none"
+) -> Plan:
+    """The plan for one message; the costly part is cached for each topology, collective, root and codec.
+
+    Args:
+        num_bytes: size as nccl-tests counts it: the larger of what goes into a rank and what comes out.
+        root: rank that has (broadcast) or gets (reduce) the message; None for other collectives.
+        codec: what carries the message, which is float32 then, over network links.
+
+    Raises:
+        UsageError: there is no such codec.
+        PlanError: a root where none belongs, none where one does, or ranks that no algorithm can join.
+    """
+    if SPECIFICATIONS[collective].rooted != (root is not None) or not 0 <= (root or 0) < topology.size:
+        raise PlanError(f"{collective} of {topology.size} ranks: got root {root}")
+    kind, asked = size_class(num_bytes), codec_of(codec)
+    if len(topology.hosts) == 1 or (asked.narrow_only and not topology.narrow_between.any()):
+        codec = "none"
+    chosen, options, bound = _choice(topology, collective, kind, root, codec)
+    return Plan(
+        topology=topology,
+        collective=collective,
+        num_bytes=num_bytes,
+        size_class=kind,
+        forest=chosen.forest,
+        algorithm=chosen.algorithm,
+        predicted_s=chosen.cost.seconds(num_bytes),
+        bound_s=None if bound is None else bound * num_bytes,
+        bottleneck=chosen.bottleneck,
+        options=tuple((option.algorithm, option.cost.seconds(num_bytes)) for option in options),
+        codec=codec,
+    )
+
+
+def with_codec(made: Plan, codec: str) -> Plan:
+    """The plan for the same float32 message with network links that carry it by a codec; see `schedule/codec.py`.
+
+    Raises:
+        UsageError: there is no such codec.
+    """
+    return plan(made.topology, made.collective, made.num_bytes, made.forest.root, codec)
+
+
+@lru_cache(maxsize=128)
+def _choice(
+    topology: Topology, collective: Collective, kind: int, root: int | None, codec: str
+) -> tuple[Option, tuple[Option, ...], float | None]:
+    """The option to take, all of them, and the bound in seconds per byte."""
+    if codec_of(codec).ratio != 1 and not codec_of(codec).narrow_only:
+        # The same forest as without it: one that has become the fastest now may be deeper, and round more often.
+        plain, others, bound = _choice(topology, collective, kind, root, "none")
+        coded = tuple(replace(option, cost=cost(topology, option.forest, codec)) for option in others)
+        return coded[others.index(plain)], coded, None if bound is None else bound / codec_of(codec).ratio
+    options, bound = _options(topology, collective, root, codec)
+    seconds = [option.cost.seconds(4**kind) for option in options]
+    if not np.isfinite(min(seconds)):
+        dead = [link.name for link in topology.links if not link.bytes_per_s]
+        more = f" and {len(dead) - 3} more" if len(dead) > 3 else ""
+        raise PlanError(
+            f"{collective} of {topology.size} ranks: no algorithm joins them without crossing "
+            f"{', '.join(dead[:3])}{more}"
+        )
+    chosen = _plainest(options, seconds, kind)
+    verify(chosen.forest)
+    return chosen, options, bound
+
+
+def _plainest(options: tuple[Option, ...], seconds: list[float], kind: int) -> Option:
+    """The first of those that are as good as the best; of short messages the one with the fewest messages, since
+    latencies are not known to a tenth."""
+    if kind <= SHORT_CLASS:
+        good = [each for each, taken in zip(options, seconds, strict=True) if taken <= NEAR_IF_SHORT * min(seconds)]
+        return min(good, key=lambda option: option.cost.messages_s)
+    return next(each for each, taken in zip(options, seconds, strict=True) if taken <= NEAR * min(seconds))
+
+
+@lru_cache(maxsize=64)
+def _options(
+    topology: Topology, collective: Collective, root: int | None, codec: str
+) -> tuple[tuple[Option, ...], float | None]:
+    """Everything to compare, the plainest first, and the bound in seconds per byte."""
+    offered = candidates(topology, collective, root)
+    options: list[Option] = []
+    for name, trees in offered.items():
+        forest = Forest(collective, topology.size, root, tuple(trees), (1 / len(trees),) * len(trees))
+        passage = Passage(topology, collective, trees, codec)
+        taken = cost(topology, forest, codec, passage=passage)
+        options.append(Option(name, forest, taken, _busiest(topology, taken)))
+        options += _planned(name, topology, collective, root, trees, passage, codec)
+    bound = bound_s(topology, collective, 1, root)
+    if bound is not None:
+        bound /= codec_of(codec).ratio  # as if all links had it
+    if min(option.cost.s_per_byte for option in options) > NEAR * (bound or 0.0):
+        trees = list(dict.fromkeys(tree for trees in offered.values() for tree in trees))
+        grown, better_bound = grow(topology, collective, root, trees, codec)
+        if len(offered) > 1 or grown:
+            trees += grown
+            passage = Passage(topology, collective, trees, codec)
+            options += _planned("mixed", topology, collective, root, trees, passage, codec)
+        if SPECIFICATIONS[collective].pairwise:
+            better_bound = options[0].cost.s_per_byte  # it has no other forest
+        if bound is not None and better_bound < math.inf:
+            bound = max(bound, better_bound)
+    return tuple(options), bound
+
+
+def _busiest(topology: Topology, taken: Cost) -> str | None:
+    """Name of the first link that is as busy as any, float noise aside."""
+    if not taken.s_per_byte:
+        return None
+    least = taken.s_per_byte * (1 - 1e-9)
+    return next(link.name for link, busy in zip(topology.links, taken.busy_s_per_byte, strict=True) if busy >= least)
+
+
+def _planned(
+    name: str,
+    topology: Topology,
+    collective: Collective,
+    root: int | None,
+    trees: list[Tree],
+    passage: Passage,
+    codec: str,
+) -> list[Option]:
+    """The trees with shares by linear program; [] if there is nothing to choose or a chunk has no way through."""
+    shared = share_out(topology, collective, trees, passage)
+    if shared is None:
+        return []
+    forest = Forest(collective, topology.size, root, shared.trees, shared.shares)
+    taken = cost(topology, forest, codec)
+    return [Option(f"{name}, planned shares", forest, taken, topology.links[shared.bottleneck].name)]

@@ -1,0 +1,33 @@
+"""Binary: two binary trees over the hosts. Each host is an inner node in at most one of them.
+
+An inner node sends three times what its tree carries (once to its parent, twice to its children) and a leaf once. With
+half of the message on each tree that makes twice the message for every host, nearly as little as in a ring, on a way
+that grows with the logarithm of the number of hosts and with two trees' messages. This is for large groups.
+"""
+
+from __future__ import annotations
+
+from collectives.schedule.algorithms.spanning import over_hosts
+from collectives.schedule.op import Collective
+from collectives.schedule.tree import Tree
+from collectives.topology import Topology
+
+
+def binary(topology: Topology, collective: Collective, root: int | None = None) -> list[Tree]:
+    """Two heaps over the hosts, in their order and from the last to the first; a root comes first in both.
+
+    Empty for collectives whose trees carry chunks: each chunk has its own root, so two trees cannot do.
+    """
+    count = len(topology.hosts)
+    if collective in ("reduce_scatter", "all_gather") or count < 4:
+        return []
+    order = list(range(count))
+    trees = []
+    for turn, hosts in enumerate((order, order[::-1])):
+        if root is not None:
+            hosts.remove(topology.host_index(root))
+            hosts.insert(0, topology.host_index(root))
+        above = {hosts[i]: hosts[(i - 1) // 2] for i in range(1, count)}
+        head = topology.hosts[hosts[0]].ranks[0] if root is None else root
+        trees.append(over_hosts(topology, above, head, turn))
+    return trees

@@ -1,0 +1,22 @@
+"""Shallow: one levelled star for small messages, where the number of messages and hops counts, not the bandwidth."""
+
+from __future__ import annotations
+
+from collectives.schedule.algorithms.hierarchical import levelled
+from collectives.schedule.op import Collective
+from collectives.schedule.tree import Tree
+from collectives.topology import Topology
+
+
+def shallow(topology: Topology, collective: Collective, root: int | None = None) -> list[Tree]:
+    """One levelled star around the root, or else around the first rank of the host with the best links.
+
+    Empty for collectives whose trees carry chunks: each chunk has its own root, so one tree cannot do.
+    """
+    if collective in ("reduce_scatter", "all_gather"):
+        return []
+    if root is None:
+        root = max(
+            topology.hosts, key=lambda h: (-h.latency_s, min(h.up_bytes_per_s, h.down_bytes_per_s), -h.ranks[0])
+        ).ranks[0]
+    return [levelled(topology, root, turn=0)]

@@ -1,0 +1,99 @@
+"""How gradients were packed into buckets, and the first step after a restart packed the same way.
+
+DDP packs its buckets by the order of the parameters at first and by the order of the gradients from the second step on.
+A codec's rounding depends on what lies beside what, so a restarted process would compute other bits in its first step.
+That one step is held back until all gradients are there, and travels in the buckets of the saved state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from collectives.errors import UsageError
+from collectives.training.error_feedback import Bucket
+
+Future = torch.futures.Future
+Reduce = Callable[[Bucket], "Future[Tensor]"]
+
+
+class Layout:
+    """The buckets of the last step, by parameter names.
+
+    Args:
+        names: of the model's parameters.
+    """
+
+    def __init__(self, names: Mapping[Tensor, str]) -> None:
+        self._names = names
+        self._parameters = {name: parameter for parameter, name in names.items()}
+        self._buckets: list[list[str]] = []
+        self._num_bytes: list[int] = []
+        self._saved: list[list[str]] | None = None
+        self._held: list[tuple[Bucket, Future[None]]] = []
+
+    def reduce(self, bucket: Bucket, reduce: Reduce) -> Future[Tensor]:
+        """Reduce a bucket of DDP's; after a restart, once the last one is there, all of them in the saved buckets."""
+        if bucket.index == 0:
+            self._buckets, self._num_bytes, self._held = [], [], []
+        names = [self._names[parameter] for parameter in bucket.parameters]
+        if self._saved is None or (not self._held and self._saved[bucket.index : bucket.index + 1] == [names]):
+            self._buckets.append(names)
+            self._num_bytes.append(bucket.flat.nbytes)
+            if bucket.is_last:
+                self._saved = None
+            return reduce(bucket)
+        promise: Future[None] = Future()
+        self._held.append((bucket, promise))
+        if bucket.is_last:
+            self._reduce_held(self._saved[len(self._buckets) :], reduce)
+            self._saved = None
+        return promise.then(lambda _: bucket.flat)
+
+    def _reduce_held(self, saved: Sequence[list[str]], reduce: Reduce) -> None:
+        """Repack what was held, reduce it, and bring it back. What goes wrong is raised here, in the backward pass."""
+        gradients = {
+            self._names[parameter]: gradient
+            for bucket, _ in self._held
+            for parameter, gradient in zip(bucket.parameters, bucket.split(bucket.flat), strict=True)
+        }
+        first = len(self._buckets)
+        repacked = []
+        for index, names in enumerate(saved, start=first):
+            flat = torch.cat([gradients[name].reshape(-1) for name in names])
+            parameters = [self._parameters[name] for name in names]
+            repacked.append(Bucket(index, index + 1 == first + len(saved), parameters, flat))
+        for bucket, future in [(bucket, reduce(bucket)) for bucket in repacked]:
+            future.wait()
+            for parameter, gradient in zip(bucket.parameters, bucket.split(bucket.flat), strict=True):
+                gradients[self._names[parameter]].copy_(gradient)
+            self._buckets.append([self._names[parameter] for parameter in bucket.parameters])
+            self._num_bytes.append(bucket.flat.nbytes)
+        for _, promise in self._held:
+            promise.set_result(None)
+
+    def bucket_bytes(self) -> list[int]:
+        """Sizes of the last step's buckets in bytes."""
+        return list(self._num_bytes)
+
+    def state_dict(self) -> list[list[str]]:
+        """The parameters' names in each bucket of the last step."""
+        return [list(names) for names in self._buckets]
+
+    def load_state_dict(self, state: Any) -> None:
+        """Have the next step travel in these buckets.
+
+        Raises:
+            UsageError: they are not this model's.
+        """
+        saved = sorted(name for names in state for name in names)
+        known = sorted(name for name, parameter in self._parameters.items() if parameter.requires_grad)
+        if state and saved != known:
+            raise UsageError(
+                f"load_state_dict: the state's buckets hold {len(saved)} parameters that are not the {len(known)} that "
+                "this model trains"
+            )
+        self._saved = [list(names) for names in state] or None

@@ -1,0 +1,36 @@
+"""Buckets as large as the links ask for: no larger, so that communication begins early and ends soon after backward."""
+
+from __future__ import annotations
+
+from collectives.backend.process_group import NarrowgaugeGroup, native_group
+
+GOOD_SHARE = 0.95
+SMALLEST_BYTES, LARGEST_BYTES = 2**16, 2**28
+
+
+def bucket_mb(group: object = None) -> float:
+    """DDP's `bucket_cap_mb` for a group: the smallest message whose all-reduce reaches 95 % of the long message's rate.
+
+    The rates are the plan's prediction for the links, N / predicted seconds of N bytes, the long message 256 MiB:
+
+        model = DistributedDataParallel(model, bucket_cap_mb=collectives.bucket_mb())
+
+    Args:
+        group: a group of backend narrowgauge; None takes the default one.
+
+    Returns:
+        MiB, from 1/16 to 256: a power of 2. The same on all ranks.
+
+    Raises:
+        UsageError: the group is not ours, or runs on Gloo.
+    """
+    chosen = native_group(group, "a bucket size by its plan")
+    wanted = GOOD_SHARE * _bytes_per_s(chosen, LARGEST_BYTES)
+    num_bytes = SMALLEST_BYTES
+    while num_bytes < LARGEST_BYTES and _bytes_per_s(chosen, num_bytes) < wanted:
+        num_bytes *= 2
+    return num_bytes / 2**20
+
+
+def _bytes_per_s(group: NarrowgaugeGroup, num_bytes: int) -> float:
+    return num_bytes / group.plan("all_reduce", num_bytes).predicted_s

@@ -1,0 +1,276 @@
+"""`collectives.attach`: DDP's gradients through our engine, with a codec and with weights.
+
+    DDP's reducer, a bucket is ready
+      -> Attached._bucket_ready        scaled by this rank's weight               weights.py
+        -> Attached._reduce            averaged: as it is, coded or low-rank      process_group.py, low_rank.py
+          -> a future for the reducer  which waits for all of them after backward
+
+A hook only starts things, so backward goes on meanwhile. What goes wrong in an op comes out of its future, and with it
+out of `backward()`, as a RuntimeError with our message.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import warnings
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from collectives import options
+from collectives.backend.c10d import c10d, dist
+from collectives.backend.process_group import NarrowgaugeGroup
+from collectives.errors import UsageError
+from collectives.options import CODECS
+from collectives.planning.planner import with_codec
+from collectives.training import auto_codec
+from collectives.training.bucket_layout import Layout
+from collectives.training.error_feedback import Bucket, Residuals
+from collectives.training.low_rank import LowRank
+from collectives.training.sample_weights import Weights
+from collectives.training.step_timer import StepTimer
+
+logger = logging.getLogger(__name__)
+
+MEASURED_STEPS = 4  # before codec auto chooses
+AGAIN_STEPS = 500  # until it chooses again: links and speeds change
+Future = torch.futures.Future
+
+_attached: weakref.WeakSet[Attached] = weakref.WeakSet()
+
+
+def attach(model: DistributedDataParallel, codec: str | None = None, weight: float | None = None) -> Attached:
+    """Have the gradients of a DDP model travel with a codec, averaged by the samples that each rank has.
+
+    Call it once, on all ranks with the same codec, after the model was wrapped and before its first backward.
+
+    Args:
+        model: wrapped by DistributedDataParallel over a group of backend narrowgauge, without another comm hook.
+        codec: "none": as they are. "bf16", "int8", "int4": float32 gradients are rounded where they cross a network
+            link, and what rounding took away is added the next time; others travel as they are. "narrow-bf16" and so
+            on: only where they cross a narrow link, see `Topology.is_narrow`. "low-rank": PowerSGD with rank 4. "auto":
+            the first steps travel as they are; then the mildest of all those but low-rank whose predicted
+            communication takes no longer than backward, and every 500 steps it chooses again. None takes the options'
+            codec, `collectives: {codec: ...}` of a job file.
+        weight: this rank's samples; see `set_weight`. None: all ranks count alike until `set_weight` is called.
+
+    Returns:
+        A handle, which the model keeps alive: its weight, its state for checkpoints.
+
+    Raises:
+        UsageError: the model is no DDP model, not on our backend or has a hook; an unknown codec.
+
+    Warns:
+        RuntimeWarning: a codec that the group cannot use, because it runs on Gloo: gradients travel as they are.
+    """
+    chosen = options.current().codec if codec is None else codec
+    if chosen not in CODECS:
+        raise UsageError(f"attach got codec {chosen!r}; wanted one of {', '.join(CODECS)}")
+    if not isinstance(model, DistributedDataParallel):
+        raise UsageError(f"attach got a {type(model).__name__}; wanted a model wrapped by DistributedDataParallel")
+    group = model.process_group
+    if not isinstance(group, NarrowgaugeGroup):
+        raise UsageError(
+            f"attach: the model's process group is of backend {dist.get_backend(group)}; wanted narrowgauge: "
+            'dist.init_process_group("narrowgauge") before the model is wrapped'
+        )
+    if model._comm_hooks and isinstance(model._comm_hooks[0][1], Attached):
+        raise UsageError("attach: the model is attached already, and can be once")
+    if model._comm_hooks:
+        hook = getattr(model._comm_hooks[0][0], "__qualname__", model._comm_hooks[0][0])
+        raise UsageError(f"attach: the model has the comm hook {hook}, and DDP takes one; attach is one itself")
+    if group.engine is None and chosen not in ("none", "low-rank"):
+        warnings.warn(
+            f"attach: this group runs on Gloo, which has no codecs: codec {chosen} is not used and gradients travel as "
+            "they are",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        chosen = "none"
+    return Attached(model, group, chosen, weight)
+
+
+def set_weight(samples: float) -> None:
+    """Say how many samples this rank's gradients are the mean of, from the next backward on, for all attached models.
+
+    The gradient that all ranks get is sum_i w_i g_i / sum_i w_i: with the loss a mean over the rank's samples, the
+    gradient of the mean over all ranks' samples, whatever their shares. A rank without samples gives 0 and runs forward
+    and backward on any batch (the one before, or an empty one): nothing of it counts, not even NaN. With `no_sync`,
+    give the samples of all the passes that add up to one gradient, and make that gradient the mean over them: divide
+    each pass's summed loss by their number. All ranks use weights or none does.
+
+    Raises:
+        UsageError: no model is attached; samples are negative or no number.
+    """
+    if not _attached:
+        raise UsageError("set_weight: no model is attached in this process; call collectives.attach(model) first")
+    for each in _attached:
+        each.set_weight(samples)
+
+
+def measured_samples_per_s() -> float | None:
+    """Of the attached model that has computed most steps; None if none has been measured yet."""
+    measured = [each for each in _attached if each.samples_per_s is not None]
+    return max(measured, key=lambda each: each.steps).samples_per_s if measured else None
+
+
+class Attached:
+    """A DDP model whose gradients travel through us; made by `attach`.
+
+    Attributes:
+        codec: the one in force; "auto" until it has chosen.
+    """
+
+    def __init__(
+        self, model: DistributedDataParallel, group: NarrowgaugeGroup, codec: str, weight: float | None
+    ) -> None:
+        names: dict[Tensor, str] = {parameter: name for name, parameter in model.module.named_parameters()}
+        self.codec = codec
+        self._group = group
+        self._names = names
+        self._weights = Weights(group)
+        self._residuals = Residuals(names)
+        self._low_rank = LowRank(names, self._average)
+        self._layout = Layout(names)
+        self._timer = StepTimer()
+        self._is_auto, self._chooses_at = codec == "auto", MEASURED_STEPS
+        self._uncoded: set[torch.dtype] = set()
+        if weight is not None:
+            self.set_weight(weight)
+        model.module.register_forward_pre_hook(lambda module, _: self._forward_begins(module))
+        model.module.register_forward_hook(lambda module, *_: self._forward_ended(module))
+        # DDP refuses annotations that are not evaluated, and a lambda has none.
+        model.register_comm_hook(self, lambda attached, bucket: attached._bucket_ready(Bucket.of(bucket)))
+        _attached.add(self)
+
+    def set_weight(self, samples: float) -> None:
+        """`collectives.set_weight` for this model alone."""
+        self._weights.set(samples)
+
+    @property
+    def steps(self) -> int:
+        """Steps so far: backward passes that ended in communication."""
+        return self._timer.steps
+
+    @property
+    def samples_per_s(self) -> float | None:
+        """What this rank computes, forward and backward, median of the last 20 steps; None until two have been done.
+
+        Without weights: steps per second.
+        """
+        return self._timer.samples_per_s
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next steps depend on besides model and optimizer. It is this rank's own: save one for each rank."""
+        return {
+            "codec": self.codec,
+            "weights": self._weights.state_dict(),
+            "residuals": self._residuals.state_dict(),
+            "low_rank": self._low_rank.state_dict(),
+            "buckets": self._layout.state_dict(),
+            "until_choice": max(0, self._chooses_at - self._timer.steps),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave, on all ranks at the same step; the next steps are the same bit for bit.
+
+        That holds also in a new process, whose DDP packs its buckets otherwise in the first step: that step's gradients
+        are packed as they were when the state was saved.
+
+        Raises:
+            UsageError: the state is of another model or codec.
+        """
+        if self._is_auto and state["codec"] == "low-rank":
+            raise UsageError("load_state_dict: the state is of codec low-rank, which auto never takes")
+        if state["codec"] != self.codec and not self._is_auto:
+            raise UsageError(f"load_state_dict: the state is of codec {state['codec']}; this model has {self.codec}")
+        self._residuals.load_state_dict(state["residuals"])
+        self._low_rank.load_state_dict(state["low_rank"])
+        self._layout.load_state_dict(state["buckets"])
+        self._weights.load_state_dict(state["weights"])
+        self.codec = state["codec"]
+        # What the choice goes by has to be measured anew.
+        self._chooses_at = self._timer.steps + max(MEASURED_STEPS, state.get("until_choice", AGAIN_STEPS))
+
+    # One step
+
+    def _forward_begins(self, module: torch.nn.Module) -> None:
+        if module.training and torch.is_grad_enabled():
+            self._timer.forward_begins()
+
+    def _forward_ended(self, module: torch.nn.Module) -> None:
+        if module.training and torch.is_grad_enabled():
+            self._timer.forward_ended()
+
+    def _bucket_ready(self, bucket: Bucket) -> Future[Tensor]:
+        if bucket.index == 0:
+            self._begin_step()
+        if bucket.is_last:
+            self._timer.gradients_done(self._weights.weight)
+        self._weights.scale(bucket.flat)
+        return self._layout.reduce(bucket, self._reduce)
+
+    def _begin_step(self) -> None:
+        if self._is_auto and self._timer.steps >= self._chooses_at:
+            self.codec = self._choose_codec()
+            self._chooses_at = self._timer.steps + AGAIN_STEPS
+        self._weights.begin_step()
+        self._low_rank.begin_step()
+
+    def _reduce(self, bucket: Bucket) -> Future[Tensor]:
+        """Begin to average a bucket of scaled gradients."""
+        if self.codec in ("none", "auto") or not self._takes_codec(bucket.flat):
+            if self._is_auto and bucket.flat.dtype == torch.float32:
+                self._residuals.settle(bucket, "none")
+            future: Future[Any] = self._average(bucket.flat).get_future()
+        elif self.codec == "low-rank":
+            future = self._low_rank.reduce(bucket, self._residuals.vector(bucket, bucket.flat.device))
+        else:
+            assert self._group.engine is not None  # on Gloo there is no codec
+            self._residuals.settle(bucket, (self.codec, self._group.engine.topology))
+            residual = self._residuals.vector(bucket, torch.device("cpu"))
+            future = self._group.all_reduce_coded(bucket.flat, "avg", self.codec, residual).get_future()
+        if bucket.is_last:
+            self._low_rank.end_step()
+            self._residuals.end_step()
+        arrived: Future[Tensor] = future.then(functools.partial(self._arrived, bucket.flat))
+        return arrived
+
+    def _arrived(self, mean: Tensor, done: Future[Any]) -> Tensor:
+        done.value()  # raises what went wrong
+        self._weights.correct(mean)
+        return mean
+
+    def _average(self, flat: Tensor) -> Any:
+        asked = c10d.AllreduceOptions()
+        asked.reduceOp = dist.ReduceOp.AVG
+        asked.asyncOp = True
+        return self._group.allreduce([flat], asked)
+
+    def _takes_codec(self, flat: Tensor) -> bool:
+        if flat.dtype == torch.float32:
+            return True
+        if flat.dtype not in self._uncoded:
+            self._uncoded.add(flat.dtype)
+            logger.warning("codec %s is for float32; gradients of %s travel as they are", self.codec, flat.dtype)
+        return False
+
+    def _choose_codec(self) -> str:
+        """The same on all ranks: by the slowest rank's backward and by the plan; plans don't change between ops."""
+        slowest = torch.tensor([self._timer.backward_s or 0.0], dtype=torch.float64)
+        asked = c10d.AllreduceOptions()
+        asked.reduceOp = dist.ReduceOp.MAX
+        self._group.allreduce([slowest], asked).wait()
+        buckets = self._layout.bucket_bytes()
+        codecs = self._group.plan("all_reduce", max(buckets)).codecs
+        choice = auto_codec.choose(codecs, buckets, float(slowest), self._predicted_s)
+        logger.log(logging.INFO if self._group.rank() == 0 else logging.DEBUG, "%s", choice)
+        return choice.codec
+
+    def _predicted_s(self, num_bytes: int, codec: str) -> float:
+        return with_codec(self._group.plan("all_reduce", num_bytes), codec).predicted_s

@@ -1,0 +1,97 @@
+"""A mean of gradients weighted by the samples that each rank really had.
+
+    mean = sum_i w_i g_i / W        W = sum_i w_i
+
+W travels as an all-reduce of one number right ahead of the first bucket, and nobody waits for it: gradients are scaled
+by n w_i / W', where W' is the total of the step before, averaged over the n ranks, and multiplied by W' / W when they
+arrive, if that is not 1. So a codec's residual is in units of the rank's own gradient, and equal weights give the
+plain average bit for bit. Only the first step, which has no step before, waits for its total.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from collectives.backend.c10d import c10d, dist
+from collectives.errors import UsageError
+
+
+class Weights:
+    """This rank's weight, step by step, and the total over all ranks.
+
+    Args:
+        group: the process group of the model.
+    """
+
+    def __init__(self, group: Any) -> None:
+        self._group = group
+        self.weight: float | None = None
+        self.last_total: float | None = None
+        self._total: Tensor | None = None
+
+    def set(self, samples: float) -> None:
+        """The weight from the next backward pass on.
+
+        Raises:
+            UsageError: not a number of samples.
+        """
+        if not (math.isfinite(samples) and samples >= 0):
+            raise UsageError(f"set_weight got {samples!r}; wanted the number of samples of this rank, 0 or more")
+        self.weight = float(samples)
+
+    def begin_step(self) -> None:
+        """Begin to add up the weights, if there are any; called on all ranks ahead of the first bucket."""
+        if self.weight is None:
+            return
+        if self._total is not None and float(self._total) > 0:
+            self.last_total = float(self._total)
+        self._total = torch.tensor([self.weight], dtype=torch.float64)
+        options = c10d.AllreduceOptions()
+        options.reduceOp = dist.ReduceOp.SUM
+        options.asyncOp = True
+        adding = self._group.allreduce([self._total], options)
+        if self.last_total is None:
+            adding.wait()
+            self.last_total = _checked(self._total)
+
+    def scale(self, flat: Tensor) -> None:
+        """Bring this rank's gradients to n times their share of the mean. An empty rank's, maybe NaN, become 0."""
+        if self.weight is None or self.last_total is None:
+            return
+        if self.weight == 0:
+            flat.zero_()
+            return
+        factor = self._group.size() * self.weight / self.last_total
+        if factor != 1:
+            flat.mul_(factor)
+
+    def correct(self, mean: Tensor) -> None:
+        """Bring an averaged bucket of this step to the total of this step, which has arrived before it.
+
+        Raises:
+            UsageError: no rank has samples.
+        """
+        if self._total is None or self.last_total is None:
+            return
+        factor = self.last_total / _checked(self._total)
+        if factor != 1:
+            mean.mul_(factor)
+
+    def state_dict(self) -> dict[str, float | None]:
+        """The weight, and the total that the next step scales by."""
+        total = self.last_total if self._total is None or float(self._total) == 0 else float(self._total)
+        return {"weight": self.weight, "total": total}
+
+    def load_state_dict(self, state: dict[str, float | None]) -> None:
+        """Take over what `state_dict` gave."""
+        self.weight, self.last_total, self._total = state["weight"], state["total"], None
+
+
+def _checked(total: Tensor) -> float:
+    if float(total) == 0:
+        raise UsageError("no rank has samples in this step: all gave set_weight(0), so there is no mean gradient")
+    return float(total)

@@ -1,0 +1,1 @@
+"""Bytes between ranks: rendezvous, handshake, TCP, shared memory and control connections."""

@@ -1,0 +1,114 @@
+"""The last words of a rank to its peers, on control connections: an abort (why, whose fault) or a goodbye.
+
+A connection that ends without last words is a process that died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import select
+import socket
+import time
+from dataclasses import dataclass
+
+from collectives.transport.tcp import receive_frame, send_frame
+
+TEXT_LIMIT = 2000
+_FRAME_LIMIT = 16 * 1024
+_PATIENCE_S = 0.5
+_NO_ANSWER = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
+
+
+@dataclass(frozen=True)
+class Abort:
+    """Why a peer gave up: the name of its error's type, its words, and the rank at fault as far as it knew."""
+
+    kind: str
+    culprit: int | None
+    text: str
+
+
+class Farewells:
+    """Control connections by rank, and what has been heard on them.
+
+    Attributes:
+        aborted: by rank, the abort it sent.
+        left: ranks that said goodbye.
+        died: ranks whose connection ended without last words.
+        unreachable: by rank, what the kernel says of a host that does not answer.
+    """
+
+    def __init__(self, control: dict[int, socket.socket]) -> None:
+        self._control = control
+        self._said = False
+        self.aborted: dict[int, Abort] = {}
+        self.left: set[int] = set()
+        self.died: set[int] = set()
+        self.unreachable: dict[int, str] = {}
+
+    def say_goodbye(self) -> None:
+        self._say({"goodbye": True})
+
+    def say_abort(self, kind: str, culprit: int | None, text: str) -> None:
+        self._say({"kind": kind, "culprit": culprit, "text": text[:TEXT_LIMIT]})
+
+    def read(self, rank: int) -> None:
+        """Take the last words of a rank whose control connection is readable."""
+        if self._heard(rank):
+            return
+        connection = self._control[rank]
+        connection.settimeout(_PATIENCE_S)
+        try:
+            words = json.loads(receive_frame(connection, _FRAME_LIMIT))
+            if words.get("goodbye"):
+                self.left.add(rank)
+            else:
+                culprit = words["culprit"]
+                culprit = None if culprit is None else int(culprit)
+                self.aborted[rank] = Abort(str(words["kind"]), culprit, str(words["text"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, OSError) and error.errno in _NO_ANSWER:
+                self.unreachable[rank] = os.strerror(error.errno)
+            else:
+                self.died.add(rank)
+        finally:
+            connection.settimeout(None)
+
+    def hear_out(self, rank: int) -> None:
+        """Wait a moment for the last words of a rank whose streams have ended, and of others that know more."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while (left_s := deadline - time.monotonic()) > 0:
+            silent = {
+                connection.fileno(): other for other, connection in self._control.items() if not self._heard(other)
+            }
+            poll = select.poll()
+            for fd in silent:
+                poll.register(fd, select.POLLIN)
+            readable = poll.poll(left_s * 1000 if rank in silent.values() else 0)
+            for fd, _ in readable:
+                self.read(silent[fd])
+            if not readable:
+                return
+
+    def _heard(self, rank: int) -> bool:
+        return rank in self.aborted or rank in self.left or rank in self.died or rank in self.unreachable
+
+    def _say(self, words: dict[str, object]) -> None:
+        """Last words are said once."""
+        if self._said:
+            return
+        self._said = True
+        payload = json.dumps(words).encode()
+        for connection in self._control.values():
+            with contextlib.suppress(OSError):  # a peer that is gone needs no word
+                connection.settimeout(_PATIENCE_S)
+                send_frame(connection, payload)
+
+
+def shut(connection: socket.socket) -> None:
+    """End a connection for both sides without giving its number free."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,286 @@
+"""Forming a group: every rank publishes a card through the store, then each pair of ranks shares 1 + streams
+connections.
+
+A rank connects to the ranks below it and is connected to by those above. The first connection of a pair is the
+control connection: it carries an abort (why) or a goodbye, never slices, so a failure is heard however full the
+others are.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+from collectives.errors import RendezvousError
+from collectives.options import Options
+from collectives.transport import tcp
+from collectives.transport.handshake import CONTROL_STREAM, Hello, Refused, admit, introduce
+
+HANDSHAKE_S = 10.0
+ASK_FAILED_S = 0.3
+
+
+class Store(Protocol):
+    """What is needed of a torch.distributed store."""
+
+    def set(self, key: str, value: str) -> object: ...
+    def get(self, key: str) -> bytes: ...
+    def check(self, keys: list[str]) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a rank says of itself.
+
+    Attributes:
+        host: its host's name: as given, else the machine's.
+        machine: identity of the kernel and network it runs on.
+        addresses, port: where it listens.
+        interfaces: how many of the addresses are of interfaces that it was told to use; 0 if it was told none.
+        log: path of its log, None if it has none.
+    """
+
+    rank: int
+    host: str
+    emulated: bool
+    machine: str
+    addresses: tuple[str, ...]
+    interfaces: int
+    port: int
+    streams: int
+    log: str | None
+
+    def describe(self) -> str:
+        return f"rank {self.rank} ({self.host})"
+
+    def way(self) -> str:
+        """What its links are known by: the machine, and the interfaces if it was told which to use."""
+        return f"{self.machine} {','.join(self.addresses)}" if self.interfaces else self.machine
+
+
+@dataclass
+class Mesh:
+    """A formed group: cards by rank, control connections by rank, (rank, connection) for each stream."""
+
+    cards: list[Card]
+    control: dict[int, socket.socket]
+    data: list[tuple[int, socket.socket]]
+
+    def close(self) -> None:
+        for connection in [*self.control.values(), *(connection for _, connection in self.data)]:
+            connection.close()
+
+
+def form(
+    store: Store, rank: int, size: int, group: str, epoch: int, options: Options, timeout_s: float, streams: int = 1
+) -> Mesh:
+    """Meet the other ranks of a group; returns when all connections of this rank are up and proved.
+
+    Args:
+        timeout_s: seconds for all of it.
+        streams: connections for slices to each peer; if ranks ask for different numbers, the smallest, but one for each
+            interface of the rank that has most. They are spread over the interfaces.
+
+    Raises:
+        RendezvousError: a rank did not come, could not be reached, or did not prove the token; names it.
+    """
+    deadline = time.monotonic() + timeout_s
+    interfaces = tcp.interface_addresses(options.interface)
+    addresses = interfaces or tcp.own_addresses(_store_host(store))
+    with tcp.listen(addresses) as server:
+        card = Card(
+            rank=rank,
+            host=options.host or socket.gethostname(),
+            emulated=options.host is not None,
+            machine=tcp.machine_identity(),
+            addresses=tuple(addresses),
+            interfaces=len(interfaces),
+            port=server.getsockname()[1],
+            streams=streams,
+            log=options.log,
+        )
+        store.set(f"card/{rank}", json.dumps(asdict(card)))
+        token = _agree_on_token(store, rank, options)
+        cards = [_read_card(store, other, size) for other in range(size)]
+        streams = max(min(card.streams for card in cards), *(card.interfaces for card in cards))
+        acceptor = _Acceptor(server, store, group, epoch, token, _expected(range(rank + 1, size), streams), deadline)
+        made: dict[tuple[int, int], socket.socket] = {}
+        try:
+            acceptor.start()
+            for other, stream in sorted(_expected(range(rank), streams)):
+                hello = Hello(group, epoch, rank, stream)
+                made[other, stream] = _connect(card, cards[other], hello, token, deadline)
+            made.update(acceptor.result(cards))
+        except BaseException as error:
+            # Nobody should wait for a rank that has given up, and what broke first is what all should tell.
+            is_first = not store.check(["failed"])
+            if is_first:
+                words = str(error) if isinstance(error, RendezvousError) else f"{card.describe()}: {error!r}"
+                store.set("failed", words)
+            for connection in [*made.values(), *acceptor.cancel()]:
+                connection.close()
+            if is_first or not isinstance(error, RendezvousError) or acceptor.failed:
+                raise
+            raise _joined_in_vain(store) from None
+    for (other, stream), connection in made.items():
+        connection.settimeout(None)
+        tcp.tune(connection)
+        if stream == CONTROL_STREAM:
+            tcp.tune_control(connection)
+        tcp.tune_congestion(connection, cards[other].machine == card.machine)
+    control = {other: connection for (other, stream), connection in made.items() if stream == CONTROL_STREAM}
+    data = [(other, connection) for (other, stream), connection in sorted(made.items()) if stream != CONTROL_STREAM]
+    return Mesh(cards, control, data)
+
+
+def host_names(cards: list[Card]) -> list[str]:
+    """Each rank's host as a name that is unique: two machines that both call themselves "ubuntu" become two hosts."""
+    names: dict[tuple[str, str], str] = {}
+    for card in cards:
+        key = (card.host, "" if card.emulated else card.machine)
+        if key not in names:
+            namesakes = sum(host == card.host for host, _ in names)
+            names[key] = card.host if not namesakes else f"{card.host}#{namesakes + 1}"
+    return [names[card.host, "" if card.emulated else card.machine] for card in cards]
+
+
+def _expected(ranks: range, streams: int) -> set[tuple[int, int]]:
+    return {(rank, stream) for rank in ranks for stream in range(streams + 1)}
+
+
+def _store_host(store: Store) -> str | None:
+    """The address of a TCPStore, below any number of prefixes; None for a store that is no server."""
+    inner: object = store
+    while (below := getattr(inner, "underlying_store", None)) is not None:
+        inner = below
+    host = getattr(inner, "host", None)
+    return host if isinstance(host, str) else None
+
+
+def _agree_on_token(store: Store, rank: int, options: Options) -> bytes:
+    """The token as configured; without one rank 0 makes one. Whoever can read the store can then join the group."""
+    if options.token:
+        return options.token.encode()
+    if rank == 0:
+        store.set("token", secrets.token_hex(32))
+    return bytes(store.get("token"))
+
+
+def _read_card(store: Store, rank: int, size: int) -> Card:
+    try:
+        fields = json.loads(bytes(store.get(f"card/{rank}")))
+    except RuntimeError as error:  # torch's stores raise DistStoreError, a RuntimeError, when a key does not come
+        raise RendezvousError(f"rank {rank} of {size} did not come to the rendezvous: {error}") from None
+    return Card(**{**fields, "addresses": tuple(fields["addresses"])})
+
+
+def _connect(own: Card, peer: Card, hello: Hello, token: bytes, deadline: float) -> socket.socket:
+    """A proved connection to a peer. Ranks of one machine meet on loopback."""
+    source = None
+    if own.machine == peer.machine:
+        addresses = ["127.0.0.1", *peer.addresses]  # a peer that was told an interface listens only there
+    else:  # another machine's loopback is never the peer: it would be ourselves
+        addresses = [address for address in peer.addresses if not address.startswith("127.")]
+        if own.interfaces > 1:
+            source = own.addresses[hello.stream % own.interfaces]
+        if peer.interfaces > 1:
+            addresses = [addresses[hello.stream % peer.interfaces]]
+    try:
+        connection = tcp.connect(addresses, peer.port, deadline, source)
+    except RendezvousError as error:
+        raise RendezvousError(
+            f"{own.describe()} cannot reach {peer.describe()}: {error}; "
+            "check that no firewall is between them, or name a common network by interface="
+        ) from None
+    connection.settimeout(HANDSHAKE_S)
+    try:
+        introduce(connection, hello, token)
+    except Refused as refusal:
+        connection.close()
+        raise RendezvousError(f"{own.describe()} connected to {peer.describe()}: {refusal}") from None
+    return connection
+
+
+def _joined_in_vain(store: Store, more: str = "") -> RendezvousError:
+    return RendezvousError(f"a rank could not join the group: {bytes(store.get('failed')).decode()}{more}")
+
+
+class _Acceptor(threading.Thread):
+    """Admits the connections of the ranks above; strangers are turned away and remembered for the error."""
+
+    def __init__(
+        self, server: socket.socket, store: Store, group: str, epoch: int, token: bytes,
+        wanted: set[tuple[int, int]], deadline: float,
+    ) -> None:  # fmt: skip
+        super().__init__(name="narrowgauge-accept", daemon=True)
+        self.server, self.store, self.group, self.epoch, self.token = server, store, group, epoch, token
+        self.wanted, self.deadline = wanted, deadline
+        self.admitted: dict[tuple[int, int], socket.socket] = {}
+        self.refused: list[str] = []
+        self.over = False
+        self.failed = False
+        self.lock = threading.Lock()
+
+    def run(self) -> None:
+        self.server.settimeout(0.01)
+        ask_at = time.monotonic() + ASK_FAILED_S
+        while len(self.admitted) < len(self.wanted) and time.monotonic() < self.deadline and not self.over:
+            try:
+                connection, (address, *_) = self.server.accept()
+            except TimeoutError:
+                if time.monotonic() > ask_at:
+                    ask_at = time.monotonic() + ASK_FAILED_S
+                    if self.store.check(["failed"]):
+                        self.failed = True
+                        return
+                continue
+            except OSError:
+                if self.over:  # the listening socket was closed together with the rendezvous
+                    return
+                raise
+            # Each on its own thread: a stranger that connects and says nothing holds up nobody.
+            threading.Thread(target=self._admit, args=(connection, address), daemon=True).start()
+
+    def _admit(self, connection: socket.socket, address: str) -> None:
+        connection.settimeout(HANDSHAKE_S)
+        try:
+            hello = admit(connection, self.group, self.epoch, self.token)
+            key = (hello.rank, hello.stream)
+            with self.lock:
+                if key not in self.wanted or key in self.admitted or self.over:
+                    raise Refused(f"nobody waits for rank {hello.rank} stream {hello.stream}")
+                self.admitted[key] = connection
+        except Refused as refusal:
+            connection.close()
+            with self.lock:
+                self.refused.append(f"{address}: {refusal}")
+
+    def cancel(self) -> list[socket.socket]:
+        """Admit nobody any more; the connections so far."""
+        with self.lock:
+            self.over = True
+            admitted = list(self.admitted.values())
+            self.admitted.clear()
+        return admitted
+
+    def result(self, cards: list[Card]) -> dict[tuple[int, int], socket.socket]:
+        """The admitted connections by (rank, stream), once all are there.
+
+        Raises:
+            RendezvousError: the deadline has passed, or another rank gave up.
+        """
+        self.join()
+        with self.lock:
+            self.over = True
+        refused = f"; turned away: {'; '.join(self.refused)}" if self.refused else ""
+        if self.failed:
+            raise _joined_in_vain(self.store, refused)
+        missing = sorted({rank for rank, _ in self.wanted - set(self.admitted)})
+        if missing:
+            raise RendezvousError(f"{', '.join(cards[rank].describe() for rank in missing)} did not connect{refused}")
+        return self.admitted

@@ -1,0 +1,1 @@
+"""The command line's commands beside submit, one file for each group."""

@@ -1,0 +1,96 @@
+"""`launcher bench`: the bench of `collectives` as the job of a job file's workers, cluster and collectives.
+
+The job's own entrypoint is replaced by `work`, which measures as one rank; rank 0 sends the report to the launcher with
+`progress.note`, so that it gets here from any node.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import collectives
+from collectives.bench import command, limit
+from collectives.bench.report import Report
+from launcher import progress
+from launcher.config.job import Job
+from launcher.monitor.terminal import open_view, tell_end
+from launcher.submit import run_job
+
+NOTE = "bench"
+LONGEST_NAME = 58  # with "-bench" it is still a job's name
+
+
+def bench(job: Job, words: Sequence[str]) -> dict[str, Any]:
+    """Run the bench on a job's workers, show its table (or JSON) on stdout, and write the files asked for.
+
+    Args:
+        words: options as `python -m collectives bench` has them.
+
+    Returns:
+        The run's summary.
+
+    Raises:
+        SystemExit: words that are no options.
+        NarrowgaugeError, OSError: options that cannot be.
+        ClusterError: as `run`.
+    """
+    options = _parsed(words, "launcher bench CONFIG")
+    settings = command.settings_of(options)
+    limit.given(options.limit, {}, job.workers.count)  # a mistake in the file shouldn't wait for Ray
+    out = sys.stderr if settings.json else sys.stdout
+    summary = _run(_as_job(job, options), out)
+    if summary["status"] != "finished":
+        tell_end({**summary, "notes": {}}, out)
+        return summary
+    report = Report.from_dict(summary["notes"][NOTE])
+    print(f"folder {summary['folder']}\n", file=out)
+    print(report.to_json() if settings.json else report.table())
+    command.keep(report, settings)
+    return summary
+
+
+def work() -> None:
+    """What each worker runs."""
+    collectives.uninstall()  # Gloo is to be torch's own
+    settings = command.settings_of(_parsed(sys.argv[1:], "launcher.commands.bench:work"))
+    report = command.measure(settings, lambda text: print(text, flush=True))
+    if int(os.environ["RANK"]) == 0:
+        progress.note(**{NOTE: report.to_dict()})
+
+
+def _parsed(words: Sequence[str], program: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=program, description="Time collectives on the workers of a job file.")
+    command.add_options(parser)
+    return parser.parse_args(words)
+
+
+def _as_job(job: Job, options: argparse.Namespace) -> Job:
+    """The job with the bench as its entrypoint; the files that are written stay the launcher's business."""
+    args = [
+        "--collective",
+        options.collective,
+        "--sizes",
+        options.sizes,
+        "--dtype",
+        options.dtype,
+        "--codec",
+        options.codec,
+    ]
+    args += ["--round-s", str(options.round_s)]
+    args += ["--no-gloo"] if options.no_gloo else []
+    args += ["--limit", str(Path(options.limit).resolve())] if options.limit else []
+    changes = {"name": f"{job.name[:LONGEST_NAME]}-bench", "entrypoint": f"{__name__}:work", "args": args}
+    return job.model_copy(update=changes)
+
+
+def _run(job: Job, out: TextIO) -> dict[str, Any]:
+    view = open_view(out)
+    try:
+        return run_job(job, view)
+    finally:
+        view.close()

@@ -1,0 +1,150 @@
+"""What a lab file may say: each field's name, unit, default, meaning and check in one place. Plain values, no I/O."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from collectives.topology import PAYLOAD, Host, Site, Topology
+from launcher.errors import Contradiction
+
+NETWORK = ipaddress.ip_network("10.77.0.0/24")
+"""Known inside of labs only, so all labs can have the same."""
+_FIRST_ADDRESS = 101
+"""All have three digits then, and sorting them as texts gives the order of the hosts."""
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,23}")
+_Rate = Annotated[float, Field(ge=0.1, le=40_000)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: str
+
+    @field_validator("name")
+    @classmethod
+    def _short_and_plain(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError("small letters, digits and '-', starting with a letter or digit, at most 24")
+        return name
+
+
+class _Linked(_Section):
+    """Something with a link: `mbit` both ways, or `up_mbit` and `down_mbit`."""
+
+    mbit: _Rate | None = Field(default=None, description="Rate of the link, up and down, in Mbit/s.")
+    up_mbit: _Rate | None = Field(default=None, description="Rate to the network, in Mbit/s.")
+    down_mbit: _Rate | None = Field(default=None, description="Rate from the network, in Mbit/s.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_way_to_say_it(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            given = {"mbit", "up_mbit", "down_mbit"} & value.keys()
+            if given not in ({"mbit"}, {"up_mbit", "down_mbit"}) and not value.keys() - cls.model_fields.keys():
+                raise ValueError("the link's rate: either mbit, or up_mbit and down_mbit")
+        return value
+
+    @property
+    def up(self) -> float:
+        """Mbit/s to the network."""
+        rate = self.mbit if self.up_mbit is None else self.up_mbit
+        assert rate is not None
+        return rate
+
+    @property
+    def down(self) -> float:
+        """Mbit/s from the network."""
+        rate = self.mbit if self.down_mbit is None else self.down_mbit
+        assert rate is not None
+        return rate
+
+
+class LabHost(_Linked):
+    """A host: a network namespace with this hostname."""
+
+    name: str = Field(description="Hostname of the host.")
+    ranks: int = Field(default=1, ge=1, le=256, description="Processes that `launcher lab run` starts here.")
+
+
+class LabSite(_Linked):
+    """Hosts behind one shared uplink."""
+
+    name: str = Field(description="Name of the site, unlike that of any host.")
+    hosts: list[str] = Field(min_length=1, description="Names of the hosts that are here.")
+
+
+class LabFile(_Section):
+    """Everything that a lab file may say."""
+
+    name: str = Field(description="Name of the lab.")
+    hosts: list[LabHost] = Field(min_length=1, max_length=150, description="The hosts, in the order of their ranks.")
+    sites: list[LabSite] = Field(default=[], description="Sites with an uplink of their own. Hosts may be in none.")
+
+    def address(self, index: int) -> str:
+        """Address of the host at that position in `hosts`."""
+        return str(NETWORK[_FIRST_ADDRESS + index])
+
+    def ranks_of(self, index: int) -> range:
+        """Ranks of the host at that position in `hosts`: they are numbered host by host."""
+        first = sum(host.ranks for host in self.hosts[:index])
+        return range(first, first + self.hosts[index].ranks)
+
+    def topology(self) -> Topology:
+        """What the lab's links carry, in payload bytes per second of TCP."""
+        hosts = (
+            Host(
+                host.name,
+                tuple(self.ranks_of(index)),
+                up_bytes_per_s=_payload_bytes_per_s(host.up),
+                down_bytes_per_s=_payload_bytes_per_s(host.down),
+            )
+            for index, host in enumerate(self.hosts)
+        )
+        sites = (
+            Site(site.name, tuple(site.hosts), _payload_bytes_per_s(site.up), _payload_bytes_per_s(site.down))
+            for site in self.sites
+        )
+        return Topology(tuple(hosts), tuple(sites))
+
+
+def _payload_bytes_per_s(mbit: float) -> float:
+    return round(mbit * 1e6 / 8 * PAYLOAD, 3)
+
+
+def contradictions(lab: LabFile) -> Iterator[Contradiction]:
+    """What the fields say together but can't mean: names that stand twice, hosts that aren't there or in two sites."""
+    seen: set[str] = set()
+    for part, rows in (("hosts", lab.hosts), ("sites", lab.sites)):
+        for index, row in enumerate(rows):
+            if row.name in seen:
+                yield Contradiction(
+                    (part, index, "name"),
+                    f"the name {row.name!r} stands twice",
+                    row.name,
+                    "a name for each host and site",
+                )
+            seen.add(row.name)
+    names = [host.name for host in lab.hosts]
+    site_of: dict[str, str] = {}
+    for index, site in enumerate(lab.sites):
+        for position, name in enumerate(site.hosts):
+            place = ("sites", index, "hosts", position)
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1)
+                yield Contradiction(
+                    place, f"no host is called {name!r}", name, "one of " + ", ".join(names), near[0] if near else None
+                )
+            elif name in site_of:
+                yield Contradiction(
+                    place,
+                    f"host {name!r} is in a site already",
+                    f"{site.name}, and before that {site_of[name]}",
+                    "each host in one site at most",
+                )
+            site_of.setdefault(name, site.name)

@@ -1,0 +1,1 @@
+"""Machines: what they have, and what was measured on them."""

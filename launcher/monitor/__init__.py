@@ -1,0 +1,1 @@
+"""A run as it goes: the terminal view and the exporters."""

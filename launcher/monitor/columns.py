@@ -1,0 +1,145 @@
+"""What `launcher list`, `status` and `top` show: pure functions from what is known to lines, and to JSON."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from launcher.monitor.terminal import as_text, duration, in_short
+from launcher.record.catalog import State
+from launcher.record.replay import Pace, Replay
+from launcher.record.seats import Seat
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run in the list. None is not known."""
+
+    run: str
+    state: State
+    started_at: float | None
+    ranks: int | None
+    step: int | None
+    address: str | None
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with columns as wide as they must be."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def listed(rows: Sequence[Row]) -> list[str]:
+    """`launcher list`."""
+    head = ("run", "state", "started", "ranks", "step", "cluster")
+    return aligned(
+        [
+            head,
+            *(
+                (
+                    row.run,
+                    row.state,
+                    time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.started_at)) if row.started_at else "",
+                    _number(row.ranks),
+                    _number(row.step),
+                    row.address or "local",
+                )
+                for row in rows
+            ),
+        ]
+    )
+
+
+def status(row: Row, seats: Sequence[Seat], replay: Replay, failure: dict[str, Any] | None) -> dict[str, Any]:
+    """All that `launcher status` tells, as JSON has it."""
+    paces = replay.paces()
+    if row.state == "stopped":
+        replay.stopped()
+    return {
+        **asdict(row),
+        "progress": asdict(replay.tally.last) if replay.tally.last else None,
+        "ranks": [_rank(rank, seats, replay, paces[rank]) for rank in range(replay.world_size)],
+        "failure": failure,
+    }
+
+
+def status_lines(told: dict[str, Any], replay: Replay) -> list[str]:
+    """`launcher status`."""
+    where = told["address"] or "this machine"
+    age = f", started {duration(time.time() - told['started_at'])} ago" if told["started_at"] else ""
+    lines = [f"{told['run']}: {told['state']}, on {where}{age}"]
+    lines += [as_text(replay.tally.last)] if replay.tally.last else []
+    head = ("rank", "host", "address", "interface", "state", "step", "loss", "share")
+    lines += aligned(
+        [
+            head,
+            *(
+                (
+                    str(rank["rank"]),
+                    rank["host"] or "",
+                    rank["address"] or "",
+                    rank["interface"] or "",
+                    rank["state"],
+                    _number(rank["step"]),
+                    f"{rank['loss']:.4f}" if rank["loss"] is not None else "",
+                    _percent(rank["share"]),
+                )
+                for rank in told["ranks"]
+            ),
+        ]
+    )
+    failure = told["failure"]
+    if failure is not None:
+        who = f"rank {failure['rank']} on {failure['host']}: " if failure["rank"] is not None else ""
+        lines += [f"failed: {who}{in_short(failure['what'])}"]
+    return lines
+
+
+def top_lines(run: str, state: State, seats: Sequence[Seat], replay: Replay) -> list[str]:
+    """`launcher top`: where each rank's time goes between its last two reports."""
+    head = ("rank", "host", "state", "step", "share", "compute ms/step", "wait ms/step", "Mbit/s", "waits for")
+    if state == "stopped":
+        replay.stopped()
+    rows = []
+    for rank, pace in enumerate(replay.paces()):
+        found = _rank(rank, seats, replay, pace)
+        rows.append(
+            (
+                str(rank),
+                found["host"] or "",
+                found["state"],
+                _number(found["step"]),
+                _percent(pace.share),
+                f"{1000 * pace.compute_s:.1f}" if pace.compute_s is not None else "",
+                f"{1000 * pace.wait_s:.1f}" if pace.wait_s is not None else "",
+                f"{pace.bytes_per_s * 8e-6:.0f}" if pace.bytes_per_s is not None else "",
+                f"{pace.waits_for[0]}, {pace.waits_for[1]:.0%} of the time" if pace.waits_for else "",
+            )
+        )
+    progress = [as_text(replay.tally.last)] if replay.tally.last else []
+    return [f"{run}: {state}", *progress, *aligned([head, *rows])]
+
+
+def _rank(rank: int, seats: Sequence[Seat], replay: Replay, pace: Pace) -> dict[str, Any]:
+    seat = seats[rank] if rank < len(seats) else None
+    latest = replay.tally.latest.get(rank)
+    return {
+        "rank": rank,
+        "host": seat.host if seat else None,
+        "address": seat.node.address if seat else None,
+        "interface": replay.interfaces.get(rank),
+        "state": replay.state.workers[rank].state,
+        "step": latest.step if latest else None,
+        "loss": latest.loss if latest else None,
+        **asdict(pace),
+    }
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _percent(part: float | None) -> str:
+    return "" if part is None else f"{part:.1%}"

@@ -1,0 +1,215 @@
+"""What a person sees of a run: a live view in a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from launcher.record.events import Balanced, Event, Restored
+from launcher.record.run_dir import last_words
+from launcher.record.run_state import RunState
+from launcher.record.seats import Seat
+from launcher.record.tally import Line, Tally
+
+LINES_APART_S = 1.0
+
+
+class PlainView:
+    """One line for each stage, and for progress the first, the last and in between at most one a second."""
+
+    def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._out = out
+        self._clock = clock
+        self._told_at = float("-inf")
+        self._held: Line | None = None
+
+    def stage(self, text: str) -> None:
+        """What is being done now."""
+        self.print(text)
+
+    def seats(self, seats: Sequence[Seat]) -> None:
+        """Where the ranks sit."""
+        for line in seating(seats):
+            self.print("  " + line)
+
+    def lines(self, lines: Sequence[Line]) -> None:
+        """Progress that became known."""
+        for line in lines:
+            self._held = line
+            self._tell_due()
+
+    def refresh(self, state: RunState, tally: Tally) -> None:
+        """A look at the whole, several times a second."""
+        self._tell_due()
+
+    def print(self, text: str) -> None:
+        """Anything else, such as output of a worker."""
+        print(text, file=self._out, flush=True)
+
+    def log(self, rank: int, line: str) -> None:
+        """A line that a worker printed."""
+        self.print(f"[rank {rank}] {line}")
+
+    def close(self) -> None:
+        """No more to come."""
+        self._told_at = float("-inf")
+        self._tell_due()
+
+    def _tell_due(self) -> None:
+        if self._held is not None and self._clock() >= self._told_at + LINES_APART_S:
+            self.print(as_text(self._held))
+            self._held, self._told_at = None, self._clock()
+
+
+class LiveView(PlainView):
+    """A table of the ranks under one line of progress, drawn anew several times a second."""
+
+    def __init__(self, out: TextIO) -> None:
+        super().__init__(out)
+        self._console = Console(file=out)
+        self._live = Live(console=self._console, auto_refresh=False, transient=False)
+        self._seats: Sequence[Seat] = ()
+        self._live.start()
+
+    def seats(self, seats: Sequence[Seat]) -> None:
+        self._seats = seats
+        super().seats(seats)
+
+    def lines(self, lines: Sequence[Line]) -> None:
+        pass
+
+    def refresh(self, state: RunState, tally: Tally) -> None:
+        self._live.update(Group(*self._progress(tally), self._ranks(state, tally)), refresh=True)
+
+    def print(self, text: str) -> None:
+        self._live.console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _progress(self, tally: Tally) -> list[Text]:
+        if tally.last is None:
+            return []
+        done = tally.last.step / tally.last.of if tally.last.of else None
+        width = max(10, min(50, self._console.width - 12))
+        bar = f"{'━' * round(done * width)}{'╌' * (width - round(done * width))} {done:.0%}" if done is not None else ""
+        return [Text(as_text(tally.last), style="bold"), *([Text(bar, style="cyan")] if bar else [])]
+
+    def _ranks(self, state: RunState, tally: Tally) -> Table:
+        table = Table("rank", "host", "state", "step", "loss", box=None, padding=(0, 2, 0, 0), header_style="dim")
+        colours = {"running": "green", "finished": "cyan", "failed": "red", "stopped": "yellow"}
+        for seat, worker in zip(self._seats, state.workers, strict=True):
+            latest = tally.latest.get(seat.rank)
+            step, loss = (
+                (str(latest.step), f"{latest.loss:.4f}" if latest.loss is not None else "") if latest else ("", "")
+            )
+            shown = Text(worker.state, style=colours.get(worker.state, "dim"))
+            table.add_row(str(seat.rank), seat.host, shown, step, loss)
+        return table
+
+
+def remarks(event: Event) -> list[str]:
+    """What a person should hear of an event beside progress."""
+    if isinstance(event, Restored):
+        return [f"going on after step {event.step}, from {event.folder}"]
+    if isinstance(event, Balanced):
+        return [f"shares of the batch: {event.old} -> {event.new}, the slowest rank computes {event.gain:.0%} shorter"]
+    return []
+
+
+def open_view(out: TextIO) -> PlainView:
+    """The live view if `out` is a terminal, else plain lines."""
+    return LiveView(out) if out.isatty() else PlainView(out)
+
+
+def as_text(line: Line) -> str:
+    """One line of progress, with units."""
+    parts = [f"step {line.step}" + (f"/{line.of}" if line.of else "")]
+    parts += [f"loss {line.loss:.4f}"] if line.loss is not None else []
+    parts += [f"{line.tokens_per_s:,.0f} tokens/s"] if line.tokens_per_s is not None else []
+    parts += [f"{1000 * line.step_s:.0f} ms/step"] if line.step_s is not None else []
+    parts += [f"waiting {line.wait_share:.0%}"] if line.wait_share is not None else []
+    parts += [f"{duration(line.left_s)} left"] if line.left_s else []
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: "48 s", "2 min 05 s", "3 h 10 min"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def seating(seats: Sequence[Seat]) -> list[str]:
+    """A line for each host: "host-0 on box-1 (10.0.0.1): ranks 0, 1"."""
+
+    def ranks(block: Sequence[Seat]) -> str:
+        return ("ranks " if len(block) > 1 else "rank ") + ", ".join(str(seat.rank) for seat in block)
+
+    hosts: dict[int, list[Seat]] = {}
+    for seat in seats:
+        hosts.setdefault(seat.host_index, []).append(seat)
+    return [
+        (f"{block[0].host} (emulated) on {block[0].node.name}" if block[0].emulated else block[0].host)
+        + f" ({block[0].node.address}): {ranks(block)}"
+        for block in hosts.values()
+    ]
+
+
+def tell_end(summary: dict[str, Any], out: TextIO = sys.stdout) -> None:
+    """The end of a run in a few lines; of a failed one the cause, its traceback and its log come last."""
+    print(f"\n{summary['name']} {summary['status']} after {duration(summary['wall_s'])}", file=out)
+    for label, text in _figures(summary):
+        print(f"  {label:<10} {text}", file=out)
+    for name, value in summary["notes"].items():
+        print(f"  {name}: {value}" if "\n" not in str(value) else f"  {name}:\n{_indented(str(value))}", file=out)
+    print(f"  folder     {summary['folder']}", file=out)
+    failure = summary["failure"]
+    if failure is None or summary["status"] == "stopped":
+        return
+    for other in failure["others"]:
+        print(f"  then       rank {other['rank']} ({other['host']}): {in_short(other['what'])}", file=out)
+    if failure["log"] is None:
+        print(f"\n{failure['what']}", file=out)
+        return
+    said = last_words(Path(failure["log"]).read_text(encoding="utf-8", errors="replace"))
+    if said:
+        print(f"\nlast words of rank {failure['rank']} on {failure['host']}:\n", file=out)
+        print(_indented(said), file=out)
+    print(f"\nrank {failure['rank']} on {failure['host']}: {failure['what']}\nits log: {failure['log']}", file=out)
+
+
+def in_short(what: str) -> str:
+    """The first sentence of a failure."""
+    return str(re.split(r"[.;] |\n", what, maxsplit=1)[0])
+
+
+def _figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    if summary["first_loss"] is not None:
+        found.append(
+            ("loss", f"{summary['first_loss']:.4f} -> {summary['final_loss']:.4f} in {summary['steps']} steps")
+        )
+    if summary["heldout_loss"] is not None:
+        found.append(("held out", f"{summary['heldout_loss']:.4f}"))
+    if summary["step_s"] is not None:
+        speed = f"{1000 * summary['step_s']:.0f} ms/step, of which {summary['comm_wait_share']:.0%} waiting"
+        tokens = f"{summary['tokens_per_s']:,.0f} tokens/s, " if summary["tokens_per_s"] else ""
+        found.append(("speed", tokens + speed))
+    if summary["seconds_to_first_step"] is not None:
+        found.append(("first step", f"after {summary['seconds_to_first_step']:.1f} s"))
+    return found
+
+
+def _indented(text: str) -> str:
+    return "\n".join("    " + line for line in text.splitlines())

@@ -1,0 +1,1 @@
+"""From an inventory to a placement: the forecast, the search, the plan."""

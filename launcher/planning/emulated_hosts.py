@@ -1,0 +1,46 @@
+"""This machine as the hosts that a job makes of it."""
+
+from __future__ import annotations
+
+from collectives.topology import PAYLOAD, Host, Topology
+from launcher.config.job import Job
+from launcher.inventory.inventory import Inventory, Rate
+from launcher.record.past_speeds import Earlier
+
+LOOPBACK_BYTES_PER_S = 2.5e9
+"""Between emulated hosts whose links are not paced: about what TCP carries within a machine."""
+
+
+def emulated(job: Job, inventory: Inventory, earlier: Earlier) -> tuple[Inventory, str]:
+    """The inventory of the hosts, and where their links come from. Workers that share cores share their speed."""
+    machine, workers = inventory.nodes[0], job.workers
+    count = workers.hosts or 1
+    names = [f"host-{index}" for index in range(count)] if workers.hosts else [machine.name]
+    crowd = max(1.0, workers.count * workers.cpus / machine.cpus)
+    known = earlier.rates.get(f"{machine.name}/cpu")
+    speed = machine.speed.model_copy(
+        update={
+            "samples_per_s": known or machine.speed.samples_per_s,
+            "single_flops_per_s": _slower(machine.speed.single_flops_per_s, crowd),
+            "half_flops_per_s": _slower(machine.speed.half_flops_per_s, crowd),
+        }
+    )
+    places = -(-workers.count // count) * workers.cpus
+    nodes = [
+        machine.model_copy(
+            update={"name": name, "cpus": places, "speed": speed, "memory_bytes": machine.memory_bytes // count}
+        )
+        for name in names
+    ]
+    rates = [mbit * 1e6 / 8 * PAYLOAD for mbit in job.emulate] if job.emulate else [LOOPBACK_BYTES_PER_S] * count
+    hosts = tuple(Host(name, (i,), rates[i], rates[i]) for i, name in enumerate(names))
+    told = "as the job emulates them" if job.emulate else "within this machine, taken as 20 Gbit/s"
+    return inventory.model_copy(update={"nodes": nodes, "topology": Topology(hosts)}), told
+
+
+def _slower(rate: Rate | None, crowd: float) -> Rate | None:
+    if rate is None or crowd == 1:
+        return rate
+    return rate.model_copy(
+        update={"value": rate.value / crowd, "source": f"{rate.source}, {crowd:g} workers to a core"}
+    )

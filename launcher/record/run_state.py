@@ -1,0 +1,162 @@
+"""What events say about a run: each rank's state, the failures, and which of them is the cause. No I/O, no clock.
+
+The supervisor decides with it while the run goes on; a replay of the recorded events arrives at the same state later.
+
+Which failure is the cause? Survivors of a dead rank fail too, sometimes before the death itself is noticed. So an
+exception that blames another rank never is the cause if there is any other failure, and a death by signal, which is
+noticed later than the exceptions it causes, gets a head start. If all blame others, and one of the blamed had ended
+with status 0, then that early end is the cause, though by itself it is no failure.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from launcher.record.events import Event, Exited, Lost, Raised, Started
+
+GRACE_S = 5.0
+"""From the first failure to SIGTERM for those who have not ended."""
+SIGNAL_HEAD_START_S = 0.5
+
+Status = Literal["finished", "failed", "stopped"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How one worker failed. `blames` is the rank that its exception named; `rank` None is the run as a whole."""
+
+    rank: int | None
+    at: float
+    what: str
+    blames: int | None = None
+    by_signal: bool = False
+
+    @property
+    def blames_other(self) -> bool:
+        return self.blames is not None and self.blames != self.rank
+
+
+@dataclass
+class Worker:
+    """What is known of one rank."""
+
+    state: Literal["starting", "running", "finished", "failed", "stopped"] = "starting"
+    pid: int | None = None
+    log: str | None = None
+    raised: Raised | None = None
+    finished_at: float | None = None
+    """When it ended with status 0 by itself."""
+
+    @property
+    def alive(self) -> bool:
+        return self.state in ("starting", "running")
+
+
+@dataclass
+class RunState:
+    """The state of one run after the events so far.
+
+    Attributes:
+        world_size: number of ranks.
+        workers: by rank.
+        failures: in the order in which they were noticed.
+        interrupted: the user wanted the run to end.
+        stop_at: when those who still run are told to stop; None as long as nothing has failed.
+        stopping: they have been told: who ends from now on was stopped and did not fail.
+    """
+
+    world_size: int
+    workers: list[Worker] = field(init=False)
+    failures: list[Failure] = field(default_factory=list)
+    interrupted: bool = False
+    stop_at: float | None = None
+    stopping: bool = False
+
+    def __post_init__(self) -> None:
+        self.workers = [Worker() for _ in range(self.world_size)]
+
+    @property
+    def ended(self) -> bool:
+        return not any(worker.alive for worker in self.workers)
+
+    @property
+    def status(self) -> Status:
+        """What to call the run once it has ended."""
+        if self.interrupted:
+            return "stopped"
+        return "failed" if self.failures else "finished"
+
+    @property
+    def cause(self) -> Failure | None:
+        """The failure that led to the others."""
+
+        def order(failure: Failure) -> tuple[bool, float]:
+            return failure.blames_other, failure.at - (SIGNAL_HEAD_START_S if failure.by_signal else 0.0)
+
+        first = min(self.failures, key=order, default=None)
+        return (self._early_end() or first) if first and first.blames_other else first
+
+    def apply(self, event: Event, now: float) -> None:
+        """Take in what happened to a rank. Deadlines count from `now`, since the clocks of nodes differ."""
+        worker = self.workers[event.rank]
+        if isinstance(event, Started):
+            worker.state, worker.pid, worker.log = "running", event.pid, event.log
+        elif isinstance(event, Raised):
+            known = event.culprit is not None and 0 <= event.culprit < self.world_size
+            worker.raised = event if known else replace(event, culprit=None)
+        elif isinstance(event, Exited) and worker.alive:
+            if event.code == 0 and not self.stopping:
+                worker.finished_at = event.at
+            self._end(event.rank, now, _failure(event, worker.raised))
+        elif isinstance(event, Lost) and worker.alive:
+            self._end(event.rank, now, Failure(event.rank, event.at, event.reason, by_signal=True))
+        self.pass_time(now)
+
+    def pass_time(self, now: float) -> None:
+        """Once the grace period is over, whoever still runs is told to stop."""
+        self.stopping |= self.stop_at is not None and now >= self.stop_at and not self.ended
+
+    def interrupt(self, now: float) -> None:
+        """The user wants the run to end, without a grace period."""
+        self.interrupted, self.stop_at = True, now
+        self.pass_time(now)
+
+    def _early_end(self) -> Failure | None:
+        """The end of a rank that is blamed although it finished."""
+        for failure in sorted(self.failures, key=lambda failure: failure.at):
+            finished_at = self.workers[failure.blames].finished_at if failure.blames is not None else None
+            if finished_at is not None:
+                what = "ended with status 0 while the others still needed it (fewer steps?)"
+                return Failure(failure.blames, finished_at, what)
+        return None
+
+    def _end(self, rank: int, now: float, failure: Failure | None) -> None:
+        worker = self.workers[rank]
+        if failure is None:
+            worker.state = "finished"
+        elif self.stopping:
+            worker.state = "stopped"
+        else:
+            worker.state = "failed"
+            self.failures.append(failure)
+            if self.stop_at is None:
+                self.stop_at = now + GRACE_S
+
+
+def _failure(exited: Exited, raised: Raised | None) -> Failure | None:
+    if exited.code == 0:
+        return None
+    if exited.code < 0:
+        return Failure(exited.rank, exited.at, f"killed by {signal_name(-exited.code)}", by_signal=True)
+    if raised is None:
+        return Failure(exited.rank, exited.at, f"exit status {exited.code}")
+    return Failure(exited.rank, raised.at, f"{raised.kind}: {raised.message}", blames=raised.culprit)
+
+
+def signal_name(number: int) -> str:
+    """A signal for people: "signal 9 (SIGKILL)"."""
+    known: Sequence[int] = [member.value for member in signal.Signals]
+    return f"signal {number} ({signal.Signals(number).name})" if number in known else f"signal {number}"

@@ -1,0 +1,39 @@
+"""Nodes and seats: which rank sits where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the Ray cluster, how many CPUs it lets Ray give away, how much memory, and what it
+    calls an accelerator: GPU, NPU, or None."""
+
+    id: str
+    name: str
+    address: str
+    cpus: int
+    memory_bytes: int = 1
+    accelerator: str | None = None
+
+
+@dataclass(frozen=True)
+class Seat:
+    """The place of one rank. `host_index` counts hosts; an emulated host is one of several on the same node.
+
+    Attributes:
+        device: "cpu" or the kind of accelerator.
+        share: samples of each global batch; None where the launcher doesn't decide that.
+    """
+
+    rank: int
+    local_rank: int
+    local_world_size: int
+    host_index: int
+    host_count: int
+    host: str
+    emulated: bool
+    node: Node
+    device: str = "cpu"
+    share: float | None = None

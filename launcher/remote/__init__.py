@@ -1,0 +1,1 @@
+"""A run on a cluster: the client outside, the driver inside."""

@@ -1,0 +1,80 @@
+"""What `submit` knows of a job before it runs, without measuring: (job, cluster) -> plan, and from that the seats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+
+from launcher.config.job import Job
+from launcher.errors import ClusterError
+from launcher.planning.describe import short
+from launcher.planning.known_machines import by_address, known, told_by
+from launcher.planning.plan import JobPlan, make, searched
+from launcher.record.past_speeds import Earlier
+from launcher.record.seats import Node, Seat
+from launcher.run.cluster import Cluster
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """The plan, and if the launcher `chooses` the placement, its seats."""
+
+    plan: JobPlan
+    seats: list[Seat]
+    chooses: bool
+
+
+def foresee(job: Job, cluster: Cluster, before: Earlier, remembered: str | None = None) -> Foreseen | None:
+    """By what is remembered of the cluster's nodes, and by the last run; None if nothing is known to go by.
+
+    Args:
+        before: what the last run tells.
+        remembered: what the machine that submitted the job remembers, as of `known_machines.remembered`.
+
+    Raises:
+        ClusterError: the launcher is to choose the places, and there is no room for the workers, or no memory for the
+            batch.
+    """
+    nodes = by_address(cluster.nodes())
+    inventory = known(job, nodes, remembered)
+    if job.workers.per == "gpu" and not any(machine.accelerators for machine in inventory.nodes):
+        inventory = told_by(job, cluster.look(job.workers.cpus, measure=False))
+    chooses = searched(job) and not cluster.own
+    if not chooses and not before.rates:
+        return None
+    try:
+        made = make(job, inventory, before, own=cluster.own, thorough=False)
+    except ClusterError:
+        if chooses:
+            raise
+        return None  # a job that says where its workers go needs no forecast
+    names = [machine.name for machine in inventory.nodes]
+    seats = _seats(made, dict(zip(names, nodes, strict=True))) if chooses else []
+    return Foreseen(made, seats, chooses)
+
+
+def told(found: Foreseen | None) -> list[str]:
+    """A few lines for the start of a run."""
+    return [] if found is None else short(found.plan)
+
+
+def _seats(plan: JobPlan, nodes: Mapping[str, Node]) -> list[Seat]:
+    """The seats of the plan's ranks; a node's ranks are neighbours."""
+    blocks = [list(block) for _, block in groupby(plan.places, lambda place: place.node)]
+    return [
+        Seat(
+            rank=place.rank,
+            local_rank=local_rank,
+            local_world_size=len(block),
+            host_index=index,
+            host_count=len(blocks),
+            host=place.node,
+            emulated=False,
+            node=nodes[place.node],
+            device=place.device,
+            share=place.share if plan.demand.global_batch is not None else None,
+        )
+        for index, block in enumerate(blocks)
+        for local_rank, place in enumerate(block)
+    ]

@@ -1,0 +1,36 @@
+"""Looks at the machines that are there: this one, or all nodes of a job's cluster."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from launcher.config.job import Job
+from launcher.errors import ClusterError
+from launcher.inventory.inventory import Inventory
+from launcher.inventory.measure import look
+from launcher.planning.known_machines import remember, told_by
+
+
+def gather(job: Job, *, measure: bool = True) -> Inventory:
+    """Look at this machine, or at all nodes of the job's cluster.
+
+    Raises:
+        ClusterError: Ray is not there, or a node could not be looked at.
+    """
+    if job.cluster.address is None:
+        try:
+            texts = [look("127.0.0.1", 0, job.workers.cpus, measure)]
+        except RuntimeError as error:
+            raise ClusterError(str(error)) from None
+        where = "this machine"
+    else:
+        from launcher.run.cluster import Cluster  # Ray takes a second to import
+
+        with Cluster(job) as cluster:
+            texts = cluster.look(job.workers.cpus, measure)
+        where = f"the Ray cluster at {job.cluster.address}"
+    when = datetime.now().astimezone().isoformat(timespec="seconds")
+    found = told_by(job, texts).model_copy(update={"source": f"{where}, {when}"})
+    if measure:
+        remember(job, found)
+    return found

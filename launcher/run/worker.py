@@ -1,0 +1,176 @@
+"""A worker: the process that runs the user's script as one rank, and the environment it finds.
+
+    python -u -m launcher.run.worker ENTRYPOINT [ARGS...]
+
+The environment is torchrun's (RANK, WORLD_SIZE, LOCAL_RANK, ...) plus NARROWGAUGE_*, so a script written for torchrun
+runs unchanged; `collectives.install` makes its "gloo" or "nccl" mean our engine, unless the job's backend is gloo.
+Where the job has a codec, its DDP models are attached, too.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import faulthandler
+import importlib
+import os
+import runpy
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn
+
+import collectives
+from launcher import progress
+from launcher.config.job import Job, is_file
+from launcher.errors import EntrypointError
+from launcher.record.seats import Seat
+
+PARENT = "NARROWGAUGE_PARENT"
+
+
+def environment(
+    job: Job,
+    seat: Seat,
+    world_size: int,
+    *,
+    master: tuple[str, int],
+    token: str,
+    checkpoints: Path,
+    traces: Path,
+    resume_from: Path | None = None,
+    shares: Sequence[float] = (),
+) -> dict[str, str]:
+    """What one rank finds in its environment; the job's own `env` can't override any of it.
+
+    Args:
+        master: address and port where rank 0 keeps the store.
+        token: the secret of this run.
+        checkpoints: what `progress.checkpoint_dir()` gives.
+        traces: where traces go if the job wants them.
+        resume_from: checkpoints of another run, which the script goes on with if its own folder has none.
+        shares: each rank's part of a global batch to begin with; empty where nothing is known of speeds.
+    """
+    chosen = job.collectives
+    variables = {
+        "RANK": seat.rank,
+        "WORLD_SIZE": world_size,
+        "LOCAL_RANK": seat.local_rank,
+        "LOCAL_WORLD_SIZE": seat.local_world_size,
+        "GROUP_RANK": seat.host_index,
+        "GROUP_WORLD_SIZE": seat.host_count,
+        "MASTER_ADDR": master[0],
+        "MASTER_PORT": master[1],
+        "NARROWGAUGE_HOST": seat.host if seat.emulated else None,
+        "NARROWGAUGE_TOKEN": token,
+        "NARROWGAUGE_BACKEND": chosen.backend,
+        "NARROWGAUGE_CODEC": chosen.codec,
+        "NARROWGAUGE_STREAMS": chosen.streams,
+        "NARROWGAUGE_SLICE_BYTES": chosen.slice_bytes,
+        "NARROWGAUGE_TIMEOUT_S": chosen.timeout_s,
+        "NARROWGAUGE_INTERFACE": chosen.interface,
+        "NARROWGAUGE_EMULATE": ",".join(f"{mbit:g}" for mbit in job.emulate) if job.emulate else None,
+        "NARROWGAUGE_TOPOLOGY": chosen.topology,
+        "NARROWGAUGE_TRACE": traces if chosen.trace else None,
+        "NARROWGAUGE_REBALANCE": int(job.rebalance),
+        progress.CHECKPOINT_DIR: checkpoints,
+        progress.GLOBAL_BATCH: job.global_batch,
+        "NARROWGAUGE_CHECKPOINT_EVERY": job.checkpoint.every_steps,
+        "NARROWGAUGE_CHECKPOINT_KEEP": job.checkpoint.keep,
+        "NARROWGAUGE_RESUME_FROM": resume_from,
+        "NARROWGAUGE_SHARES": ",".join(f"{share:g}" for share in shares) or None,
+    }
+    threads = {"OMP_NUM_THREADS": str(job.workers.cpus), "PYTHONFAULTHANDLER": "1"}
+    return {**threads, **job.env, **{name: str(value) for name, value in variables.items() if value is not None}}
+
+
+def main(arguments: list[str]) -> int:
+    """Run the entrypoint and give exit status 0; an exception is printed, reported, and ends the process with 1."""
+    _die_with_parent()
+    _show_stacks_when_told_to_stop()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if os.environ["NARROWGAUGE_BACKEND"] != "gloo":
+        collectives.install(replace=("gloo", "nccl"))
+    if os.environ["NARROWGAUGE_CODEC"] != "none":
+        from collectives.training.auto_attach import attach_new_models
+
+        attach_new_models()
+    try:
+        run(arguments[0], arguments[1:])
+    except Exception as error:
+        sys.stdout.flush()
+        traceback.print_exception(type(error), error, _from_user_code(error.__traceback__))
+        sys.stderr.flush()
+        progress.raised(error)
+        sys.last_value = error  # as Python does where nobody catches it; exit handlers tell the peers
+        _end_now(1)
+    progress.finished()
+    return 0
+
+
+def run(entrypoint: str, arguments: list[str]) -> None:
+    """Run a file, a module or a function as the main program, with its arguments in `sys.argv`.
+
+    Raises:
+        EntrypointError: it is not there.
+    """
+    if is_file(entrypoint):
+        path = Path(entrypoint).resolve()
+        if not path.is_file():
+            raise EntrypointError(
+                f"no script {path} on this node; on a cluster only what lies below the folder of `launcher submit` "
+                "travels"
+            )
+        sys.argv = [str(path), *arguments]
+        sys.path[0] = str(path.parent)
+        runpy.run_path(str(path), run_name="__main__")
+        return
+    module, _, function = entrypoint.partition(":")
+    sys.argv = [entrypoint, *arguments]
+    if not function:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        return
+    target = getattr(importlib.import_module(module), function, None)
+    if not callable(target):
+        raise EntrypointError(f"no function {function!r} in module {module!r}; entrypoint: module:function names one")
+    target()
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends, however that happens."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != int(os.environ.pop(PARENT)):
+        os._exit(1)
+
+
+def _show_stacks_when_told_to_stop() -> None:
+    """Have SIGTERM write to the log where every thread is, even in a C call, before it ends the process. Children made
+    by fork, such as those of a multiprocessing pool, which are ended by SIGTERM every day, keep quiet."""
+    faulthandler.register(signal.SIGTERM, all_threads=True, chain=True)
+    os.register_at_fork(after_in_child=lambda: faulthandler.unregister(signal.SIGTERM))
+
+
+def _end_now(status: int) -> NoReturn:
+    """Run the exit handlers and end, without the seconds that the interpreter takes to tidy up its memory and without
+    waiting for threads: the other ranks and the user want to know."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _from_user_code(frames: TracebackType | None) -> TracebackType | None:
+    """The traceback without the frames of this file and of runpy; all of it if nothing else is there."""
+    ours = (__file__, runpy.__file__, "<frozen runpy>", importlib.__file__)
+    frame = frames
+    while frame is not None and frame.tb_frame.f_code.co_filename in ours:
+        frame = frame.tb_next
+    return frame or frames
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
