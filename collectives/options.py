@@ -12,7 +12,7 @@ from collectives.schedule.codec import CODECS as OF_THE_ENGINE
 BACKEND = "narrowgauge"
 """The name of ours in torch.distributed."""
 CODECS = (*OF_THE_ENGINE, "low-rank", "auto")
-LONGEST_TIMEOUT_S = 1e9  # thirty years; the engine counts nanoseconds in 64 bits
+MAX_TIMEOUT_S = 1e9  # thirty years; the engine counts nanoseconds in 64 bits
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Options:
             raise UsageError(f"slice_bytes is {self.slice_bytes}; wanted a multiple of 64 from 1024 to 64 MiB")
         if self.window_bytes is not None and self.window_bytes < self.slice_bytes:
             raise UsageError(f"window_bytes is {self.window_bytes}; wanted at least slice_bytes, {self.slice_bytes}")
-        if self.timeout_s is not None and not 0 < self.timeout_s <= LONGEST_TIMEOUT_S:
-            raise UsageError(f"timeout_s is {self.timeout_s}; wanted more than 0, at most {LONGEST_TIMEOUT_S:g}")
+        if self.timeout_s is not None and not 0 < self.timeout_s <= MAX_TIMEOUT_S:
+            raise UsageError(f"timeout_s is {self.timeout_s}; wanted more than 0, at most {MAX_TIMEOUT_S:g}")
         self.emulated_rates()
         if self.token == "":
             raise UsageError("token is empty; wanted a secret, or None to let rank 0 make one")

@@ -28,8 +28,8 @@ from collectives.schedule.specification import SPECIFICATIONS
 from collectives.topology import Topology
 
 LAB_TOPOLOGY = "NARROWGAUGE_LAB_TOPOLOGY"
-LEAST_COPY_BYTES, MOST_COPY_BYTES = 64 * 1024, 32 * 1024 * 1024
-LEAST_COPIES, COPYING_S = 5, 0.05
+MIN_COPY_BYTES, MAX_COPY_BYTES = 64 * 1024, 32 * 1024 * 1024
+MIN_COPIES, COPYING_S = 5, 0.05
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def bytes_that_change_ranks(collective: Collective, num_bytes: int, size: int) -
 
 def memory_bytes_per_s(num_bytes: int) -> float:
     """What all cores together copy, with buffers of the size of a message, or the next power of two."""
-    size = min(max(num_bytes, LEAST_COPY_BYTES), MOST_COPY_BYTES)
+    size = min(max(num_bytes, MIN_COPY_BYTES), MAX_COPY_BYTES)
     return _copy_bytes_per_s(1 << (size - 1).bit_length()) * len(os.sched_getaffinity(0))
 
 
@@ -101,7 +101,7 @@ def _copy_bytes_per_s(size: int) -> float:
     """memcpy of one core, the best of several."""
     source, target = np.ones(size, np.uint8), np.ones(size, np.uint8)
     seconds: list[float] = []
-    while len(seconds) < LEAST_COPIES or sum(seconds) < COPYING_S:
+    while len(seconds) < MIN_COPIES or sum(seconds) < COPYING_S:
         started = time.perf_counter()
         np.copyto(target, source)
         seconds.append(time.perf_counter() - started)

@@ -25,7 +25,7 @@ from collectives.schedule.op import Collective
 from collectives.schedule.specification import SPECIFICATIONS
 from collectives.version import __version__
 
-MOST_ROUNDS = 7
+MAX_ROUNDS = 7
 SIZE_S_OF_ROUND_S = 80  # a size's rounds, ours and Gloo's together, take at most so many times what a round should take
 
 
@@ -210,7 +210,7 @@ def _timed(trial: Trial, groups: Sequence[_Group], round_s: float) -> list[_Roun
         calls, call_s = _calls_of_a_round(trial, group.group, round_s)
         rounds.append(_Rounds(calls))
         seconds += calls * call_s
-    for _ in range(max(1, min(MOST_ROUNDS, int(SIZE_S_OF_ROUND_S * round_s / seconds)))):
+    for _ in range(max(1, min(MAX_ROUNDS, int(SIZE_S_OF_ROUND_S * round_s / seconds)))):
         for group, each in zip(groups, rounds, strict=True):
             wall_s, cpu_s = _calls(trial, group.group, each.calls)
             each.wall_s.append(wall_s / each.calls)

@@ -26,8 +26,8 @@ from collectives.topology import Host, Pair, Topology
 from collectives.transport import rendezvous, tcp
 
 logger = logging.getLogger(__name__)
-MOST_STREAMS = 16
-MOST_PROBE_S = 60.0
+MAX_STREAMS = 16
+MAX_PROBE_S = 60.0
 QUEUE_S = 0.010
 NEARLY_AS_SLOW = 1.5
 _MEASURE = "measure"
@@ -120,7 +120,7 @@ def streams_for(topology: Topology, most_bytes: int) -> int:
             if topology.host_index(a) != topology.host_index(b):
                 rate = min(topology.links[link].bytes_per_s for link in topology.route(a, b))
                 most = max(most, rate * 2 * topology.latency_s(a, b))
-    return min(MOST_STREAMS, max(1, math.ceil(2 * most / most_bytes)))
+    return min(MAX_STREAMS, max(1, math.ceil(2 * most / most_bytes)))
 
 
 def _from_file(path: str, hosts: list[str]) -> Topology:
@@ -158,7 +158,7 @@ def _measured(
     if told != _MEASURE:
         topology = Topology.from_json(told)
     else:
-        topology = measure(rank, hosts, formed.data, min(timeout_s, MOST_PROBE_S))
+        topology = measure(rank, hosts, formed.data, min(timeout_s, MAX_PROBE_S))
         if rank == 0:
             _keep(topology, hosts, machines)
     _known.append(topology)

@@ -27,7 +27,7 @@ from collectives.engine.compiled.kernels import (  # fmt: skip
     SUM,
 )
 from collectives.engine.compiled.table import DOWN, NO_PEER, UP, Table
-from collectives.schedule.codec import BF16, BLOCK, CODECS, LEAST_SCALE, MOST_SCALE
+from collectives.schedule.codec import BF16, BLOCK, CODECS, MAX_SCALE, MIN_SCALE
 
 Bytes = npt.NDArray[np.uint8]
 Values = npt.NDArray[Any]
@@ -157,9 +157,9 @@ def coded(codec: int, values: Values) -> Values:
     for block, out in zip(padded.reshape(-1, BLOCK), decoded, strict=True):
         largest = np.abs(block).max()
         scale = _read(BFLOAT16, _round(BFLOAT16, np.array([largest / np.float32(levels)], np.float32)), 2)[0]
-        if not np.isfinite(largest) or scale >= MOST_SCALE:
+        if not np.isfinite(largest) or scale >= MAX_SCALE:
             out[:] = np.nan
-        elif scale < LEAST_SCALE:
+        elif scale < MIN_SCALE:
             out[:] = 0
         else:
             out[:] = np.rint(block * (np.float32(1) / scale)).astype(np.int8).astype(np.float32) * scale

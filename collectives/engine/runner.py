@@ -44,7 +44,7 @@ Done = Callable[[BaseException | None], None]
 logger = logging.getLogger(__name__)
 
 TABLES_KEPT = 256
-LEAST_WINDOW_BYTES = 4 * 1024 * 1024
+MIN_WINDOW_BYTES = 4 * 1024 * 1024
 DEFAULT_TIMEOUT_S = 1800.0
 
 
@@ -418,11 +418,11 @@ class Engine:
 
 
 def _window_bytes(topology: Topology) -> int:
-    """Enough to keep every link busy for two round trips, and no less than LEAST_WINDOW_BYTES."""
+    """Enough to keep every link busy for two round trips, and no less than MIN_WINDOW_BYTES."""
     fastest = max(min(host.up_bytes_per_s, host.down_bytes_per_s) for host in topology.hosts)
     hosts = [host.ranks[0] for host in topology.hosts]
     longest = max((topology.latency_s(a, b) for a in hosts for b in hosts if a != b), default=0.0)
-    return min(max(LEAST_WINDOW_BYTES, int(4 * longest * fastest * len(hosts))), table.PART_BYTES // 4)
+    return min(max(MIN_WINDOW_BYTES, int(4 * longest * fastest * len(hosts))), table.PART_BYTES // 4)
 
 
 def _agreed(spec: OpSpec, in_force: Plan, slice_bytes: int, window_bytes: int) -> int:

@@ -53,7 +53,7 @@ REGISTERS = (ACC, TMP, TMP2)  # what a fold needs for ranks in hosts in sites
 SHORT_BYTES = 64 * 1024
 
 
-LEAST_SLOTS = 2  # one slice in work while the next is on its way
+MIN_SLOTS = 2  # one slice in work while the next is on its way
 
 
 def build(
@@ -108,7 +108,7 @@ def build(
             continue
         num_slices = math.ceil(count / slice_elems)
         in_flight = math.ceil(count / sum(spec.counts) * window_bytes / slice_bytes)
-        slots = min(num_slices, max(LEAST_SLOTS, in_flight))
+        slots = min(num_slices, max(MIN_SLOTS, in_flight))
         slot_elems = min(count, slots * slice_elems)
         first_edge, first_step = len(edges), len(steps)
         coded = codec.code != RAW and any(is_coded(*edge) for edge in tree.edges)

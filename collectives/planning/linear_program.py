@@ -38,11 +38,11 @@ from collectives.schedule.tree import Tree
 from collectives.topology import Topology
 
 EVEN, SHALLOW = 1e-3, 3e-3  # weights of the small terms, where T with equal shares is 1
-LEAST_SHARE = 0.01  # of an equal share; less is not worth a tree's messages
+MIN_SHARE = 0.01  # of an equal share; less is not worth a tree's messages
 SHARE_DIGITS = 6
 PRICE_DIGITS = 9  # what machines may differ by in the last bits must not choose trees
 GAP = 1.003  # between the forest and the bound, at which growing ends
-MOST_GROWN_HOSTS, MOST_ROUNDS = 32, 60
+MAX_GROWN_HOSTS, MAX_ROUNDS = 32, 60
 
 Floats = npt.NDArray[np.float64]
 
@@ -97,10 +97,10 @@ def grow(
         Trees that are worth a share beside the first ones, and a bound in seconds per byte that no forest goes below;
         none and 0 where the topology is too large for it, or a chunk has no way through.
     """
-    if len(topology.hosts) > MOST_GROWN_HOSTS or SPECIFICATIONS[collective].pairwise:
+    if len(topology.hosts) > MAX_GROWN_HOSTS or SPECIFICATIONS[collective].pairwise:
         return [], 0.0
     grown, bound, known = list(trees), 0.0, set(trees)
-    for turn in range(MOST_ROUNDS):
+    for turn in range(MAX_ROUNDS):
         solved = _prices(topology, collective, grown, codec)
         if solved is None:
             return [], 0.0
@@ -265,7 +265,7 @@ def _rounded(shares: Floats, chunk: Sequence[int]) -> list[float]:
     rounded = [0.0] * len(chunk)
     for trees in members.values():
         total = 1 / len(members)
-        kept = [tree for tree in trees if shares[tree] >= LEAST_SHARE * total / len(trees)]
+        kept = [tree for tree in trees if shares[tree] >= MIN_SHARE * total / len(trees)]
         kept_total = sum(float(shares[tree]) for tree in kept)
         for tree in kept:
             rounded[tree] = round(total * float(shares[tree]) / kept_total, SHARE_DIGITS)

@@ -43,13 +43,13 @@ from collectives.schedule.verify import verify
 from collectives.topology import Topology
 from collectives.units import amount, seconds
 
-SMALLEST_CLASS, LARGEST_CLASS = 5, 13  # 4**5 = 1 KiB and less; 4**13 = 64 MiB and more
+MIN_CLASS, MAX_CLASS = 5, 13  # 4**5 = 1 KiB and less; 4**13 = 64 MiB and more
 
 
 def size_class(num_bytes: int) -> int:
-    """The class k of messages that share a forest: 4**(k-1) < num_bytes <= 4**k, within SMALLEST and LARGEST_CLASS."""
+    """The class k of messages that share a forest: 4**(k-1) < num_bytes <= 4**k, within SMALLEST and MAX_CLASS."""
     exponent = (max(num_bytes, 1) - 1).bit_length()
-    return min(max((exponent + 1) // 2, SMALLEST_CLASS), LARGEST_CLASS)
+    return min(max((exponent + 1) // 2, MIN_CLASS), MAX_CLASS)
 
 
 @dataclass(frozen=True)

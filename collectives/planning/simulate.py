@@ -14,9 +14,9 @@ In: a topology, a forest and a message size. Out: a `Simulation`. It models what
 What is left out: the time of the folds themselves (a fold runs at the speed of memory), windows within a host where
 trees only go down, and TCP's slow start.
 
-Events cost time. With more than MOST_TRANSFERS slices on connections, or when the clock has had MOST_WORK, slices are
+Events cost time. With more than MAX_TRANSFERS slices on connections, or when the clock has had MAX_WORK, slices are
 made longer (and windows, too, so that as many are on their way); what their way to the root and back takes more is
-taken off again by equation (6) of `cost.py`. Where even FEWEST_SLICES for each tree are too many, that equation is all
+taken off again by equation (6) of `cost.py`. Where even MIN_SLICES for each tree are too many, that equation is all
 there is.
 """
 
@@ -38,10 +38,10 @@ from collectives.schedule.specification import SPECIFICATIONS
 from collectives.topology import Topology
 from collectives.units import seconds
 
-LEAST_WINDOW_BYTES, MOST_WINDOW_BYTES = 4 * 1024 * 1024, 128 * 1024 * 1024  # as the engine's
-LEAST_SLOTS = 2  # as the engine's
-MOST_TRANSFERS, FEWEST_SLICES = 1_000_000, 4
-MOST_WORK = 1_500_000_000  # connections looked at, over all steps of the clock
+MIN_WINDOW_BYTES, MAX_WINDOW_BYTES = 4 * 1024 * 1024, 128 * 1024 * 1024  # as the engine's
+MIN_SLOTS = 2  # as the engine's
+MAX_TRANSFERS, MIN_SLICES = 1_000_000, 4
+MAX_WORK = 1_500_000_000  # connections looked at, over all steps of the clock
 SAME_S = 1e-9  # events that are closer than this part of the clock happen together
 
 Floats = npt.NDArray[np.float64]
@@ -75,7 +75,7 @@ def simulate(
     *,
     slice_bytes: int = SLICE_BYTES,
     window_bytes: int | None = None,
-    most_transfers: int = MOST_TRANSFERS,
+    most_transfers: int = MAX_TRANSFERS,
 ) -> Simulation:
     """Run a verified forest for a message of `num_bytes`.
 
@@ -99,7 +99,7 @@ def simulate(
     longer = 1
     while True:
         coarse = slice_bytes * longer
-        if longer > 1 and parts.max() < FEWEST_SLICES * coarse:
+        if longer > 1 and parts.max() < MIN_SLICES * coarse:
             seconds, level, longer = predicted_s, "equations", 1
             break
         moves = _transfers(forest, parts, coarse)
@@ -117,7 +117,7 @@ def default_window_bytes(topology: Topology) -> int:
     """The engine's default: enough to keep every link busy for two round trips, 4 to 128 MiB."""
     fastest = max(min(host.up_bytes_per_s, host.down_bytes_per_s) for host in topology.hosts)
     size = len(topology.hosts)
-    return min(max(LEAST_WINDOW_BYTES, int(4 * topology.longest_latency_s * fastest * size)), MOST_WINDOW_BYTES)
+    return min(max(MIN_WINDOW_BYTES, int(4 * topology.longest_latency_s * fastest * size)), MAX_WINDOW_BYTES)
 
 
 def _tree_bytes(forest: Forest, num_bytes: int) -> Floats:
@@ -174,7 +174,7 @@ class _Clock:
         in_flight = [
             math.ceil(float(part) / max(1e-9, float(parts.sum())) * window_bytes / slice_bytes) for part in parts
         ]
-        self.slots = [max(LEAST_SLOTS, slots) for slots in in_flight]
+        self.slots = [max(MIN_SLOTS, slots) for slots in in_flight]
         self.now = 0.0
         self.thread_free_s = [0.0] * forest.size
         self.arrived: dict[tuple[int, int, int], int] = {}
@@ -203,9 +203,9 @@ class _Clock:
         self.work = 0
 
     def run(self) -> float | None:
-        """Seconds until nothing is on its way any more; None if that takes more than MOST_WORK to find out."""
+        """Seconds until nothing is on its way any more; None if that takes more than MAX_WORK to find out."""
         self._begin()
-        while self.work <= MOST_WORK:
+        while self.work <= MAX_WORK:
             self.work += len(self.ends)
             if self.changed:
                 self._share_links()

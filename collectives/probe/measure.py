@@ -36,13 +36,13 @@ from collectives.probe.rounds import Flow, matchings, tournament, trios
 from collectives.topology import Topology
 from collectives.transport.tcp import receive_frame, send_frame
 
-FLOW_S, SHORTEST_FLOW_S, LONGEST_FLOW_S = 0.3, 0.1, 1.5
+FLOW_S, MIN_FLOW_S, MAX_FLOW_S = 0.3, 0.1, 1.5
 MATCHINGS_S = 1.8  # for all of them
 ROUND_TRIPS = 15  # of slow start that a flow outlasts
-AGAIN_S, MOST_AGAIN = 0.2, 2  # rounds
-NEAR_THE_FASTEST, FAN_S, MOST_FANS = 0.9, 0.15, 4
+AGAIN_S, MAX_AGAIN = 0.2, 2  # rounds
+NEAR_THE_FASTEST, FAN_S, MAX_FANS = 0.9, 0.15, 4
 DEFAULT_TIMEOUT_S = 60.0
-LONGEST_STEP_S, FAREWELL_S = 1.0, 0.2
+MAX_STEP_S, FAREWELL_S = 1.0, 0.2
 _FRAME_LIMIT = 64 * 1024 * 1024
 
 
@@ -77,7 +77,7 @@ def measure(
             beside.setdefault(leads.index(peer), []).append(connection)
     # First rank 0 gives up on what it measures itself, so that it takes no answer for a part of that; then the other
     # leads, which answer; then rank 0 on answers, and everybody hears the same from it before the time is over.
-    deadline, step_s = time.monotonic() + timeout_s, min(LONGEST_STEP_S, timeout_s / 9)
+    deadline, step_s = time.monotonic() + timeout_s, min(MAX_STEP_S, timeout_s / 9)
     give_up_at = deadline - (3 if rank == 0 else 2) * step_s
     try:
         if rank in leads:
@@ -151,7 +151,7 @@ class _Conductor:
         self._hosts, self._lead, self._connections = tuple(hosts), lead, connections
         self._to, self._count = lead.to, len(lead.names)
         self._answers_until = answers_until
-        self._least_s = SHORTEST_FLOW_S
+        self._least_s = MIN_FLOW_S
 
     def conduct(self) -> Topology:
         try:
@@ -183,7 +183,7 @@ class _Conductor:
         rounds = tournament(self._count)
         latencies = self._matrix(self._order({"do": "ping", "rounds": rounds}))
         memory = self._order({"do": "memory"})
-        self._least_s = min(LONGEST_FLOW_S, 2 * ROUND_TRIPS * float(latencies.max(initial=0.0)) + SHORTEST_FLOW_S)
+        self._least_s = min(MAX_FLOW_S, 2 * ROUND_TRIPS * float(latencies.max(initial=0.0)) + MIN_FLOW_S)
         each_s = min(FLOW_S, MATCHINGS_S / max(1, 2 * len(rounds)))
         rates = np.zeros((self._count, self._count))
         for pairs in rounds:
@@ -198,7 +198,7 @@ class _Conductor:
     def _again(self, readings: Readings, rates: Any) -> Readings:
         """Measure pairs that were held up once more; the better reading counts."""
         slow = {(min(pair), max(pair)) for pair in held_up(readings)}
-        for pairs in matchings(slow)[:MOST_AGAIN]:
+        for pairs in matchings(slow)[:MAX_AGAIN]:
             np.maximum(rates, self._both_ways(pairs, AGAIN_S), out=rates)
         return replace(readings, rates=_tuples(rates))
 
@@ -208,7 +208,7 @@ class _Conductor:
         up, down = capacities(readings)
         both = [min(up[i], down[i]) for i in range(self._count)]
         fastest = [i for i in range(self._count) if both[i] >= NEAR_THE_FASTEST * max(both)]
-        if self._count > 2 and len(fastest) <= MOST_FANS:  # a few can meet all others, so slow ones add up, too
+        if self._count > 2 and len(fastest) <= MAX_FANS:  # a few can meet all others, so slow ones add up, too
             fans = [[(hub, other) for other in range(self._count) if other != hub] for hub in fastest]
         else:
             fans = trios(fastest, range(self._count))
@@ -219,7 +219,7 @@ class _Conductor:
             if got_up > FASTER * up[hub] or got_down > FASTER * down[hub]
         ]
         fan_up, fan_down = dict[int, float](), dict[int, float]()
-        for hub in faster[:MOST_FANS]:
+        for hub in faster[:MAX_FANS]:
             others = [other for other in range(self._count) if other != hub]
             ((_, fan_up[hub], fan_down[hub]),) = self._fan([(hub, other) for other in others], FLOW_S)
         return replace(readings, fan_up=fan_up, fan_down=fan_down)

@@ -13,9 +13,9 @@ An element x of a block becomes q = x / scale, rounded to nearest even; scale is
 `levels`, so what was decoded gives the same code again, and any rank may encode a result anew. What is in the last
 block beyond the message counts as zero and travels with it.
 
-Zero stays zero. A block with a number that is not finite (or whose scale would be MOST_SCALE or more) has a scale that
+Zero stays zero. A block with a number that is not finite (or whose scale would be MAX_SCALE or more) has a scale that
 is NaN and comes out as NaN, all of it; of bf16 only that element does, or is infinite. A block whose scale would be
-below LEAST_SCALE comes out as zero.
+below MIN_SCALE comes out as zero.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from collectives.errors import UsageError
 
 BLOCK = 64
 RAW, BF16, INT8, INT4 = range(4)  # as they stand in tables
-LEAST_SCALE, MOST_SCALE = 2.0**-120, 2.0**120  # the latter excluded
+MIN_SCALE, MAX_SCALE = 2.0**-120, 2.0**120  # the latter excluded
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collectives.backend.process_group import NarrowgaugeGroup, native_group
 
 GOOD_SHARE = 0.95
-SMALLEST_BYTES, LARGEST_BYTES = 2**16, 2**28
+MIN_BYTES, MAX_BYTES = 2**16, 2**28
 
 
 def bucket_mb(group: object = None) -> float:
@@ -25,9 +25,9 @@ def bucket_mb(group: object = None) -> float:
         UsageError: the group is not ours, or runs on Gloo.
     """
     chosen = native_group(group, "a bucket size by its plan")
-    wanted = GOOD_SHARE * _bytes_per_s(chosen, LARGEST_BYTES)
-    num_bytes = SMALLEST_BYTES
-    while num_bytes < LARGEST_BYTES and _bytes_per_s(chosen, num_bytes) < wanted:
+    wanted = GOOD_SHARE * _bytes_per_s(chosen, MAX_BYTES)
+    num_bytes = MIN_BYTES
+    while num_bytes < MAX_BYTES and _bytes_per_s(chosen, num_bytes) < wanted:
         num_bytes *= 2
     return num_bytes / 2**20
 

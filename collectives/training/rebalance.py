@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from collectives.errors import UsageError
 from collectives.training.apportion import share_out
 
-LARGEST_CHANGE = 0.2
+MAX_CHANGE = 0.2
 """Of a share, in one change."""
-LEAST_GAIN = 0.05
+MIN_GAIN = 0.05
 """By which a step's computation would have to become shorter, or everything stays as it is."""
 
 
@@ -56,7 +56,7 @@ def rebalanced(shares: Sequence[int], speeds: Sequence[float], bounded: bool = T
         bounded: False lets a share become whatever the speeds say.
     """
     now_s, asked = _step_s(shares, speeds), share_out(sum(shares), speeds)
-    if 1 - _step_s(asked, speeds) / now_s <= LEAST_GAIN:
+    if 1 - _step_s(asked, speeds) / now_s <= MIN_GAIN:
         return None
     new = _bounded(shares, speeds) if bounded else asked
     return Rebalanced(tuple(shares), tuple(new), tuple(speeds), 1 - _step_s(new, speeds) / now_s)
@@ -88,8 +88,8 @@ def _bounded(shares: Sequence[int], speeds: Sequence[float]) -> list[int]:
     """The whole numbers nearest to speed_i * T, each within its bounds, with the T at which they add up."""
     total = sum(shares)
     equal = total / len(shares)
-    low = [max(1, share - max(1, int(LARGEST_CHANGE * share))) for share in shares]
-    high = [share + max(1, int(LARGEST_CHANGE * max(share, equal))) for share in shares]
+    low = [max(1, share - max(1, int(MAX_CHANGE * share))) for share in shares]
+    high = [share + max(1, int(MAX_CHANGE * max(share, equal))) for share in shares]
 
     def at(seconds: float) -> list[int]:
         return [min(max(int(speed * seconds), a), b) for speed, a, b in zip(speeds, low, high, strict=True)]

@@ -18,7 +18,7 @@ from collectives.errors import RendezvousError
 # closed window, too, and a peer that does something else for a while and reads nothing is well.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 5, 2, 4
 SHORT_WAY_US = 2000
-LEAST_UNDER_WAY, MOST_KEPT_SHORT = 16 * 1024, 64 * 1024
+MIN_UNDER_WAY, MAX_KEPT_SHORT = 16 * 1024, 64 * 1024
 _SO_MAX_PACING_RATE, _SO_NETNS_COOKIE = 47, 71
 _RTT_AT, _ACKNOWLEDGED_AT, _BUSY_AT = 68, 120, 168  # in struct tcp_info of linux/tcp.h, which only grows at its end
 USER_TIMEOUT_MS = 1000 * (KEEPALIVE_IDLE_S + KEEPALIVE_INTERVAL_S * KEEPALIVE_PROBES)
@@ -164,14 +164,14 @@ def pace(connection: socket.socket, bytes_per_s: float) -> None:
 
 
 def keep_short(connection: socket.socket, num_bytes: float) -> None:
-    """Let a connection over a slow link have little under way, at least LEAST_UNDER_WAY.
+    """Let a connection over a slow link have little under way, at least MIN_UNDER_WAY.
 
     What more it could have would only stand in the link's queue and be dropped there; a slice that waits for a
     retransmission keeps the result from coming down, and idle time of a link that is busy in both directions is lost.
     Where the kernel's own limit is no larger it is left alone.
     """
-    if num_bytes <= MOST_KEPT_SHORT:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, int(max(LEAST_UNDER_WAY, num_bytes)))
+    if num_bytes <= MAX_KEPT_SHORT:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, int(max(MIN_UNDER_WAY, num_bytes)))
 
 
 def sent_so_far(connection: socket.socket) -> tuple[int, float]:

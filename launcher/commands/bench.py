@@ -22,7 +22,7 @@ from launcher.monitor.terminal import open_view, tell_end
 from launcher.submit import run_job
 
 NOTE = "bench"
-LONGEST_NAME = 58  # with "-bench" it is still a job's name
+MAX_NAME_LENGTH = 58  # with "-bench" it is still a job's name
 
 
 def bench(job: Job, words: Sequence[str]) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _as_job(job: Job, options: argparse.Namespace) -> Job:
     args += ["--round-s", str(options.round_s)]
     args += ["--no-gloo"] if options.no_gloo else []
     args += ["--limit", str(Path(options.limit).resolve())] if options.limit else []
-    changes = {"name": f"{job.name[:LONGEST_NAME]}-bench", "entrypoint": f"{__name__}:work", "args": args}
+    changes = {"name": f"{job.name[:MAX_NAME_LENGTH]}-bench", "entrypoint": f"{__name__}:work", "args": args}
     return job.model_copy(update=changes)
 
 

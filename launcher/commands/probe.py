@@ -20,7 +20,7 @@ from launcher.monitor.terminal import open_view, tell_end
 from launcher.submit import run_job
 
 NOTE = "probe"
-LONGEST_NAME = 58  # with "-probe" it is still a job's name
+MAX_NAME_LENGTH = 58  # with "-probe" it is still a job's name
 
 
 def probe(job: Job, save: Path | None, as_json: bool) -> dict[str, Any]:
@@ -72,5 +72,5 @@ def work() -> None:
 def _as_job(job: Job) -> Job:
     """The job with the probe as its entrypoint. Nothing that is compiled takes part, so none of it is made ready."""
     plain = job.collectives.model_copy(update={"backend": "gloo", "topology": None})
-    changes = {"name": f"{job.name[:LONGEST_NAME]}-probe", "entrypoint": f"{__name__}:work", "args": []}
+    changes = {"name": f"{job.name[:MAX_NAME_LENGTH]}-probe", "entrypoint": f"{__name__}:work", "args": []}
     return job.model_copy(update={**changes, "collectives": plain})

@@ -22,8 +22,8 @@ from launcher.errors import LabError
 
 INTERFACE = "lab0"
 """Name of the interface in every host."""
-BURST_S, LEAST_BURST_BYTES = 0.001, 16 * 1024
-QUEUE_S, LEAST_QUEUE_BYTES = 0.020, 64 * 1024
+BURST_S, MIN_BURST_BYTES = 0.001, 16 * 1024
+QUEUE_S, MIN_QUEUE_BYTES = 0.020, 64 * 1024
 NEEDS = (
     "a lab needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN) and the commands `ip` and `tc` of iproute2; without them, "
     "`emulate:` in a job file or NARROWGAUGE_EMULATE paces the engine's own connections"
@@ -135,7 +135,7 @@ def pids(names: list[str]) -> list[int]:
 def shape(port: Port, mbit: float) -> None:
     """Let `mbit` Mbit/s through, from now on. What waits is dropped: packets larger than the burst get stuck."""
     rate = mbit * 1e6 / 8
-    burst, queue = max(rate * BURST_S, LEAST_BURST_BYTES), max(rate * QUEUE_S, LEAST_QUEUE_BYTES)
+    burst, queue = max(rate * BURST_S, MIN_BURST_BYTES), max(rate * QUEUE_S, MIN_QUEUE_BYTES)
     tc, of_port = ("tc", "-n", port.namespace, "qdisc"), ("dev", port.device, "root")
     there = json.loads(_run(*tc[:-1], "-j", "qdisc", "show", "dev", port.device) or "[]")
     if any(one["kind"] == "tbf" for one in there):

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MOST_HOSTS_IN_MATRIX = 10
-MOST_PAIRS_LISTED = 12
+MAX_HOSTS_IN_MATRIX = 10
+MAX_PAIRS_LISTED = 12
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Network:
     def matrix(self) -> list[tuple[str, list[Link | None]]] | None:
         """A row for each host that slower pairs start at, a cell for each target; if there are any, and few hosts."""
         names = [place.name for place in self.places]
-        if not self.pairs or len(names) > MOST_HOSTS_IN_MATRIX:
+        if not self.pairs or len(names) > MAX_HOSTS_IN_MATRIX:
             return None
         known = {(pair.source, pair.target): pair.link for pair in self.pairs}
         sources = [name for name in names if any(pair.source == name for pair in self.pairs)]
@@ -83,7 +83,7 @@ class Network:
     def busiest_pairs(self) -> list[Pair]:
         """Where there is no matrix: the pairs that the plan loads most."""
         ordered = sorted(self.pairs, key=lambda pair: -(pair.link.load or 0.0))
-        return ordered[:MOST_PAIRS_LISTED] if self.matrix is None else []
+        return ordered[:MAX_PAIRS_LISTED] if self.matrix is None else []
 
 
 def network(seats: Sequence[Mapping[str, Any]], plan: Mapping[str, Any] | None) -> Network | None:

@@ -17,8 +17,8 @@ from launcher.report.ranks import lanes, rows
 from launcher.report.record import Record
 from launcher.report.story import Point, Story, thinned
 
-MOST_ROWS = 40
-MOST_MOMENTS = 200
+MAX_ROWS = 40
+MAX_MOMENTS = 200
 _STATUS = {"finished": "good", "failed": "bad", "stopped": "warn"}
 _MARKS = {"start": "started", "step": "training", "plan": "plan", "note": "note", "trouble": "trouble", "end": "ended"}
 
@@ -163,7 +163,7 @@ def _table(points: Sequence[Point]) -> list[tuple[str, ...]]:
             ),
             units.number(point.tokens / point.seconds if point.seconds and point.tokens else None),
         )
-        for point in thinned(list(points), MOST_ROWS)
+        for point in thinned(list(points), MAX_ROWS)
     ]
 
 
@@ -197,9 +197,9 @@ def _plan(plan: Mapping[str, Any]) -> dict[str, Any]:
 def _moments(story: Story, begin: float | None) -> list[tuple[str, int | None, str, str, str]]:
     """When (since the begin), rank, kind, its name, text. Where there are too many, troubles and plans stay."""
     shown = story.moments
-    if len(shown) > MOST_MOMENTS:
-        important = [moment for moment in shown if moment.kind in ("trouble", "plan")][:MOST_MOMENTS]
-        shown = important or shown[:MOST_MOMENTS]
+    if len(shown) > MAX_MOMENTS:
+        important = [moment for moment in shown if moment.kind in ("trouble", "plan")][:MAX_MOMENTS]
+        shown = important or shown[:MAX_MOMENTS]
     return [
         (f"{moment.at - (begin or moment.at):,.1f} s", moment.rank, moment.kind, _MARKS[moment.kind], moment.text[:600])
         for moment in shown

@@ -19,9 +19,9 @@ from launcher.record.events import Event, Exited, Lost, Noted, Planned, Raised, 
 from launcher.record.run_state import signal_name
 from launcher.record.tally import Line, Tally
 
-MOST_POINTS = 1000
-_HELD = 4 * MOST_POINTS
-_MOST_MOMENTS = 200
+MAX_POINTS = 1000
+_HELD = 4 * MAX_POINTS
+_MAX_MOMENTS = 200
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Story:
     """All of it, in the order in which it happened.
 
     Attributes:
-        points: at most MOST_POINTS, the first report's one without duration.
+        points: at most MAX_POINTS, the first report's one without duration.
         tally: figures as the summary has them.
     """
 
@@ -157,7 +157,7 @@ class _Teller:
     def story(self) -> Story:
         self._add(self._tally.rest())
         self._moments.sort(key=lambda moment: moment.at)
-        points = thinned(self._points, MOST_POINTS)
+        points = thinned(self._points, MAX_POINTS)
         return Story(self._ranks, points, self._moments, self._tally, self._first_at, self._last_at)
 
     def _reported(self, rank: Rank, report: Reported) -> None:
@@ -223,7 +223,7 @@ class _Teller:
 
     def _note(self, at: float, rank: int, kind: str, text: str) -> None:
         """Keep a moment; starts and notes only as long as there is room, troubles and plans always."""
-        if len(self._moments) < _MOST_MOMENTS or kind in ("trouble", "plan"):
+        if len(self._moments) < _MAX_MOMENTS or kind in ("trouble", "plan"):
             self._moments.append(Moment(at, rank, kind, text))
 
 

@@ -16,11 +16,11 @@ from numba import types
 
 from collectives.engine.compiled import blocks, libc
 from collectives.engine.compiled.jit import compiled_address, jit, void_pointer
-from collectives.schedule.codec import BF16, BLOCK, CODECS, INT8, LEAST_SCALE, MOST_SCALE
+from collectives.schedule.codec import BF16, BLOCK, CODECS, INT8, MAX_SCALE, MIN_SCALE
 
 BLOCK_FLOATS = 4 * BLOCK  # bytes
 WORK_BYTES = 5 * BLOCK_FLOATS
-LEAST_BITS, MOST_BITS = (int(np.float32(value).view(np.int32)) >> 16 for value in (LEAST_SCALE, MOST_SCALE))
+MIN_BITS, MAX_BITS = (int(np.float32(value).view(np.int32)) >> 16 for value in (MIN_SCALE, MAX_SCALE))
 NAN_SCALE = 0x7FC0
 BF16_BYTES, INT8_BYTES, INT4_BYTES = (CODECS[name].block_bytes for name in ("bf16", "int8", "int4"))
 INT8_LEVELS, INT4_LEVELS = (CODECS[name].levels for name in ("int8", "int4"))
@@ -108,8 +108,8 @@ def _quantise(codec: int, values: int, code: int) -> None:
     largest = np.int64(blocks.largest(values))
     exact = np.int64(blocks.bits_of(blocks.float_of(largest) / np.float32(levels)))
     bits = (exact + 0x7FFF + ((exact >> 16) & 1)) >> 16
-    if largest >= blocks.INFINITY or bits >= MOST_BITS or bits < LEAST_BITS:
-        scale[0] = 0 if bits < LEAST_BITS else NAN_SCALE
+    if largest >= blocks.INFINITY or bits >= MAX_BITS or bits < MIN_BITS:
+        scale[0] = 0 if bits < MIN_BITS else NAN_SCALE
         numbers = numba.carray(void_pointer(code + 2), (code_bytes(codec, BLOCK) - 2,), np.uint8)
         numbers[:] = 0
         return

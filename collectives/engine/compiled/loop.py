@@ -28,7 +28,7 @@ from collectives.engine.compiled.table import NO_PEER, UP, Table
 from collectives.engine.compiled.trace_ring import now_ns
 from collectives.engine.compiled.transitions import hand_down, is_far_root, push
 
-MOST_YIELDS = 10  # a short op's peers answer soon, and to be woken takes longer than what they do
+MAX_YIELDS = 10  # a short op's peers answer soon, and to be woken takes longer than what they do
 
 
 class Entry:
@@ -71,7 +71,7 @@ def advance(at: int) -> int:
             moved |= status == MOVED
         if moved:
             yields = 0
-        elif run["is_short"] == 1 and yields < MOST_YIELDS:
+        elif run["is_short"] == 1 and yields < MAX_YIELDS:
             yields += 1
             libc.sched_yield()
             try_again(net, table)

@@ -13,7 +13,7 @@ from collectives.engine.compiled.status import CONTROL, IDLE, INTERRUPTED, SOCKE
 from collectives.engine.compiled.table import NO_PEER, Table
 from collectives.engine.compiled.trace_ring import note, now_ns
 
-LONGEST_POLL_MS = 1000
+MAX_POLL_MS = 1000
 WAKE_BYTES = 16 * 1024
 
 
@@ -45,7 +45,7 @@ def wait(net: Net, table: Table) -> int:
     left_ms = (run["last_move_ns"] + run["timeout_ns"] - now) // 1_000_000
     if left_ms < 0:
         return TIMEOUT
-    ready = libc.poll(polls.ctypes.data, last + 1, min(left_ms + 1, LONGEST_POLL_MS))
+    ready = libc.poll(polls.ctypes.data, last + 1, min(left_ms + 1, MAX_POLL_MS))
     slept = now_ns(net) - now
     run["poll_ns"] += slept
     _charge(net, table, now, slept)

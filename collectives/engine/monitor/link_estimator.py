@@ -29,13 +29,13 @@ from numpy.typing import NDArray
 
 from collectives.topology import Topology
 
-LEAST_BYTES = 256 * 1024  # a flow of less says nothing of a link
+MIN_BYTES = 256 * 1024  # a flow of less says nothing of a link
 HELD_UP = 0.8  # of T: a flow that was busy longer waited for a link
 UNHINDERED = 0.9  # of T: a link none of whose flows was busy longer can do more
 SLOWER, FASTER = 0.9, 1.05  # of what was assumed: anything between is noise
 LATE = 1.08  # times what was planned: before that nothing has become slower
 EARLY = 0.9  # of what was planned: what has become slower once is so no longer
-MOST_HOPE = 1.5  # of what a link did at least, where it is faster than was assumed
+MAX_BOUND_TRIES = 1.5  # of what a link did at least, where it is faster than was assumed
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def refreshed(topology: Topology, measured: Topology, traffic: Traffic) -> Topol
         elif assumed < once[link] and busiest[link] < UNHINDERED * traffic.seconds:
             least = max(least, min(once[link], offered[link]))
         elif least > FASTER * assumed:
-            least = max(least, min(offered[link], MOST_HOPE * least))
+            least = max(least, min(offered[link], MAX_BOUND_TRIES * least))
         if least > FASTER * assumed:
             seen[link] = least
     raised = list(seen)
@@ -104,7 +104,7 @@ def changes(before: Topology, after: Topology) -> list[str]:
 def _flows(topology: Topology, traffic: Traffic) -> list[tuple[tuple[int, ...], float, float]]:
     """Route, bytes and busy seconds of each flow between hosts that says something."""
     flows = []
-    for source, target in np.argwhere((traffic.num_bytes >= LEAST_BYTES) & (traffic.busy_s > 0)).tolist():
+    for source, target in np.argwhere((traffic.num_bytes >= MIN_BYTES) & (traffic.busy_s > 0)).tolist():
         if topology.host_index(source) != topology.host_index(target):
             num_bytes, busy_s = float(traffic.num_bytes[source, target]), float(traffic.busy_s[source, target])
             flows.append((topology.route(source, target), num_bytes, busy_s))

@@ -27,7 +27,7 @@ from collectives.transport import tcp
 LONG_S = 0.02  # ops that should take less are mostly latency
 LOOK_S = 1.0
 GAIN = 1.10
-PATIENCE, MOST_PATIENCE = 2, 32
+PATIENCE, MAX_PATIENCE = 2, 32
 logger = logging.getLogger(__name__)
 
 
@@ -89,7 +89,7 @@ class Watch:
                 "; ".join(changes(self.topology, seen)) or "a little each", collective, num_bytes,
                 better.predicted_s * 1e3, stays_s * 1e3,
             )  # fmt: skip
-        self._in_a_row, self._patience = 0, min(MOST_PATIENCE, 2 * self._patience)
+        self._in_a_row, self._patience = 0, min(MAX_PATIENCE, 2 * self._patience)
         self.topology = seen
         return seen
 

@@ -26,7 +26,7 @@ from collectives.schedule.op import Collective, OpSpec
 from collectives.topology import Topology
 
 LOOK_OPS, LOOK_S = 256, 3.0
-LEAST_OPS, LEAST_S = 8, 0.5  # what there must be to judge by
+MIN_OPS, MIN_S = 8, 0.5  # what there must be to judge by
 WORTH_NAMING = 0.2
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Attribution:
         if spec.collective != "all_to_all":  # whose sizes are each rank's own
             key = (spec.collective, spec.num_bytes, spec.root, spec.codec)
             self._planned_s[key] = self._planned_s.get(key, 0.0) + in_force.predicted_s
-        if self._ops < LEAST_OPS:
+        if self._ops < MIN_OPS:
             return False
         return self._ops >= LOOK_OPS or sum(self._planned_s.values()) >= LOOK_S
 
@@ -62,7 +62,7 @@ class Attribution:
         """From all ranks' reports, one a row: what costs most, None if nothing is worth naming. Rank 0 logs it."""
         seconds, slept = float(reports[:, 0].mean()), reports[:, 1]
         found = None
-        if seconds >= LEAST_S:
+        if seconds >= MIN_S:
             found = self._late_rank(seconds, slept) or self._slow_link(seconds, topology)
         self._start_over()
         about = found[0] if found else None

@@ -22,7 +22,7 @@ from collectives.engine.compiled.table import DOWN, UP
 from collectives.schedule.op import OpSpec
 
 JOURNAL = 16 * 1024  # entries
-MOST_EVENTS = 200_000  # about 100 MB
+MAX_EVENTS = 200_000  # about 100 MB
 OPS, WAITS, SLICES = range(3)
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Trace:
             logger.warning("%s: the trace cannot be written: %s", self.path, error.strerror or error)
 
     def _add(self, row: int, name: str, at_ns: int, took_ns: int, args: dict[str, object] | None = None) -> None:
-        if len(self._events) >= MOST_EVENTS:
+        if len(self._events) >= MAX_EVENTS:
             self._left_out += 1
             return
         event: dict[str, object] = {"name": name, "ph": "X", "pid": self._rank, "tid": row}

@@ -15,7 +15,7 @@ import pytest
 from collectives.errors import PlanError, UsageError
 from collectives.planning.cost import Passage, cost
 from collectives.planning.linear_program import cheapest_arborescence
-from collectives.planning.plan import LARGEST_CLASS, SMALLEST_CLASS, Plan, size_class
+from collectives.planning.plan import MAX_CLASS, MIN_CLASS, Plan, size_class
 from collectives.planning.planner import plan, with_codec
 from collectives.schedule.algorithms import candidates
 from collectives.schedule.forest import Forest
@@ -53,7 +53,7 @@ def root_for(collective: str) -> int | None:
 )
 def test_size_class(num_bytes: int, kind: int) -> None:
     assert size_class(num_bytes) == kind
-    assert SMALLEST_CLASS <= kind <= LARGEST_CLASS
+    assert MIN_CLASS <= kind <= MAX_CLASS
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5, 8, 16])
@@ -174,7 +174,7 @@ def test_one_forest_for_a_size_class() -> None:
 
 
 def test_the_choice_is_within_a_hundredth_of_the_best_for_the_class() -> None:
-    for kind in range(SMALLEST_CLASS, LARGEST_CLASS + 1):
+    for kind in range(MIN_CLASS, MAX_CLASS + 1):
         made = plan(switched(125e6, 100e6, 50e6), "all_reduce", 4**kind)
         assert made.predicted_s <= 1.01 * min(seconds for _, seconds in made.options)
 

@@ -167,7 +167,7 @@ def test_too_many_slices_are_made_longer() -> None:
 
 def test_too_long_a_run_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     made = plan(switched(*[RATE] * 4), "all_reduce", LARGE)
-    monkeypatch.setattr(module, "MOST_WORK", 100)
+    monkeypatch.setattr(module, "MAX_WORK", 100)
     assert simulate(made.topology, made.forest, LARGE).level == "equations"
 
 
@@ -185,4 +185,4 @@ def test_windows_are_the_engines(latency_s: float) -> None:
     hosts = tuple(Host(f"h{rank}", (rank,), RATE, 2 * RATE, latency_s=latency_s * (1 + rank)) for rank in range(4))
     for topology in (Topology(hosts), Topology(hosts, (Site("s", ("h0", "h1"), RATE, RATE, 1e-3),))):
         assert default_window_bytes(topology) == runner._window_bytes(topology)
-    assert table.LEAST_SLOTS == module.LEAST_SLOTS
+    assert table.MIN_SLOTS == module.MIN_SLOTS

@@ -45,7 +45,7 @@ def meshes(hosts: Sequence[str]) -> Iterator[list[Connections]]:
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loopback is measured well enough for these tests in no time."""
-    for name in ("FLOW_S", "SHORTEST_FLOW_S", "AGAIN_S", "FAN_S"):
+    for name in ("FLOW_S", "MIN_FLOW_S", "AGAIN_S", "FAN_S"):
         monkeypatch.setattr(measuring, name, 0.01)
     monkeypatch.setattr(measuring, "ROUND_TRIPS", 0)
     monkeypatch.setattr(lead, "MEMORY_BYTES", 1024 * 1024)

@@ -8,7 +8,7 @@ import pytest
 
 from collectives.errors import UsageError
 from collectives.training.apportion import share_out
-from collectives.training.rebalance import LARGEST_CHANGE, read_shares, rebalanced
+from collectives.training.rebalance import MAX_CHANGE, read_shares, rebalanced
 
 EQUAL = [1.0, 1.0, 1.0, 1.0]
 SLOW = [100.0, 100.0, 100.0, 25.0]
@@ -43,8 +43,8 @@ def test_any_shares_and_speeds() -> None:
             continue
         assert sum(found.new) == sum(shares)
         for old, new in zip(shares, found.new, strict=True):
-            assert new >= max(1, old - max(1, LARGEST_CHANGE * old))
-            assert new <= old + max(1, LARGEST_CHANGE * max(old, sum(shares) / ranks))
+            assert new >= max(1, old - max(1, MAX_CHANGE * old))
+            assert new <= old + max(1, MAX_CHANGE * max(old, sum(shares) / ranks))
         slowest = [max(s / v for s, v in zip(some, speeds, strict=True)) for some in (shares, found.new)]
         assert slowest[1] == pytest.approx(slowest[0] * (1 - found.gain))
         assert found.gain >= 0

@@ -10,7 +10,7 @@ import pytest
 from collectives.planning.planner import plan
 from collectives.topology import Host, Topology
 from launcher.report.diagram import Box, Drawing, draw, ranks_text
-from launcher.report.network import MOST_HOSTS_IN_MATRIX, Network, network
+from launcher.report.network import MAX_HOSTS_IN_MATRIX, Network, network
 from tests.launcher.report.made import seats, topology
 
 
@@ -53,7 +53,7 @@ def test_few_hosts_get_a_matrix_of_slower_pairs_and_many_a_list() -> None:
     assert few.matrix is not None
     cells = [link.name for _, row in few.matrix for link in row if link]
     assert (cells, few.busiest_pairs) == (["box-0 to box-1", "box-0 to box-2", "box-0 to box-3"], [])
-    many = planned(topology(MOST_HOSTS_IN_MATRIX + 4, MOST_HOSTS_IN_MATRIX + 4, pairs=True))
+    many = planned(topology(MAX_HOSTS_IN_MATRIX + 4, MAX_HOSTS_IN_MATRIX + 4, pairs=True))
     assert many.matrix is None
     assert len(many.busiest_pairs) == 12
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from launcher.record.events import Event, Exited, Lost, Planned, Raised, Reported, Started
-from launcher.report.story import MOST_POINTS, Point, Story, merged, tell, thinned
+from launcher.report.story import MAX_POINTS, Point, Story, merged, tell, thinned
 
 
 def told(*events: Event, world_size: int = 2) -> Story:
@@ -74,7 +74,7 @@ def test_a_long_run_is_thinned_and_keeps_its_sums() -> None:
     story = told(
         *(report(0, step / 8, step, tokens=3, wait_s=0.25 / 8, loss=1) for step in range(1, steps + 1)), world_size=1
     )
-    assert MOST_POINTS / 4 < len(story.points) <= MOST_POINTS
+    assert MAX_POINTS / 4 < len(story.points) <= MAX_POINTS
     assert sum(point.steps for point in story.points) == steps - 1
     assert sum(point.tokens for point in story.points) == pytest.approx(3 * (steps - 1))
     assert sum(point.wait_s for point in story.points) == pytest.approx((steps - 1) / 32)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from collectives.engine import lifetime
-from collectives.engine.monitor.stragglers import LEAST_OPS, LOOK_OPS, Attribution
+from collectives.engine.monitor.stragglers import LOOK_OPS, MIN_OPS, Attribution
 from collectives.planning.planner import plan
 from collectives.schedule.op import OpSpec
 from collectives.topology import Host, Topology
@@ -67,7 +67,7 @@ def test_ranks_tell_each_other_after_so_many_ops_or_seconds() -> None:
     due = [short.is_due(small, plan(EQUAL, "all_reduce", 4), 0.0) for _ in range(LOOK_OPS)]
     assert due.index(True) == LOOK_OPS - 1
     long, in_force = Attribution(0, ["rank 0"]), plan(ONE_SLOW, "all_reduce", SPEC.num_bytes)
-    assert [long.is_due(SPEC, in_force, 0.0) for _ in range(LEAST_OPS)].index(True) == LEAST_OPS - 1
+    assert [long.is_due(SPEC, in_force, 0.0) for _ in range(MIN_OPS)].index(True) == MIN_OPS - 1
 
 
 def test_a_rank_that_comes_late_is_named_and_waited_for(caplog: pytest.LogCaptureFixture) -> None:
