@@ -43,7 +43,7 @@ class Joined:
         is_known: whether the rates are more than an assumption.
     """
 
-    connections: rendezvous.Mesh
+    connections: rendezvous.Connections
     topology: Topology
     is_known: bool
 
@@ -58,24 +58,26 @@ def join(
         PlanError: the topology file is wrong, or not about these hosts.
     """
     asked = options.streams if isinstance(options.streams, int) else 1
-    formed = rendezvous.form(store, rank, size, name, epoch, options, timeout_s, asked)
+    formed = rendezvous.rendezvous(store, rank, size, name, epoch, options, timeout_s, asked)
     try:
-        hosts = rendezvous.host_names(formed.cards)
+        hosts = rendezvous.host_names(formed.rank_infos)
         emulated = options.emulated_rates()
         if options.topology not in (None, "equal"):
             topology, is_known = _from_file(str(options.topology), hosts), True
         elif emulated:
             topology, is_known = _emulated(hosts, emulated), True
-        elif options.topology is None and len({card.machine for card in formed.cards}) > 1:
+        elif options.topology is None and len({rank_info.machine for rank_info in formed.rank_infos}) > 1:
             topology, is_known = _measured(store, rank, hosts, formed, timeout_s), True
         elif options.topology is None and size > 1:
             topology, is_known = _on_one_machine(store, rank, hosts), False
         else:
             topology, is_known = Topology.from_hosts(hosts), False
-        _check_agreement(store, rank, formed.cards, topology, options)
+        _check_agreement(store, rank, formed.rank_infos, topology, options)
         if options.streams == "auto" and (streams := streams_for(topology, tcp.most_bytes_under_way())) > 1:
             formed.close()
-            formed = rendezvous.form(_Renamed(store, "streams"), rank, size, name, epoch, options, timeout_s, streams)
+            formed = rendezvous.rendezvous(
+                _Renamed(store, "streams"), rank, size, name, epoch, options, timeout_s, streams
+            )
         if is_known:
             _keep_queues_short(formed, rank, topology)
         if emulated:
@@ -87,7 +89,7 @@ def join(
 
 
 def _check_agreement(
-    store: rendezvous.Store, rank: int, cards: list[rendezvous.Card], topology: Topology, options: Options
+    store: rendezvous.Store, rank: int, rank_infos: list[rendezvous.RankInfo], topology: Topology, options: Options
 ) -> None:
     """Every rank plans for itself, so all must plan from the same.
 
@@ -97,14 +99,14 @@ def _check_agreement(
     basis = f"{topology.to_json()}slice_bytes: {options.slice_bytes}\nwindow_bytes: {options.window_bytes}"
     store.set(f"basis/{rank}", basis)
     store.set(f"digest/{rank}", hashlib.sha256(basis.encode()).hexdigest())
-    digests = [bytes(store.get(f"digest/{other}")) for other in range(len(cards))]
+    digests = [bytes(store.get(f"digest/{other}")) for other in range(len(rank_infos))]
     other = next((other for other, digest in enumerate(digests) if digest != digests[0]), None)
     if other is None:
         return
     first, second = (bytes(store.get(f"basis/{each}")).decode().splitlines() for each in (0, other))
     here, there = next(pair for pair in itertools.zip_longest(first, second, fillvalue="nothing") if len({*pair}) > 1)
     raise PlanError(
-        f"{cards[0].describe()} and {cards[other].describe()} would plan from different links or slices:\n"
+        f"{rank_infos[0].describe()} and {rank_infos[other].describe()} would plan from different links or slices:\n"
         f"  rank 0: {here.strip()}\n  rank {other}: {there.strip()}\n"
         "give all ranks the same topology file, slice_bytes and window_bytes"
     )
@@ -147,9 +149,9 @@ def _from_file(path: str, hosts: list[str]) -> Topology:
 
 
 def _measured(
-    store: rendezvous.Store, rank: int, hosts: list[str], formed: rendezvous.Mesh, timeout_s: float
+    store: rendezvous.Store, rank: int, hosts: list[str], formed: rendezvous.Connections, timeout_s: float
 ) -> Topology:
-    machines = [card.way() for card in formed.cards]
+    machines = [rank_info.way() for rank_info in formed.rank_infos]
     if rank == 0:
         found = next((known.seated(hosts) for known in _known if {*hosts} <= {h.name for h in known.hosts}), None)
         found = found or recall(hosts, machines)
@@ -205,7 +207,7 @@ def _emulated(hosts: list[str], rates: list[float]) -> Topology:
     )
 
 
-def _keep_queues_short(formed: rendezvous.Mesh, rank: int, topology: Topology) -> None:
+def _keep_queues_short(formed: rendezvous.Connections, rank: int, topology: Topology) -> None:
     """On ways over a slow link: as much under way as a round trip and a short queue take, dealt out to the hosts. Where
     a way has several such links, as between two slow hosts, the queue is theirs together."""
     for peer, connection in formed.data:
@@ -218,7 +220,7 @@ def _keep_queues_short(formed: rendezvous.Mesh, rank: int, topology: Topology) -
             tcp.keep_short(connection, slowest * seconds / (len(topology.hosts) - 1) / streams)
 
 
-def _pace(formed: rendezvous.Mesh, rank: int, topology: Topology) -> None:
+def _pace(formed: rendezvous.Connections, rank: int, topology: Topology) -> None:
     """Slow this rank's connections down to the emulated links. The kernel paces each connection by itself, so a host's
     rate is dealt out evenly beforehand: what one connection leaves unused no other can take, unlike on a real link."""
     own = topology.host_of(rank)

@@ -11,7 +11,7 @@ from collectives.engine.compiled.table import NO_PEER, UP, Table
 from collectives.errors import CollectiveError, GroupClosed, OpMismatch, OpTimeout, PeerLost, ProtocolError
 from collectives.schedule.op import OpSpec
 from collectives.transport.control import Farewells
-from collectives.transport.rendezvous import Card
+from collectives.transport.rendezvous import RankInfo
 
 _RANKS_NAMED = 6
 _GAVE_UP = " gave up: "
@@ -19,30 +19,30 @@ _KINDS = {kind.__name__: kind for kind in (PeerLost, OpMismatch, OpTimeout, Grou
 
 
 def explain(
-    status: int, spec: OpSpec, rank: int, cards: Sequence[Card], table: Table, net: Net, farewells: Farewells
+    status: int, spec: OpSpec, rank: int, rank_infos: Sequence[RankInfo], table: Table, net: Net, farewells: Farewells
 ) -> CollectiveError:
     """The error that a status other than DONE and INTERRUPTED stands for."""
     run = table.run[0]
-    where = f"{cards[rank].describe()}, {spec} (op {int(run['op'])})"
+    where = f"{rank_infos[rank].describe()}, {spec} (op {int(run['op'])})"
     culprit = int(run["culprit"])
     if status == TIMEOUT:
-        return _timed_out(where, cards, table, farewells)
+        return _timed_out(where, rank_infos, table, farewells)
     if status == OP_MISMATCH:
-        return _mismatch(where, cards[culprit], farewells)
+        return _mismatch(where, rank_infos[culprit], farewells)
     if status == BAD_HEADER:
-        return _unreadable(where, cards[culprit], table, net)
+        return _unreadable(where, rank_infos[culprit], table, net)
     if culprit == NO_PEER:
         return ProtocolError(f"{where}: poll failed: {os.strerror(int(run['errno']))}")
     if status in (PEER_CLOSED, SOCKET_ERROR):
         farewells.hear_out(culprit)
     heard = farewells.aborted.get(culprit)
     if heard is not None and heard.culprit == rank and heard.kind == OpTimeout.__name__:
-        return _blamed(where, cards, culprit, table)
-    return _lost(status, where, cards, culprit, table, farewells)
+        return _blamed(where, rank_infos, culprit, table)
+    return _lost(status, where, rank_infos, culprit, table, farewells)
 
 
 def _lost(
-    status: int, where: str, cards: Sequence[Card], culprit: int, table: Table, farewells: Farewells
+    status: int, where: str, rank_infos: Sequence[RankInfo], culprit: int, table: Table, farewells: Farewells
 ) -> CollectiveError:
     """A peer is gone. If anyone knows whose fault it was in the first place, that is what is told."""
     for teller, abort in sorted(farewells.aborted.items()):
@@ -51,7 +51,7 @@ def _lost(
             break
     else:
         culprit = min(farewells.died, default=culprit)
-    peer, waited = cards[culprit], _still_to_come(table, cards)
+    peer, waited = rank_infos[culprit], _still_to_come(table, rank_infos)
     if culprit in farewells.died:
         return PeerLost(
             f"{where}: {peer.describe()} died: its connections closed without a word{_log_of(peer)}. {waited}", culprit
@@ -70,7 +70,7 @@ def _lost(
     if tellers:
         text = farewells.aborted[tellers[0]].text.rsplit(_GAVE_UP)[-1]  # the first of those who quote each other
         kind = _KINDS.get(farewells.aborted[tellers[0]].kind, CollectiveError)
-        return kind(f"{where}: {cards[tellers[0]].describe()}{_GAVE_UP}{text}", culprit)
+        return kind(f"{where}: {rank_infos[tellers[0]].describe()}{_GAVE_UP}{text}", culprit)
     if culprit in farewells.left:
         return GroupClosed(
             f"{where}: {peer.describe()} has left the group (it finished, or called destroy_process_group) while this "
@@ -81,7 +81,7 @@ def _lost(
     return PeerLost(f"{where}: lost the connection to {peer.describe()}: {reason}{_log_of(peer)}. {waited}", culprit)
 
 
-def _mismatch(where: str, peer: Card, farewells: Farewells) -> OpMismatch:
+def _mismatch(where: str, peer: RankInfo, farewells: Farewells) -> OpMismatch:
     """Say where this rank is, hear where the other one is, and show both."""
     text = f"{where}: {peer.describe()} is in another collective at the same place"
     farewells.say_abort(OpMismatch.__name__, peer.rank, text)
@@ -95,41 +95,41 @@ def _mismatch(where: str, peer: Card, farewells: Farewells) -> OpMismatch:
     )
 
 
-def _timed_out(where: str, cards: Sequence[Card], table: Table, farewells: Farewells) -> OpTimeout:
+def _timed_out(where: str, rank_infos: Sequence[RankInfo], table: Table, farewells: Farewells) -> OpTimeout:
     """Whom this rank waited for may itself have waited: say what is known here, hear what the others know."""
     waited_for, _ = _missing(table)
     culprit = waited_for[0] if waited_for else None
-    text = f"nothing moved for {int(table.run[0]['timeout_ns']) / 1e9:g} s. {_still_to_come(table, cards)}"
+    text = f"nothing moved for {int(table.run[0]['timeout_ns']) / 1e9:g} s. {_still_to_come(table, rank_infos)}"
     farewells.say_abort(OpTimeout.__name__, culprit, f"{where}: {text}")
     chain = ""
     while culprit is not None:
         farewells.hear_out(culprit)
         heard = farewells.aborted.get(culprit)
-        if heard is None or heard.culprit is None or cards[heard.culprit].describe() in chain:
+        if heard is None or heard.culprit is None or rank_infos[heard.culprit].describe() in chain:
             break
         culprit = heard.culprit
-        chain += f" That one waited for {cards[culprit].describe()}."
+        chain += f" That one waited for {rank_infos[culprit].describe()}."
     return OpTimeout(
         f"{where}: {text}{chain} A rank that is waited for is not in this collective (another branch or number of "
         "steps, a long pause: then a longer timeout helps), or hangs, or its link is cut"
-        f"{_log_of(cards[culprit]) if culprit is not None else ''}",
+        f"{_log_of(rank_infos[culprit]) if culprit is not None else ''}",
         culprit,
     )
 
 
-def _blamed(where: str, cards: Sequence[Card], teller: int, table: Table) -> CollectiveError:
+def _blamed(where: str, rank_infos: Sequence[RankInfo], teller: int, table: Table) -> CollectiveError:
     """A peer gave up on this rank, which is well, and itself waits for another."""
     waited_for, _ = _missing(table)
     culprit = next((peer for peer in waited_for if peer != teller), None)
     return OpTimeout(
-        f"{where}: {cards[teller].describe()} gave up waiting for this rank. {_still_to_come(table, cards)} "
+        f"{where}: {rank_infos[teller].describe()} gave up waiting for this rank. {_still_to_come(table, rank_infos)} "
         f"A pause of this rank before it came to this collective looks the same: then raise the timeout"
-        f"{_log_of(cards[culprit]) if culprit is not None else ''}",
+        f"{_log_of(rank_infos[culprit]) if culprit is not None else ''}",
         culprit,
     )
 
 
-def _unreadable(where: str, peer: Card, table: Table, net: Net) -> ProtocolError:
+def _unreadable(where: str, peer: RankInfo, table: Table, net: Net) -> ProtocolError:
     run = table.run[0]
     headers = [
         net.rx_headers[c * BATCH + int(net.conns[c]["header_at"]) // HEADER_BYTES]
@@ -148,11 +148,11 @@ def _unreadable(where: str, peer: Card, table: Table, net: Net) -> ProtocolError
     )
 
 
-def _still_to_come(table: Table, cards: Sequence[Card]) -> str:
+def _still_to_come(table: Table, rank_infos: Sequence[RankInfo]) -> str:
     """The sentence that names what this rank waited for."""
     peers, place = _missing(table)
     verb = "waited for" if place else "waited to hand its slices to"
-    names = ", ".join(cards[peer].describe() for peer in peers[:_RANKS_NAMED]) or "its peers"
+    names = ", ".join(rank_infos[peer].describe() for peer in peers[:_RANKS_NAMED]) or "its peers"
     more = f" and {len(peers) - _RANKS_NAMED} more" if len(peers) > _RANKS_NAMED else ""
     return f"This rank {verb} {names}{more}{place}."
 
@@ -182,5 +182,5 @@ def _missing(table: Table) -> tuple[list[int], str]:
     return [peer for peer, queue in enumerate(table.queues) if int(queue["head"]) < int(queue["tail"])], ""
 
 
-def _log_of(card: Card) -> str:
-    return f"; see {card.log}" if card.log else ""
+def _log_of(rank_info: RankInfo) -> str:
+    return f"; see {rank_info.log}" if rank_info.log else ""

@@ -123,13 +123,13 @@ class Engine:
         options: Options, timeout_s: float,
     ) -> None:  # fmt: skip
         formed, topology = joined.connections, joined.topology
-        self.rank, self.size, self.name, self.topology = rank, len(formed.cards), name, topology
+        self.rank, self.size, self.name, self.topology = rank, len(formed.rank_infos), name, topology
         self.links_are_known = joined.is_known
         is_watched = joined.is_known and len(topology.hosts) > 1
         self._watch = Watch(rank, topology, formed.data) if is_watched else None
         self.counters = Counters()
         self._shared = shared
-        self._epoch, self._mesh, self._options, self._timeout_s = epoch, formed, options, timeout_s
+        self._epoch, self._connections, self._options, self._timeout_s = epoch, formed, options, timeout_s
         self._tables: collections.OrderedDict[OpSpec, _Planned] = collections.OrderedDict()
         self._scratch, self._scratch_at = np.empty(0, np.uint8), 0
         self._window_bytes = options.window_bytes or _window_bytes(topology)
@@ -144,7 +144,7 @@ class Engine:
             shared.arenas,
             JOURNAL if options.trace else 0,
         )
-        names = [card.describe() for card in formed.cards]
+        names = [rank_info.describe() for rank_info in formed.rank_infos]
         self._trace = Trace(options.trace, name, rank, names, self._net) if options.trace else None
         self._attribution = Attribution(rank, names) if self.size > 1 else None
         self._lock = threading.Condition()
@@ -233,7 +233,7 @@ class Engine:
         if self._trace is not None:
             self._trace.write()
         lifetime.left(self)
-        self._mesh.close()
+        self._connections.close()
         self._shared.close()
         self._waker.close()
         self._wake.close()
@@ -253,7 +253,7 @@ class Engine:
         """In a forked child: close its copies of the sockets without a word. Ops raise GroupClosed."""
         self._closing = True
         self._lock = threading.Condition()  # the parent's may be held by a thread that is not here
-        self._mesh.close()
+        self._connections.close()
         self._waker.close()
         self._wake.close()
 
@@ -311,7 +311,7 @@ class Engine:
         self._failure = CollectiveError(f"this group broke in an earlier op: {text}", culprit)
         self._farewells.say_abort(type(error).__name__, culprit, text)
         # Nothing of ours may reach a peer that has not yet noticed, and none should wait for more.
-        for _, connection in self._mesh.data:
+        for _, connection in self._connections.data:
             control.shut(connection)
 
     def _execute(self, spec: OpSpec, source: int, target: int, timeout_s: float, residual: int) -> None:
@@ -370,7 +370,11 @@ class Engine:
     def waits(self) -> dict[str, float]:
         """Seconds that this rank has slept in ops because of each other rank, by what the rank is called."""
         seconds = (self._net.waited_ns / 1e9).tolist()
-        return {card.describe(): seconds[peer] for peer, card in enumerate(self._mesh.cards) if seconds[peer] > 0}
+        return {
+            rank_info.describe(): seconds[peer]
+            for peer, rank_info in enumerate(self._connections.rank_infos)
+            if seconds[peer] > 0
+        }
 
     def _closed(self, spec: OpSpec) -> GroupClosed:
         return GroupClosed(f"rank {self.rank}: group {self.name} was closed before {spec} ran", self.rank)
@@ -388,7 +392,7 @@ class Engine:
             if culprit not in self._farewells.aborted and culprit not in self._farewells.unreachable:
                 # Its last slices may still be on their way; if it owes more than those, its streams' end tells.
                 return
-        raise explain(status, spec, self.rank, self._mesh.cards, current, self._net, self._farewells)
+        raise explain(status, spec, self.rank, self._connections.rank_infos, current, self._net, self._farewells)
 
     def _planned(self, spec: OpSpec) -> _Planned:
         planned = self._tables.get(spec)

@@ -77,9 +77,9 @@ def probe() -> tuple[Topology, float]:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RendezvousError(f"rank {os.environ['RANK']} found no store of rank 0 at {where}: {error}") from None
     settings = replace(current(), streams=1)
-    formed = rendezvous.form(store, rank, size, "probe", 0, settings, TIMEOUT_S)
+    formed = rendezvous.rendezvous(store, rank, size, "probe", 0, settings, TIMEOUT_S)
     try:
-        hosts = rendezvous.host_names(formed.cards)
+        hosts = rendezvous.host_names(formed.rank_infos)
         started = time.perf_counter()
         topology = measure(rank, hosts, formed.data, TIMEOUT_S)
         took_s = time.perf_counter() - started
@@ -87,7 +87,7 @@ def probe() -> tuple[Topology, float]:
         formed.close()
     if rank == 0 and len(topology.hosts) > 1:
         try:
-            remember(topology, hosts, [card.way() for card in formed.cards])
+            remember(topology, hosts, [rank_info.way() for rank_info in formed.rank_infos])
         except OSError as error:
             logger.warning("the measured links cannot be remembered: %s", error)
     return topology, took_s

@@ -1,4 +1,4 @@
-"""Forming a group: every rank publishes a card through the store, then each pair of ranks shares 1 + streams
+"""Forming a group: every rank publishes a rank_info through the store, then each pair of ranks shares 1 + streams
 connections.
 
 A rank connects to the ranks below it and is connected to by those above. The first connection of a pair is the
@@ -34,7 +34,7 @@ class Store(Protocol):
 
 
 @dataclass(frozen=True)
-class Card:
+class RankInfo:
     """What a rank says of itself.
 
     Attributes:
@@ -64,10 +64,10 @@ class Card:
 
 
 @dataclass
-class Mesh:
-    """A formed group: cards by rank, control connections by rank, (rank, connection) for each stream."""
+class Connections:
+    """A formed group: rank_infos by rank, control connections by rank, (rank, connection) for each stream."""
 
-    cards: list[Card]
+    rank_infos: list[RankInfo]
     control: dict[int, socket.socket]
     data: list[tuple[int, socket.socket]]
 
@@ -76,9 +76,9 @@ class Mesh:
             connection.close()
 
 
-def form(
+def rendezvous(
     store: Store, rank: int, size: int, group: str, epoch: int, options: Options, timeout_s: float, streams: int = 1
-) -> Mesh:
+) -> Connections:
     """Meet the other ranks of a group; returns when all connections of this rank are up and proved.
 
     Args:
@@ -93,7 +93,7 @@ def form(
     interfaces = tcp.interface_addresses(options.interface)
     addresses = interfaces or tcp.own_addresses(_store_host(store))
     with tcp.listen(addresses) as server:
-        card = Card(
+        rank_info = RankInfo(
             rank=rank,
             host=options.host or socket.gethostname(),
             emulated=options.host is not None,
@@ -104,23 +104,25 @@ def form(
             streams=streams,
             log=options.log,
         )
-        store.set(f"card/{rank}", json.dumps(asdict(card)))
+        store.set(f"rank_info/{rank}", json.dumps(asdict(rank_info)))
         token = _agree_on_token(store, rank, options)
-        cards = [_read_card(store, other, size) for other in range(size)]
-        streams = max(min(card.streams for card in cards), *(card.interfaces for card in cards))
+        rank_infos = [_read_rank_info(store, other, size) for other in range(size)]
+        streams = max(
+            min(rank_info.streams for rank_info in rank_infos), *(rank_info.interfaces for rank_info in rank_infos)
+        )
         acceptor = _Acceptor(server, store, group, epoch, token, _expected(range(rank + 1, size), streams), deadline)
         made: dict[tuple[int, int], socket.socket] = {}
         try:
             acceptor.start()
             for other, stream in sorted(_expected(range(rank), streams)):
                 hello = Hello(group, epoch, rank, stream)
-                made[other, stream] = _connect(card, cards[other], hello, token, deadline)
-            made.update(acceptor.result(cards))
+                made[other, stream] = _connect(rank_info, rank_infos[other], hello, token, deadline)
+            made.update(acceptor.result(rank_infos))
         except BaseException as error:
             # Nobody should wait for a rank that has given up, and what broke first is what all should tell.
             is_first = not store.check(["failed"])
             if is_first:
-                words = str(error) if isinstance(error, RendezvousError) else f"{card.describe()}: {error!r}"
+                words = str(error) if isinstance(error, RendezvousError) else f"{rank_info.describe()}: {error!r}"
                 store.set("failed", words)
             for connection in [*made.values(), *acceptor.cancel()]:
                 connection.close()
@@ -132,21 +134,21 @@ def form(
         tcp.tune(connection)
         if stream == CONTROL_STREAM:
             tcp.tune_control(connection)
-        tcp.tune_congestion(connection, cards[other].machine == card.machine)
+        tcp.tune_congestion(connection, rank_infos[other].machine == rank_info.machine)
     control = {other: connection for (other, stream), connection in made.items() if stream == CONTROL_STREAM}
     data = [(other, connection) for (other, stream), connection in sorted(made.items()) if stream != CONTROL_STREAM]
-    return Mesh(cards, control, data)
+    return Connections(rank_infos, control, data)
 
 
-def host_names(cards: list[Card]) -> list[str]:
+def host_names(rank_infos: list[RankInfo]) -> list[str]:
     """Each rank's host as a name that is unique: two machines that both call themselves "ubuntu" become two hosts."""
     names: dict[tuple[str, str], str] = {}
-    for card in cards:
-        key = (card.host, "" if card.emulated else card.machine)
+    for rank_info in rank_infos:
+        key = (rank_info.host, "" if rank_info.emulated else rank_info.machine)
         if key not in names:
-            namesakes = sum(host == card.host for host, _ in names)
-            names[key] = card.host if not namesakes else f"{card.host}#{namesakes + 1}"
-    return [names[card.host, "" if card.emulated else card.machine] for card in cards]
+            namesakes = sum(host == rank_info.host for host, _ in names)
+            names[key] = rank_info.host if not namesakes else f"{rank_info.host}#{namesakes + 1}"
+    return [names[rank_info.host, "" if rank_info.emulated else rank_info.machine] for rank_info in rank_infos]
 
 
 def _expected(ranks: range, streams: int) -> set[tuple[int, int]]:
@@ -171,15 +173,15 @@ def _agree_on_token(store: Store, rank: int, options: Options) -> bytes:
     return bytes(store.get("token"))
 
 
-def _read_card(store: Store, rank: int, size: int) -> Card:
+def _read_rank_info(store: Store, rank: int, size: int) -> RankInfo:
     try:
-        fields = json.loads(bytes(store.get(f"card/{rank}")))
+        fields = json.loads(bytes(store.get(f"rank_info/{rank}")))
     except RuntimeError as error:  # torch's stores raise DistStoreError, a RuntimeError, when a key does not come
         raise RendezvousError(f"rank {rank} of {size} did not come to the rendezvous: {error}") from None
-    return Card(**{**fields, "addresses": tuple(fields["addresses"])})
+    return RankInfo(**{**fields, "addresses": tuple(fields["addresses"])})
 
 
-def _connect(own: Card, peer: Card, hello: Hello, token: bytes, deadline: float) -> socket.socket:
+def _connect(own: RankInfo, peer: RankInfo, hello: Hello, token: bytes, deadline: float) -> socket.socket:
     """A proved connection to a peer. Ranks of one machine meet on loopback."""
     source = None
     if own.machine == peer.machine:
@@ -268,7 +270,7 @@ class _Acceptor(threading.Thread):
             self.admitted.clear()
         return admitted
 
-    def result(self, cards: list[Card]) -> dict[tuple[int, int], socket.socket]:
+    def result(self, rank_infos: list[RankInfo]) -> dict[tuple[int, int], socket.socket]:
         """The admitted connections by (rank, stream), once all are there.
 
         Raises:
@@ -282,5 +284,7 @@ class _Acceptor(threading.Thread):
             raise _joined_in_vain(self.store, refused)
         missing = sorted({rank for rank, _ in self.wanted - set(self.admitted)})
         if missing:
-            raise RendezvousError(f"{', '.join(cards[rank].describe() for rank in missing)} did not connect{refused}")
+            raise RendezvousError(
+                f"{', '.join(rank_infos[rank].describe() for rank in missing)} did not connect{refused}"
+            )
         return self.admitted

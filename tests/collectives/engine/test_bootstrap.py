@@ -124,7 +124,7 @@ def test_all_ranks_plan_anew_at_the_same_op_when_a_link_has_changed(monkeypatch:
                 plans[rank].append(group[rank].plan("all_reduce", 2_000_000).fingerprint())
 
         on_all(size, lambda rank: drive(rank, 12))
-        for _, connection in group[3]._mesh.data:
+        for _, connection in group[3]._connections.data:
             tcp.pace(connection, 100 * MBIT / 3)
         for _ in range(5):
             on_all(size, lambda rank: drive(rank, 12))

@@ -47,7 +47,10 @@ def all_reduce(engine: Engine, count: int = 100_000, reduction: str = "sum", tim
 def die(engine: Engine) -> None:
     """What the kernel does for a killed process: every socket closes, no last words."""
     engine._farewells._control.clear()
-    for connection in [*engine._mesh.control.values(), *(connection for _, connection in engine._mesh.data)]:
+    for connection in [
+        *engine._connections.control.values(),
+        *(connection for _, connection in engine._connections.data),
+    ]:
         control.shut(connection)
 
 
@@ -188,7 +191,7 @@ def test_a_header_that_cannot_be_is_refused_and_shown(change: dict[str, int]) ->
         header["length"] = 400
         for field, value in change.items():
             header[field] = value
-        ((_, connection),) = group[0]._mesh.data
+        ((_, connection),) = group[0]._connections.data
         connection.sendall(header.tobytes())
         with pytest.raises(ProtocolError, match=r"rank 0 \(farm-a\) announced a slice that does not belong here"):
             all_reduce(group[1], 100)
@@ -196,7 +199,7 @@ def test_a_header_that_cannot_be_is_refused_and_shown(change: dict[str, int]) ->
 
 def test_noise_on_a_connection_is_refused() -> None:
     with engines(["farm-a", "farm-b"]) as group:
-        ((_, connection),) = group[0]._mesh.data
+        ((_, connection),) = group[0]._connections.data
         connection.sendall(b"GET / HTTP/1.1\r\nHost: somebody-lost\r\n\r\n")
         with pytest.raises(CollectiveError, match=r"rank 0 \(farm-a\)"):
             all_reduce(group[1], 100, timeout_s=2)
@@ -232,9 +235,9 @@ def test_strangers_do_not_hold_up_the_rendezvous() -> None:
 
     def join(rank: int) -> Engine:
         if rank == 1:
-            card = rendezvous._read_card(store, 0, 2)
+            rank_info = rendezvous._read_rank_info(store, 0, 2)
             for words in (b"", b"", b"GET / HTTP/1.1\r\n\r\n"):
-                stranger = socket.create_connection(("127.0.0.1", card.port))
+                stranger = socket.create_connection(("127.0.0.1", rank_info.port))
                 stranger.sendall(words)
                 strangers.append(stranger)
         return connect(store, rank, 2, "test", 10.0, Options(host=f"h{rank}"))
@@ -301,8 +304,8 @@ def test_a_port_where_nobody_listens() -> None:
 
 
 def test_two_machines_of_one_name_are_two_hosts() -> None:
-    def card(rank: int, machine: str, emulated: bool = False) -> rendezvous.Card:
-        return rendezvous.Card(rank, "ubuntu", emulated, machine, (), 0, 0, 1, None)
+    def card(rank: int, machine: str, emulated: bool = False) -> rendezvous.RankInfo:
+        return rendezvous.RankInfo(rank, "ubuntu", emulated, machine, (), 0, 0, 1, None)
 
     assert rendezvous.host_names([card(0, "m1"), card(1, "m2"), card(2, "m1")]) == ["ubuntu", "ubuntu#2", "ubuntu"]
     assert rendezvous.host_names([card(0, "m1", True), card(1, "m2", True)]) == ["ubuntu", "ubuntu"]
@@ -322,8 +325,8 @@ def test_streams_have_no_time_limit_of_their_own_and_control_connections_do() ->
     """A peer that reads nothing for a while closes its window; only the group's timeout may end that."""
     with engines(HOSTS) as group:
         level, option = socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT
-        assert {stream.getsockopt(level, option) for _, stream in group[0]._mesh.data} == {0}
-        connections = group[0]._mesh.control.values()
+        assert {stream.getsockopt(level, option) for _, stream in group[0]._connections.data} == {0}
+        connections = group[0]._connections.control.values()
         assert {connection.getsockopt(level, option) for connection in connections} == {tcp.USER_TIMEOUT_MS}
 
 

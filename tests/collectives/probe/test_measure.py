@@ -31,8 +31,8 @@ def meshes(hosts: Sequence[str]) -> Iterator[list[Connections]]:
     """Each rank's connections to the others, as a group has them."""
     store = MemoryStore()
 
-    def form(rank: int) -> rendezvous.Mesh:
-        return rendezvous.form(store, rank, len(hosts), "test", 0, Options(host=hosts[rank]), 20.0)
+    def form(rank: int) -> rendezvous.Connections:
+        return rendezvous.rendezvous(store, rank, len(hosts), "test", 0, Options(host=hosts[rank]), 20.0)
 
     formed = on_all(len(hosts), form)
     try:
@@ -114,7 +114,7 @@ def test_several_connections_to_a_host_are_measured_at_once() -> None:
     """As there are where a host has several interfaces: each carries a part of every flow."""
     store = MemoryStore()
     formed = on_all(
-        2, lambda rank: rendezvous.form(store, rank, 2, "test", 0, Options(host="ab"[rank]), 20.0, streams=3)
+        2, lambda rank: rendezvous.rendezvous(store, rank, 2, "test", 0, Options(host="ab"[rank]), 20.0, streams=3)
     )
     try:
         topologies = on_all(2, lambda rank: measure(rank, "ab", formed[rank].data, 20.0))
