@@ -10,7 +10,7 @@ from collectives.engine.compiled.status import BAD_HEADER, OP_MISMATCH, PEER_CLO
 from collectives.engine.compiled.table import NO_PEER, UP, Table
 from collectives.errors import CollectiveError, GroupClosed, OpMismatch, OpTimeout, PeerLost, ProtocolError
 from collectives.schedule.op import OpSpec
-from collectives.transport.control import Farewells
+from collectives.transport.control import ControlChannel
 from collectives.transport.rendezvous import RankInfo
 
 _RANKS_NAMED = 6
@@ -19,59 +19,65 @@ _KINDS = {kind.__name__: kind for kind in (PeerLost, OpMismatch, OpTimeout, Grou
 
 
 def explain(
-    status: int, spec: OpSpec, rank: int, rank_infos: Sequence[RankInfo], table: Table, net: Net, farewells: Farewells
+    status: int,
+    spec: OpSpec,
+    rank: int,
+    rank_infos: Sequence[RankInfo],
+    table: Table,
+    net: Net,
+    control: ControlChannel,
 ) -> CollectiveError:
     """The error that a status other than DONE and INTERRUPTED stands for."""
     run = table.run[0]
     where = f"{rank_infos[rank].describe()}, {spec} (op {int(run['op'])})"
     culprit = int(run["culprit"])
     if status == TIMEOUT:
-        return _timed_out(where, rank_infos, table, farewells)
+        return _timed_out(where, rank_infos, table, control)
     if status == OP_MISMATCH:
-        return _mismatch(where, rank_infos[culprit], farewells)
+        return _mismatch(where, rank_infos[culprit], control)
     if status == BAD_HEADER:
         return _unreadable(where, rank_infos[culprit], table, net)
     if culprit == NO_PEER:
         return ProtocolError(f"{where}: poll failed: {os.strerror(int(run['errno']))}")
     if status in (PEER_CLOSED, SOCKET_ERROR):
-        farewells.hear_out(culprit)
-    heard = farewells.aborted.get(culprit)
+        control.drain(culprit)
+    heard = control.aborted.get(culprit)
     if heard is not None and heard.culprit == rank and heard.kind == OpTimeout.__name__:
         return _blamed(where, rank_infos, culprit, table)
-    return _lost(status, where, rank_infos, culprit, table, farewells)
+    return _lost(status, where, rank_infos, culprit, table, control)
 
 
 def _lost(
-    status: int, where: str, rank_infos: Sequence[RankInfo], culprit: int, table: Table, farewells: Farewells
+    status: int, where: str, rank_infos: Sequence[RankInfo], culprit: int, table: Table, control: ControlChannel
 ) -> CollectiveError:
     """A peer is gone. If anyone knows whose fault it was in the first place, that is what is told."""
-    for teller, abort in sorted(farewells.aborted.items()):
-        if abort.culprit in farewells.died or abort.culprit not in (None, teller):
+    for teller, abort in sorted(control.aborted.items()):
+        if abort.culprit in control.died or abort.culprit not in (None, teller):
             culprit = abort.culprit if abort.culprit is not None else teller
             break
     else:
-        culprit = min(farewells.died, default=culprit)
+        culprit = min(control.died, default=culprit)
     peer, waited = rank_infos[culprit], _still_to_come(table, rank_infos)
-    if culprit in farewells.died:
+    if culprit in control.died:
         return PeerLost(
             f"{where}: {peer.describe()} died: its connections closed without a word{_log_of(peer)}. {waited}", culprit
         )
-    if culprit in farewells.unreachable:
+    if culprit in control.unreachable:
         return PeerLost(
-            f"{where}: {peer.describe()} does not answer any more ({farewells.unreachable[culprit]}): its host or the "
+            f"{where}: {peer.describe()} does not answer any more ({control.unreachable[culprit]}): its host or the "
             f"link to it is down{_log_of(peer)}. {waited}",
             culprit,
         )
-    if culprit in farewells.aborted:
-        abort = farewells.aborted[culprit]
+    if culprit in control.aborted:
+        abort = control.aborted[culprit]
         kind = _KINDS.get(abort.kind, CollectiveError)
         return kind(f"{where}: {peer.describe()}{_GAVE_UP}{abort.text.rsplit(_GAVE_UP)[-1]}", culprit)
-    tellers = [teller for teller, abort in sorted(farewells.aborted.items()) if abort.culprit == culprit]
+    tellers = [teller for teller, abort in sorted(control.aborted.items()) if abort.culprit == culprit]
     if tellers:
-        text = farewells.aborted[tellers[0]].text.rsplit(_GAVE_UP)[-1]  # the first of those who quote each other
-        kind = _KINDS.get(farewells.aborted[tellers[0]].kind, CollectiveError)
+        text = control.aborted[tellers[0]].text.rsplit(_GAVE_UP)[-1]  # the first of those who quote each other
+        kind = _KINDS.get(control.aborted[tellers[0]].kind, CollectiveError)
         return kind(f"{where}: {rank_infos[tellers[0]].describe()}{_GAVE_UP}{text}", culprit)
-    if culprit in farewells.left:
+    if culprit in control.left:
         return GroupClosed(
             f"{where}: {peer.describe()} has left the group (it finished, or called destroy_process_group) while this "
             f"rank still needs it{_log_of(peer)}. {waited}",
@@ -81,12 +87,12 @@ def _lost(
     return PeerLost(f"{where}: lost the connection to {peer.describe()}: {reason}{_log_of(peer)}. {waited}", culprit)
 
 
-def _mismatch(where: str, peer: RankInfo, farewells: Farewells) -> OpMismatch:
+def _mismatch(where: str, peer: RankInfo, control: ControlChannel) -> OpMismatch:
     """Say where this rank is, hear where the other one is, and show both."""
     text = f"{where}: {peer.describe()} is in another collective at the same place"
-    farewells.say_abort(OpMismatch.__name__, peer.rank, text)
-    farewells.hear_out(peer.rank)
-    heard = farewells.aborted.get(peer.rank)
+    control.send_abort(OpMismatch.__name__, peer.rank, text)
+    control.drain(peer.rank)
+    heard = control.aborted.get(peer.rank)
     theirs = f" (it is {heard.text.split(': ')[0]})" if heard is not None else ""
     return OpMismatch(
         f"{text}{theirs}; all ranks must call the same collectives in the same order with the same sizes, dtypes and "
@@ -95,16 +101,16 @@ def _mismatch(where: str, peer: RankInfo, farewells: Farewells) -> OpMismatch:
     )
 
 
-def _timed_out(where: str, rank_infos: Sequence[RankInfo], table: Table, farewells: Farewells) -> OpTimeout:
+def _timed_out(where: str, rank_infos: Sequence[RankInfo], table: Table, control: ControlChannel) -> OpTimeout:
     """Whom this rank waited for may itself have waited: say what is known here, hear what the others know."""
     waited_for, _ = _missing(table)
     culprit = waited_for[0] if waited_for else None
     text = f"nothing moved for {int(table.run[0]['timeout_ns']) / 1e9:g} s. {_still_to_come(table, rank_infos)}"
-    farewells.say_abort(OpTimeout.__name__, culprit, f"{where}: {text}")
+    control.send_abort(OpTimeout.__name__, culprit, f"{where}: {text}")
     chain = ""
     while culprit is not None:
-        farewells.hear_out(culprit)
-        heard = farewells.aborted.get(culprit)
+        control.drain(culprit)
+        heard = control.aborted.get(culprit)
         if heard is None or heard.culprit is None or rank_infos[heard.culprit].describe() in chain:
             break
         culprit = heard.culprit

@@ -135,7 +135,7 @@ class Engine:
         self._window_bytes = options.window_bytes or _window_bytes(topology)
         self._ops = itertools.count()
         self._waker, self._wake = socket.socketpair()
-        self._farewells = control.Farewells(formed.control)
+        self._control = control.ControlChannel(formed.control)
         control_fds = [formed.control[each].fileno() if each in formed.control else -1 for each in range(self.size)]
         self._net = make_net(
             [(peer, connection.fileno()) for peer, connection in formed.data],
@@ -229,7 +229,7 @@ class Engine:
         with self._lock:
             self._lock.wait_for(lambda: not self._working)
         if self._failure is None:
-            self._farewells.say_goodbye()
+            self._control.send_goodbye()
         if self._trace is not None:
             self._trace.write()
         lifetime.left(self)
@@ -244,10 +244,10 @@ class Engine:
             self._trace.write()
         error = getattr(sys, "last_value", None)
         if error is None:
-            self._farewells.say_goodbye()
+            self._control.send_goodbye()
         else:
             words = f"rank {self.rank} ended with {type(error).__name__}: {error}"
-            self._farewells.say_abort(CollectiveError.__name__, self.rank, words)
+            self._control.send_abort(CollectiveError.__name__, self.rank, words)
 
     def abandon(self) -> None:
         """In a forked child: close its copies of the sockets without a word. Ops raise GroupClosed."""
@@ -309,7 +309,7 @@ class Engine:
         culprit = error.culprit if isinstance(error, CollectiveError) else self.rank
         text = str(error) if isinstance(error, CollectiveError) else f"{type(error).__name__}: {error}"
         self._failure = CollectiveError(f"this group broke in an earlier op: {text}", culprit)
-        self._farewells.say_abort(type(error).__name__, culprit, text)
+        self._control.send_abort(type(error).__name__, culprit, text)
         # Nothing of ours may reach a peer that has not yet noticed, and none should wait for more.
         for _, connection in self._connections.data:
             control.shut(connection)
@@ -387,12 +387,12 @@ class Engine:
             return
         culprit = int(current.run[0]["culprit"])
         if status == CONTROL:
-            self._farewells.read(culprit)
+            self._control.read(culprit)
             self._net.control[culprit] = -1
-            if culprit not in self._farewells.aborted and culprit not in self._farewells.unreachable:
+            if culprit not in self._control.aborted and culprit not in self._control.unreachable:
                 # Its last slices may still be on their way; if it owes more than those, its streams' end tells.
                 return
-        raise explain(status, spec, self.rank, self._connections.rank_infos, current, self._net, self._farewells)
+        raise explain(status, spec, self.rank, self._connections.rank_infos, current, self._net, self._control)
 
     def _planned(self, spec: OpSpec) -> _Planned:
         planned = self._tables.get(spec)

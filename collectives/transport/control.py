@@ -31,7 +31,7 @@ class Abort:
     text: str
 
 
-class Farewells:
+class ControlChannel:
     """Control connections by rank, and what has been heard on them.
 
     Attributes:
@@ -43,21 +43,21 @@ class Farewells:
 
     def __init__(self, control: dict[int, socket.socket]) -> None:
         self._control = control
-        self._said = False
+        self._sent = False
         self.aborted: dict[int, Abort] = {}
         self.left: set[int] = set()
         self.died: set[int] = set()
         self.unreachable: dict[int, str] = {}
 
-    def say_goodbye(self) -> None:
-        self._say({"goodbye": True})
+    def send_goodbye(self) -> None:
+        self._send_last({"goodbye": True})
 
-    def say_abort(self, kind: str, culprit: int | None, text: str) -> None:
-        self._say({"kind": kind, "culprit": culprit, "text": text[:TEXT_LIMIT]})
+    def send_abort(self, kind: str, culprit: int | None, text: str) -> None:
+        self._send_last({"kind": kind, "culprit": culprit, "text": text[:TEXT_LIMIT]})
 
     def read(self, rank: int) -> None:
         """Take the last words of a rank whose control connection is readable."""
-        if self._heard(rank):
+        if self._has_ended(rank):
             return
         connection = self._control[rank]
         connection.settimeout(_PATIENCE_S)
@@ -77,12 +77,12 @@ class Farewells:
         finally:
             connection.settimeout(None)
 
-    def hear_out(self, rank: int) -> None:
+    def drain(self, rank: int) -> None:
         """Wait a moment for the last words of a rank whose streams have ended, and of others that know more."""
         deadline = time.monotonic() + _PATIENCE_S
         while (left_s := deadline - time.monotonic()) > 0:
             silent = {
-                connection.fileno(): other for other, connection in self._control.items() if not self._heard(other)
+                connection.fileno(): other for other, connection in self._control.items() if not self._has_ended(other)
             }
             poll = select.poll()
             for fd in silent:
@@ -93,14 +93,14 @@ class Farewells:
             if not readable:
                 return
 
-    def _heard(self, rank: int) -> bool:
+    def _has_ended(self, rank: int) -> bool:
         return rank in self.aborted or rank in self.left or rank in self.died or rank in self.unreachable
 
-    def _say(self, words: dict[str, object]) -> None:
+    def _send_last(self, words: dict[str, object]) -> None:
         """Last words are said once."""
-        if self._said:
+        if self._sent:
             return
-        self._said = True
+        self._sent = True
         payload = json.dumps(words).encode()
         for connection in self._control.values():
             with contextlib.suppress(OSError):  # a peer that is gone needs no word

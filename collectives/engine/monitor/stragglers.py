@@ -40,7 +40,7 @@ class Attribution:
 
     def __init__(self, rank: int, names: Sequence[str]) -> None:
         self._rank, self._names = rank, names
-        self._said: str | None = None
+        self._sent: str | None = None
         self._start_over()
 
     def is_due(self, spec: OpSpec, in_force: Plan, slept_s: float) -> bool:
@@ -66,12 +66,12 @@ class Attribution:
             found = self._late_rank(seconds, slept) or self._slow_link(seconds, topology)
         self._start_over()
         about = found[0] if found else None
-        if self._rank == 0 and about != self._said:
+        if self._rank == 0 and about != self._sent:
             if found:
                 logger.warning("%s", found[1])
             else:
-                logger.warning("%s no longer costs a fifth of the time", self._said)
-        self._said = about
+                logger.warning("%s no longer costs a fifth of the time", self._sent)
+        self._sent = about
         return found[1] if found else None
 
     def _late_rank(self, seconds: float, slept: NDArray[np.float64]) -> tuple[str, str] | None:
