@@ -1,4 +1,4 @@
-"""Which carrier a group gets: the native engine, or Gloo where that was asked for or the engine cannot run.
+"""Which executor a group gets: the native engine, or Gloo where that was asked for or the engine cannot run.
 
 All ranks of a group must choose alike. Each publishes what it wants and whether its engine passed its self-test, all
 read all, and one rank that needs Gloo decides for everybody.
@@ -15,7 +15,7 @@ import torch
 
 from collectives.backend import gloo
 from collectives.backend.c10d import GlooGroup, Store, dist
-from collectives.backend.tensors import Call, Carrier, Done
+from collectives.backend.tensors import Call, Done, Executor
 from collectives.options import Options
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class EngineCarrier:
+class EngineExecutor:
     """Executes Calls on the native engine."""
 
     def __init__(self, engine: Engine) -> None:
@@ -46,18 +46,18 @@ class Chosen(NamedTuple):
     """What a group works with.
 
     Attributes:
-        carrier: what executes its Calls.
+        executor: what executes its Calls.
         mail: a Gloo group for messages between two ranks.
         devices: whether a rank has an accelerator, so that tensors may have to be copied to host memory first.
     """
 
-    carrier: Carrier
+    executor: Executor
     mail: GlooGroup
     devices: bool
 
 
 def choose(store: Store, rank: int, size: int, name: str, timeout_s: float, settings: Options) -> Chosen:
-    """Form the group on the carrier that all its ranks can use.
+    """Form the group on the executor that all its ranks can use.
 
     Raises:
         RendezvousError: the ranks did not find each other.
@@ -65,11 +65,11 @@ def choose(store: Store, rank: int, size: int, name: str, timeout_s: float, sett
     on_gloo, devices = _agree(store, rank, size, settings)
     inner = gloo.connect(dist.PrefixStore("gloo", store), rank, size, timeout_s, settings, lazily=not on_gloo)
     if on_gloo:
-        return Chosen(gloo.GlooCarrier(inner, rank, size), inner, devices)
+        return Chosen(gloo.GlooExecutor(inner, rank, size), inner, devices)
     from collectives.engine.runner import connect
 
     meeting = dist.PrefixStore("engine", store)
-    return Chosen(EngineCarrier(connect(meeting, rank, size, name, timeout_s, settings)), inner, devices)
+    return Chosen(EngineExecutor(connect(meeting, rank, size, name, timeout_s, settings)), inner, devices)
 
 
 def _agree(store: Store, rank: int, size: int, settings: Options) -> tuple[bool, bool]:
@@ -77,8 +77,8 @@ def _agree(store: Store, rank: int, size: int, settings: Options) -> tuple[bool,
     wants_gloo = settings.backend == "gloo"
     fault = None if wants_gloo else _self_test()
     devices = torch.accelerator.is_available()
-    store.set(f"carrier/{rank}", json.dumps({"gloo": wants_gloo, "fault": fault, "devices": devices}))
-    said = [json.loads(store.get(f"carrier/{other}")) for other in range(size)]
+    store.set(f"executor/{rank}", json.dumps({"gloo": wants_gloo, "fault": fault, "devices": devices}))
+    said = [json.loads(store.get(f"executor/{other}")) for other in range(size)]
     faults = [f"rank {other}: {each['fault']}" for other, each in enumerate(said) if each["fault"]]
     asked = [other for other, each in enumerate(said) if each["gloo"]]
     if faults:

@@ -1,4 +1,4 @@
-"""torch's Gloo in our service: the whole group's carrier as the fallback, and the carrier of point-to-point messages.
+"""torch's Gloo in our service: the whole group's executor as the fallback, and the executor of point-to-point messages.
 
 As the fallback it has no JIT, no sockets and no threads of ours, and it means the same by every Call: averages are made
 from sums, 16-bit floats are summed as float32 and rounded once, bool and int16 travel in types that Gloo knows.
@@ -77,7 +77,7 @@ def _device(store: Store, options: Options, lazily: bool) -> Any:
     return dist.ProcessGroupGloo.create_device(hostname=own_addresses(towards)[0], lazy_init=lazily)
 
 
-class GlooCarrier:
+class GlooExecutor:
     """Executes Calls on a Gloo group of `size` ranks, of which this is `rank`."""
 
     def __init__(self, gloo: GlooGroup, rank: int, size: int) -> None:

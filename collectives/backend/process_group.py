@@ -1,9 +1,9 @@
-"""The group that torch sees: c10d's calls in, Calls out to a carrier, Works back.
+"""The group that torch sees: c10d's calls in, Calls out to a executor, Works back.
 
     dist.all_reduce(t)                                    torch
       -> NarrowgaugeGroup.allreduce                       this file: c10d's names, options and overloads
         -> tensors.all_reduce(t, "sum") -> Call           what is meant, in plain memory
-          -> EngineCarrier | GlooCarrier                  how it is done
+          -> EngineExecutor | GlooExecutor                  how it is done
             -> NarrowgaugeWork                            when it is done
 
 A synchronous call runs in the caller's thread and has ended when the method returns. DDP always asks asynchronously.
@@ -27,7 +27,7 @@ from torch import Tensor
 from collectives import options
 from collectives.backend import tensors
 from collectives.backend.c10d import GlooGroup, Store, Work, c10d, dist
-from collectives.backend.executors import EngineCarrier, choose
+from collectives.backend.executors import EngineExecutor, choose
 from collectives.backend.meter import METER
 from collectives.backend.monitored_barrier import monitored_barrier
 from collectives.backend.staging import room_for, to_host
@@ -105,8 +105,8 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         self._ops = 0
         self._roll_calls = 0
         self._helpers = ThreadPoolExecutor(MAX_HELPERS, f"narrowgauge-{name}-futures")
-        self._courier: ThreadPoolExecutor | None = None  # from the first call that has to wait for a device
-        self._carrier, self._mail, self._devices = choose(store, rank, size, name, self._timeout_s, settings)
+        self._staging_thread: ThreadPoolExecutor | None = None  # from the first call that has to wait for a device
+        self._executor, self._mail, self._devices = choose(store, rank, size, name, self._timeout_s, settings)
 
     # Collectives
 
@@ -242,10 +242,12 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         if timeout_s <= 0:  # torch's way to say that none was given
             timeout_s = self._timeout_s
         self._ops += 1
-        via_courier = self._devices and (self._courier is not None or any(call.ready is not None for call in calls))
-        if opts.asyncOp or via_courier:
+        via_staging_thread = self._devices and (
+            self._staging_thread is not None or any(call.ready is not None for call in calls)
+        )
+        if opts.asyncOp or via_staging_thread:
             work = NarrowgaugeWork(calls, f"group {self._name}", self._helpers)
-            start = self._start_in_turn if via_courier else self._start
+            start = self._start_in_turn if via_staging_thread else self._start
             for call in calls:
                 METER.op_started(call.num_bytes)
                 try:
@@ -259,7 +261,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         for call in calls:
             METER.call_started(call.num_bytes)
             try:
-                self._carrier.run(call, timeout_s)
+                self._executor.run(call, timeout_s)
             finally:
                 METER.call_ended()
             if call.finish is not None:
@@ -267,25 +269,25 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         return finished([output for call in calls for output in call.outputs])
 
     def _start(self, call: Call, work: NarrowgaugeWork, timeout_s: float) -> None:
-        self._carrier.start(call, functools.partial(work.part_done, call), timeout_s)
+        self._executor.start(call, functools.partial(work.part_done, call), timeout_s)
 
     def _start_in_turn(self, call: Call, work: NarrowgaugeWork, timeout_s: float) -> None:
         """Start a call when its elements have left the device, without keeping the caller until then.
 
         Ops must start in the order in which they were called, so from the first such call on all take this way.
         """
-        self._courier = self._courier or ThreadPoolExecutor(1, f"narrowgauge-{self._name}-courier")
-        self._courier.submit(self._deliver, call, work, timeout_s)
+        self._staging_thread = self._staging_thread or ThreadPoolExecutor(1, f"narrowgauge-{self._name}-staging")
+        self._staging_thread.submit(self._deliver, call, work, timeout_s)
 
     def _deliver(self, call: Call, work: NarrowgaugeWork, timeout_s: float) -> None:
         def done(error: BaseException | None) -> None:
-            """On a helper, since the copy to the device would keep the carrier from its next op."""
+            """On a helper, since the copy to the device would keep the executor from its next op."""
             self._helpers.submit(work.part_done, call, error)
 
         try:
             if call.ready is not None:
                 call.ready()
-            self._carrier.start(call, done, timeout_s)
+            self._executor.start(call, done, timeout_s)
         except BaseException as problem:  # the caller has gone on; the Work has to tell it
             done(problem)
 
@@ -343,9 +345,9 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     def shutdown(self) -> None:
         """Leave the group: no thread, socket or shared memory of it remains. Unfinished ops raise GroupClosed."""
         self._mail = None  # Gloo ends its threads when the last reference goes
-        self._carrier.close()
-        if self._courier is not None:
-            self._courier.shutdown()
+        self._executor.close()
+        if self._staging_thread is not None:
+            self._staging_thread.shutdown()
         self._helpers.shutdown()
 
     abort = shutdown
@@ -355,7 +357,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     @property
     def engine(self) -> Engine | None:
         """The native engine; None where Gloo was chosen."""
-        return self._carrier.engine if isinstance(self._carrier, EngineCarrier) else None
+        return self._executor.engine if isinstance(self._executor, EngineExecutor) else None
 
     def plan(self, collective: Collective = "all_reduce", num_bytes: int = 25_000_000) -> Plan:
         """The plan in force for a collective with messages of `num_bytes` bytes.

@@ -1,4 +1,4 @@
-"""From what torch calls a collective with to what a carrier executes, and back.
+"""From what torch calls a collective with to what a executor executes, and back.
 
 Each function below checks one collective's tensors and returns a `Call`: an `OpSpec`, plain memory to read and to
 write, and what to do with the result. The native engine and the Gloo fallback both execute Calls, so what a
@@ -54,14 +54,14 @@ class Call:
 Done = Callable[[BaseException | None], None]
 
 
-class Carrier(Protocol):
+class Executor(Protocol):
     """What executes Calls in order, one group's worth."""
 
     def run(self, call: Call, timeout_s: float) -> None:
         """Execute the call and return when its target is written.
 
         Raises:
-            UsageError: the carrier cannot do it.
+            UsageError: the executor cannot do it.
             CollectiveError: it failed; the group is broken.
         """
 
@@ -69,7 +69,7 @@ class Carrier(Protocol):
         """Begin the call; `done` is called once from another thread, with None or with what went wrong.
 
         Raises:
-            UsageError: the carrier cannot do it.
+            UsageError: the executor cannot do it.
             GroupClosed: the group is gone.
         """
 

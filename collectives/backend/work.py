@@ -1,12 +1,12 @@
 """The handle of collectives that run beside the caller.
 
-A Work is told by the carrier's thread that its calls are done (`part_done`), and tells three kinds of listener: a
+A Work is told by the executor's thread that its calls are done (`part_done`), and tells three kinds of listener: a
 thread inside `wait`, whoever holds its future, and DDP's reducer, which is C++. An error must reach all three. Python
 listeners get the exception object itself. C++ knows nothing of `Future.set_exception`; what it does see is an exception
 raised by a callback, so the future that is handed out is always the child of one that merely says "now".
 
 What people hang on futures may block, and may even call and await further collectives (torch's PowerSGD hook does).
-On the carrier's thread that would wait for itself, so futures are settled on helper threads, of which there
+On the executor's thread that would wait for itself, so futures are settled on helper threads, of which there
 are always enough: one that is stuck in a callback does not keep the next future from being settled.
 """
 
@@ -57,7 +57,7 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
         return f"{named}{' ...' if len(self._calls) > 3 else ''} in {self._group}"
 
     def part_done(self, call: Call, error: BaseException | None) -> None:
-        """One of the calls has ended, with `error` if it failed; called from the carrier's thread."""
+        """One of the calls has ended, with `error` if it failed; called from the executor's thread."""
         if error is None and call.finish is not None:
             try:
                 call.finish()

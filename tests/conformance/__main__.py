@@ -29,8 +29,8 @@ OURS = ("narrowgauge", "replaced")
 Outcomes = Mapping[str, Mapping[str, Any]]
 
 
-def run(carrier: str, tests: Sequence[str], log: Path) -> dict[str, dict[str, Any]]:
-    """The suite on a carrier, in a process of its own: what each test came to.
+def run(executor: str, tests: Sequence[str], log: Path) -> dict[str, dict[str, Any]]:
+    """The suite on a executor, in a process of its own: what each test came to.
 
     Args:
         tests: names of tests, all of them if there are none.
@@ -41,7 +41,7 @@ def run(carrier: str, tests: Sequence[str], log: Path) -> dict[str, dict[str, An
     """
     with tempfile.TemporaryDirectory() as folder, log.open("w") as output:
         out = Path(folder) / "outcomes.json"
-        command = [sys.executable, "-m", "tests.conformance.suite", carrier, str(out), *tests]
+        command = [sys.executable, "-m", "tests.conformance.suite", executor, str(out), *tests]
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
         ended = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)
         if ended.returncode:
@@ -52,16 +52,16 @@ def run(carrier: str, tests: Sequence[str], log: Path) -> dict[str, dict[str, An
 
 
 def failing(gloo: Outcomes, ours: Mapping[str, Outcomes]) -> dict[tuple[str, str], str]:
-    """(carrier, test) that passes on Gloo and not on ours, with what it came to.
+    """(executor, test) that passes on Gloo and not on ours, with what it came to.
 
     A test skipped under our own name is no difference: the suite chose by the name. Under Gloo's name nothing is.
     """
     differences = {}
-    for carrier, outcomes in ours.items():
+    for executor, outcomes in ours.items():
         for test, outcome in outcomes.items():
-            chosen_by_name = carrier == "narrowgauge" and outcome["outcome"] == "skipped"
+            chosen_by_name = executor == "narrowgauge" and outcome["outcome"] == "skipped"
             if gloo[test]["outcome"] == "passed" and outcome["outcome"] != "passed" and not chosen_by_name:
-                differences[carrier, test] = f"{outcome['outcome']}: {_gist(outcome['why'])}"
+                differences[executor, test] = f"{outcome['outcome']}: {_gist(outcome['why'])}"
     return differences
 
 
@@ -73,23 +73,23 @@ def _gist(why: str) -> str:
 
 def report(by_carrier: Mapping[str, Outcomes], excused: Mapping[tuple[str, str], str]) -> bool:
     """Print the figures and the differences; whether all differences are excused."""
-    for carrier, outcomes in by_carrier.items():
+    for executor, outcomes in by_carrier.items():
         counts = Counter(outcome["outcome"] for outcome in outcomes.values())
-        print(f"{carrier:12} {counts['passed']:4} passed {counts['failed']:4} failed {counts['skipped']:4} skipped")
+        print(f"{executor:12} {counts['passed']:4} passed {counts['failed']:4} failed {counts['skipped']:4} skipped")
     if "gloo" not in by_carrier:
-        for carrier, outcomes in by_carrier.items():
+        for executor, outcomes in by_carrier.items():
             for test, outcome in outcomes.items():
                 if outcome["outcome"] == "failed":
-                    print(f"failed on {carrier}: {test}: {_gist(outcome['why'])}")
+                    print(f"failed on {executor}: {test}: {_gist(outcome['why'])}")
         return True
-    ours = {carrier: by_carrier[carrier] for carrier in OURS}
+    ours = {executor: by_carrier[executor] for executor in OURS}
     differences = failing(by_carrier["gloo"], ours)
-    for (carrier, test), outcome in differences.items():
-        reason = excused.get((carrier, test))
-        print(f"{'excused' if reason else 'NOT EXCUSED'}, on {carrier}: {test}: {reason or outcome}")
-    for carrier, test in sorted(set(excused) - set(differences)):
+    for (executor, test), outcome in differences.items():
+        reason = excused.get((executor, test))
+        print(f"{'excused' if reason else 'NOT EXCUSED'}, on {executor}: {test}: {reason or outcome}")
+    for executor, test in sorted(set(excused) - set(differences)):
         if test in by_carrier["gloo"]:
-            print(f"excused for nothing, on {carrier}: {test} does as on Gloo")
+            print(f"excused for nothing, on {executor}: {test} does as on Gloo")
     return not set(differences) - set(excused)
 
 
@@ -112,11 +112,11 @@ def main() -> None:
     tests = sorted(names_with(arguments.k))
     if not tests:
         parser.error(f"-k {arguments.k}: no test of torch's suite has this in its name")
-    carriers = {"gloo": ("gloo",), "narrowgauge": OURS, None: CARRIERS}[arguments.backend]
+    executors = {"gloo": ("gloo",), "narrowgauge": OURS, None: CARRIERS}[arguments.backend]
     by_carrier = {}
-    for carrier in carriers:
-        by_carrier[carrier] = run(carrier, tests, arguments.out / f"{carrier}.log")
-        (arguments.out / f"{carrier}.json").write_text(json.dumps(by_carrier[carrier], indent=1))
+    for executor in executors:
+        by_carrier[executor] = run(executor, tests, arguments.out / f"{executor}.log")
+        (arguments.out / f"{executor}.json").write_text(json.dumps(by_carrier[executor], indent=1))
     sys.exit(0 if report(by_carrier, EXCUSED) else 1)
 
 

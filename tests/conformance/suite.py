@@ -1,6 +1,6 @@
 """torch's suite on one backend, in this process and forked ones: ``python -m tests.conformance.suite CARRIER OUT``.
 
-The suite reads its backend from the environment when it is imported and decides by its name what to run. A carrier is:
+The suite reads its backend from the environment when it is imported and decides by its name what to run. A executor is:
 
     gloo           torch's Gloo
     narrowgauge    our backend under its own name, made known to the suite as one that does what Gloo does
@@ -26,10 +26,10 @@ TEST_TIMEOUT_S = 90
 CARRIERS = ("gloo", "narrowgauge", "replaced")
 
 
-def load(carrier: str) -> type[unittest.TestCase]:
-    """The suite's test case for a carrier. The suite can be imported once in a process, so call it once."""
+def load(executor: str) -> type[unittest.TestCase]:
+    """The suite's test case for a executor. The suite can be imported once in a process, so call it once."""
     os.environ.update(
-        BACKEND="narrowgauge" if carrier == "narrowgauge" else "gloo",
+        BACKEND="narrowgauge" if executor == "narrowgauge" else "gloo",
         WORLD_SIZE=str(RANKS),
         DISTRIBUTED_TESTS_DEFAULT_TIMEOUT=str(TEST_TIMEOUT_S),
         GLOO_SOCKET_IFNAME="lo",
@@ -40,18 +40,18 @@ def load(carrier: str) -> type[unittest.TestCase]:
     import collectives
 
     torch.set_num_threads(1)
-    if carrier != "gloo":
+    if executor != "gloo":
         collectives.warm_up()
-    if carrier == "narrowgauge":
+    if executor == "narrowgauge":
         for feature, backends in common_distributed.DistTestCases.backend_feature.items():
             if "gloo" in backends or feature == "plugin":
                 backends.add("narrowgauge")
-    if carrier == "replaced":
+    if executor == "replaced":
         collectives.install(replace=("gloo",))
     common_utils.FILE_SCHEMA = "file://"
     from torch.testing._internal.distributed import distributed_test
 
-    if carrier == "replaced":
+    if executor == "replaced":
         # Gloo's C++ leaves events such as "gloo:all_reduce" in torch's profiler, which the suite counts where the
         # backend has that name. Ours leaves none; what these tests say about results counts all the same.
         distributed_test.PROFILING_SUPPORTED_BACKENDS.clear()
@@ -94,11 +94,11 @@ class Outcomes(unittest.TestResult):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("carrier", choices=CARRIERS)
+    parser.add_argument("executor", choices=CARRIERS)
     parser.add_argument("out", type=Path)
     parser.add_argument("tests", nargs="*", help="names of tests; all of them if there are none")
     arguments = parser.parse_args()
-    case = load(arguments.carrier)
+    case = load(arguments.executor)
     names = arguments.tests or unittest.TestLoader().getTestCaseNames(case)
     outcomes = Outcomes()
     for name in names:

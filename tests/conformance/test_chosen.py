@@ -35,12 +35,12 @@ CHOSEN = {
 }
 
 
-@pytest.mark.parametrize("carrier", CHOSEN)
-def test_chosen(carrier: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("executor", CHOSEN)
+def test_chosen(executor: str, tmp_path: Path) -> None:
     pytest.importorskip("expecttest", reason="torch's test suites need it: pip install 'narrowgauge[test]'")
-    outcomes = run(carrier, CHOSEN[carrier], tmp_path / "log")
+    outcomes = run(executor, CHOSEN[executor], tmp_path / "log")
     assert {test: outcome for test, outcome in outcomes.items() if outcome["outcome"] != "passed"} == {}
-    assert len(outcomes) == len(CHOSEN[carrier])
+    assert len(outcomes) == len(CHOSEN[executor])
 
 
 def test_a_broken_suite_is_an_error_with_its_log(tmp_path: Path) -> None:

@@ -75,9 +75,9 @@ def train(rank: int, variant: str) -> tuple[list[float], list[Tensor]]:
     return losses, [parameter.detach().clone() for parameter in model.parameters()]
 
 
-def compare(rank: int, size: int, store: Any, carrier: str) -> dict[str, tuple[float, float, float]]:
+def compare(rank: int, size: int, store: Any, executor: str) -> dict[str, tuple[float, float, float]]:
     """By variant: first loss on Gloo, largest difference of a loss, largest difference of a parameter."""
-    collectives.configure(backend=carrier)
+    collectives.configure(backend=executor)
     # Kept, because torch's Gloo aborts the process if its last reference goes on one of its own threads, and PowerSGD's
     # callbacks can bring that about.
     figures, kept = {}, []

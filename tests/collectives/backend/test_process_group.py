@@ -1,4 +1,4 @@
-"""One contract for the group on either carrier: every check runs on 4 processes, natively and on Gloo."""
+"""One contract for the group on either executor: every check runs on 4 processes, natively and on Gloo."""
 
 from __future__ import annotations
 

@@ -169,9 +169,9 @@ def links(codec: str) -> str:
     return file.name
 
 
-def converge(rank: int, size: int, store: Any, carrier: str, codec: str) -> tuple[float, float, bytes]:
+def converge(rank: int, size: int, store: Any, executor: str, codec: str) -> tuple[float, float, bytes]:
     """First and last loss, and the parameters' bits."""
-    collectives.configure(backend=carrier, host=f"host-{rank}", topology=links(codec))
+    collectives.configure(backend=executor, host=f"host-{rank}", topology=links(codec))
     dist.init_process_group("narrowgauge", store=store, rank=rank, world_size=size)
     model = DistributedDataParallel(small_model(), bucket_cap_mb=SMALL)
     with warnings.catch_warnings():
@@ -191,15 +191,15 @@ def converge(rank: int, size: int, store: Any, carrier: str, codec: str) -> tupl
 
 
 @pytest.mark.parametrize(
-    ("carrier", "codec"),
+    ("executor", "codec"),
     [
         ("narrowgauge", "low-rank"),
         ("gloo", "low-rank"),
         *(("narrowgauge", codec) for codec in CODED),
     ],
 )
-def test_trains_with_a_codec_and_ranks_stay_equal(carrier: str, codec: str) -> None:
-    outcomes = run(converge, 3, carrier, codec)
+def test_trains_with_a_codec_and_ranks_stay_equal(executor: str, codec: str) -> None:
+    outcomes = run(converge, 3, executor, codec)
     for first, last, parameters in outcomes:
         assert first > 1.4
         assert last < 0.4
