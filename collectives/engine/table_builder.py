@@ -182,7 +182,7 @@ def build(
         due=np.zeros(all_slots, np.int64),
         arrived=np.zeros(all_slots, np.int64),
         seen=np.zeros(seen, np.uint8),
-        places=np.zeros(seen, np.int64),
+        slice_addresses=np.zeros(seen, np.int64),
         received=np.zeros(all_slices, np.uint8),
         queues=queues,
         pending=np.zeros(int(to_peer.sum()), np.int64),

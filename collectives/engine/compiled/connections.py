@@ -23,11 +23,14 @@ HEADER = np.dtype(
         ("tree", "u4"),
         ("slice", "u4"),
         ("length", "u4"),  # bytes of the payload
-        ("place", "u4"),  # between near ranks: where in the sender's arena it lies, in units of PLACE_BYTES
+        (
+            "arena_offset",
+            "u4",
+        ),  # between near ranks: where in the sender's arena it lies, in units of ARENA_OFFSET_BYTES
     ]
 )
 HEADER_BYTES = HEADER.itemsize
-PLACE_BYTES = 64
+ARENA_OFFSET_BYTES = 64
 BATCH = 32  # headers that a near connection takes or gives at a time; others have one
 BATCH_BYTES = BATCH * HEADER_BYTES
 CONN = np.dtype(

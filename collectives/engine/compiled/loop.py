@@ -11,7 +11,7 @@ may be ahead) parks its connection: nothing more is read from it until this rank
 
     receiving.py    frames in, each checked            progress.py   what a slice sets in motion
     sending.py      frames out                         coding.py     slices between numbers and code
-    waiting.py      what to do when nothing moves      places.py     where slices lie
+    waiting.py      what to do when nothing moves      addresses.py     where slices lie
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ def _begin(net: Net, table: Table) -> None:
             if tree["up"] == 1:
                 for e in range(tree["first_edge"], tree["first_edge"] + tree["num_edges"]):
                     ahead = slot * tree["slice_elems"] * edges[e]["wire_size"]
-                    table.places[edges[e]["first_seen"] + slot] = run["scratch"] + edges[e]["scratch_offset"] + ahead
+                    table.slice_addresses[edges[e]["first_seen"] + slot] = (
+                        run["scratch"] + edges[e]["scratch_offset"] + ahead
+                    )
         if tree["parent"] != NO_PEER:
             run["to_send"] += n * (1 if tree["up"] == 1 else tree["near_parent"])
             run["to_receive"] += n

@@ -9,7 +9,7 @@ import numpy as np
 from collectives.engine.compiled import libc
 from collectives.engine.compiled.addresses import code_down, edge_to, result_at, slice_elems
 from collectives.engine.compiled.codecs import code_bytes
-from collectives.engine.compiled.connections import BATCH, BATCH_BYTES, HEADER_BYTES, PLACE_BYTES, Net
+from collectives.engine.compiled.connections import ARENA_OFFSET_BYTES, BATCH, BATCH_BYTES, HEADER_BYTES, Net
 from collectives.engine.compiled.jit import jit
 from collectives.engine.compiled.slice_codec import decode_slice
 from collectives.engine.compiled.status import BAD_HEADER, IDLE, MOVED, OP_MISMATCH, PEER_CLOSED, SOCKET_ERROR
@@ -156,7 +156,7 @@ def _accept_header(net: Net, table: Table, c: int) -> int:
         if table.due[tree["first_slot"] + slot] != s or table.seen[seen] == 1:
             return BAD_HEADER
         table.seen[seen] = 1
-        at = table.places[seen]
+        at = table.slice_addresses[seen]
         if tree["up"] == 1:
             num_bytes = slice_elems(tree, s) * table.edges[e]["wire_size"]
         if table.edges[e]["coded"] == 1:
@@ -178,12 +178,12 @@ def _accept_header(net: Net, table: Table, c: int) -> int:
     if header["length"] != num_bytes:
         return BAD_HEADER
     if conn["near"] == 1 and num_bytes > 0:
-        place = np.int64(header["place"]) * PLACE_BYTES
+        place = np.int64(header["arena_offset"]) * ARENA_OFFSET_BYTES
         if place + num_bytes > ARENA_BYTES:
             return BAD_HEADER
         at = net.arenas[conn["peer"]] + place
         if header["direction"] == UP:
-            table.places[seen] = at
+            table.slice_addresses[seen] = at
     conn["accepted"], conn["payload_at"], conn["payload_length"], conn["payload_got"] = 1, at, num_bytes, 0
     conn["tree"], conn["slice"], conn["direction"] = t, s, np.int64(header["direction"])
     conn["decoded_at"] = decoded_at

@@ -15,7 +15,7 @@ from collectives.engine.compiled.addresses import (
     slice_elems,
 )
 from collectives.engine.compiled.codecs import code_bytes
-from collectives.engine.compiled.connections import BATCH, BATCH_BYTES, HEADER_BYTES, PLACE_BYTES, Net
+from collectives.engine.compiled.connections import ARENA_OFFSET_BYTES, BATCH, BATCH_BYTES, HEADER_BYTES, Net
 from collectives.engine.compiled.jit import jit
 from collectives.engine.compiled.slice_codec import encode_slice
 from collectives.engine.compiled.status import IDLE, MOVED, SOCKET_ERROR
@@ -102,5 +102,5 @@ def _begin_frame(net: Net, table: Table, c: int, k: int, entry: int) -> None:
         at = code_down(run, tree, s)
     header["op"], header["spec"], header["epoch"] = run["op"], run["spec"], run["epoch"]
     header["direction"], header["tree"], header["slice"] = direction, tree["id"], s
-    header["length"], header["place"] = num_bytes, place // PLACE_BYTES if conn["near"] == 1 else 0
+    header["length"], header["arena_offset"] = num_bytes, place // ARENA_OFFSET_BYTES if conn["near"] == 1 else 0
     conn["tx_at"], conn["tx_length"] = at, 0 if conn["near"] == 1 else num_bytes

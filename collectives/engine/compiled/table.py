@@ -81,7 +81,7 @@ EDGE = np.dtype(
         ("wire_size", "i8"),  # bytes of an element on its way up: a leaf's own type, or the accumulator's
         ("scratch_offset", "i8"),  # bytes into scratch where its slots are, if it is far
         ("code_offset", "i8"),  # bytes into scratch where its encoded slices arrive, if they are
-        ("first_seen", "i8"),  # where its slots start in `seen` and `places`
+        ("first_seen", "i8"),  # where its slots start in `seen` and `slice_addresses`
     ]
 )
 STEP = np.dtype([("dst", "i8"), ("a", "i8"), ("b", "i8")])
@@ -120,7 +120,7 @@ class Table(NamedTuple):
     due: npt.NDArray[np.int64]  # for each (tree, slot): the slice that waits there, or may be put there
     arrived: npt.NDArray[np.int64]  # and how many children have answered for it
     seen: npt.NDArray[np.uint8]  # for each (edge, slot): whether that child has
-    places: npt.NDArray[np.int64]  # and the address of its slice
+    slice_addresses: npt.NDArray[np.int64]  # and the address of its slice
     received: npt.NDArray[np.uint8]  # for each (tree, slice): whether it has come down, or begun to
     queues: Records  # for each peer: a ring of slices to send, and how many slices are still to come
     pending: npt.NDArray[np.int64]  # the queues' entries: (tree, slice, direction), see `loop.py`

@@ -57,7 +57,7 @@ def child_arrived(net: Net, table: Table, t: int, s: int) -> None:
     for k in range(tree["num_edges"]):
         edge = table.edges[tree["first_edge"] + k]
         table.wire_sizes[k] = edge["wire_size"]
-        table.operands[k] = table.places[edge["first_seen"] + slot]
+        table.operands[k] = table.slice_addresses[edge["first_seen"] + slot]
         table.seen[edge["first_seen"] + slot] = 0
     own = run["source"] + tree["source_offset"] + begin * run["item_size"]
     is_root, is_coded = tree["parent"] == NO_PEER, tree["coded"] == 1
