@@ -28,8 +28,8 @@ from collectives.engine.compiled.connections import make_net
 from collectives.engine.compiled.loop import Entry
 from collectives.engine.compiled.status import CONTROL, DONE, INTERRUPTED
 from collectives.engine.faults import explain
-from collectives.engine.monitor.link_monitor import Watch
-from collectives.engine.monitor.stragglers import Attribution
+from collectives.engine.monitor.link_monitor import LinkMonitor
+from collectives.engine.monitor.stragglers import StragglerDetector
 from collectives.engine.monitor.trace import JOURNAL, Trace
 from collectives.engine.selftest import warm_up
 from collectives.errors import CollectiveError, GroupClosed
@@ -126,7 +126,7 @@ class Engine:
         self.rank, self.size, self.name, self.topology = rank, len(formed.rank_infos), name, topology
         self.links_are_known = joined.is_known
         is_watched = joined.is_known and len(topology.hosts) > 1
-        self._watch = Watch(rank, topology, formed.data) if is_watched else None
+        self._link_monitor = LinkMonitor(rank, topology, formed.data) if is_watched else None
         self.counters = Counters()
         self._shared = shared
         self._epoch, self._connections, self._options, self._timeout_s = epoch, formed, options, timeout_s
@@ -146,7 +146,7 @@ class Engine:
         )
         names = [rank_info.describe() for rank_info in formed.rank_infos]
         self._trace = Trace(options.trace, name, rank, names, self._net) if options.trace else None
-        self._attribution = Attribution(rank, names) if self.size > 1 else None
+        self._stragglers = StragglerDetector(rank, names) if self.size > 1 else None
         self._lock = threading.Condition()
         self._calls: collections.deque[_Call] = collections.deque()
         self._working = False  # an op is in work, on the thread or inline
@@ -330,13 +330,11 @@ class Engine:
         self.counters.busy_s += seconds
         if self._trace is not None:
             self._trace.op(spec, planned.plan.algorithm, started_ns, ended_ns)
-        if self._attribution is not None and self._attribution.is_due(
-            spec, planned.plan, self.counters.poll_s - slept_s
-        ):
-            heard = self._tell(self._attribution.report())
-            self._attribution.consider(heard, self.topology)
-        if self._watch is not None and self._watch.is_due(spec, planned.plan, seconds):
-            self._look_at_links(self._watch)
+        if self._stragglers is not None and self._stragglers.is_due(spec, planned.plan, self.counters.poll_s - slept_s):
+            heard = self._tell(self._stragglers.report())
+            self._stragglers.consider(heard, self.topology)
+        if self._link_monitor is not None and self._link_monitor.is_due(spec, planned.plan, seconds):
+            self._look_at_links(self._link_monitor)
 
     def _carry_out(self, spec: OpSpec, source: int, target: int, timeout_s: float, residual: int = 0) -> _Planned:
         """Run an op to its end; the plan that it followed."""
@@ -353,7 +351,7 @@ class Engine:
         counters.bytes_received += received
         return planned
 
-    def _look_at_links(self, watch: Watch) -> None:
+    def _look_at_links(self, watch: LinkMonitor) -> None:
         """Tell each other what was counted, and plan anew if the links have changed; at the same op on all ranks."""
         topology = watch.consider(self._tell(watch.report()))
         if topology is not None:

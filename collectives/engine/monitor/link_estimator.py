@@ -54,7 +54,7 @@ class Traffic:
     busy_s: NDArray[np.float64]
 
 
-def refreshed(topology: Topology, measured: Topology, traffic: Traffic) -> Topology:
+def estimate_links(topology: Topology, measured: Topology, traffic: Traffic) -> Topology:
     """The topology with the rates that the traffic shows.
 
     Args:

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from collectives.engine.monitor.link_estimator import Traffic, changes, refreshed
+from collectives.engine.monitor.link_estimator import Traffic, changes, estimate_links
 from collectives.planning.cost import cost
 from collectives.planning.plan import Plan
 from collectives.planning.planner import plan
@@ -31,7 +31,7 @@ PATIENCE, MAX_PATIENCE = 2, 32
 logger = logging.getLogger(__name__)
 
 
-class Watch:
+class LinkMonitor:
     """One rank's watch over a group's links.
 
     Args:
@@ -76,7 +76,7 @@ class Watch:
         collective, num_bytes, root, codec = max(self._common, key=lambda key: (self._common[key], str(key)))
         self._common.clear()
         self._seconds = self._planned_s = 0.0
-        seen = refreshed(self.topology, self._measured, traffic)
+        seen = estimate_links(self.topology, self._measured, traffic)
         in_force = plan(self.topology, collective, num_bytes, root, codec)
         better = plan(seen, collective, num_bytes, root, codec)
         stays_s = cost(seen, in_force.forest, codec).seconds(num_bytes)

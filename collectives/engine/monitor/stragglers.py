@@ -31,7 +31,7 @@ WORTH_NAMING = 0.2
 logger = logging.getLogger(__name__)
 
 
-class Attribution:
+class StragglerDetector:
     """One rank's part in finding out.
 
     Args:

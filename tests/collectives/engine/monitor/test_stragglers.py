@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from collectives.engine import lifetime
-from collectives.engine.monitor.stragglers import LOOK_OPS, MIN_OPS, Attribution
+from collectives.engine.monitor.stragglers import LOOK_OPS, MIN_OPS, StragglerDetector
 from collectives.planning.planner import plan
 from collectives.schedule.op import OpSpec
 from collectives.topology import Host, Topology
@@ -23,7 +23,7 @@ ONE_SLOW = Topology((*EQUAL.hosts[:3], Host("d", (3,), 1.2e7, 1.2e7)))
 
 
 def after_one_op(topology: Topology, reports: list[tuple[float, float]]) -> str | None:
-    mine = Attribution(0, [f"rank {rank}" for rank in range(4)])
+    mine = StragglerDetector(0, [f"rank {rank}" for rank in range(4)])
     mine.is_due(SPEC, plan(topology, "all_reduce", SPEC.num_bytes), 0.0)
     return mine.consider(np.array(reports), topology)
 
@@ -50,7 +50,7 @@ def test_a_slow_link_is_named_with_what_it_costs() -> None:
 
 
 def test_rank_0_says_it_once_and_when_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
-    first, second = Attribution(0, ["rank 0", "rank 1"]), Attribution(1, ["rank 0", "rank 1"])
+    first, second = StragglerDetector(0, ["rank 0", "rank 1"]), StragglerDetector(1, ["rank 0", "rank 1"])
     two = Topology.from_hosts("ab")
     late, well = np.array([(1.0, 0.9), (1.0, 0.0)]), np.array([(1.0, 0.1), (1.0, 0.1)])
     with caplog.at_level(logging.WARNING):
@@ -63,10 +63,10 @@ def test_rank_0_says_it_once_and_when_it_is_over(caplog: pytest.LogCaptureFixtur
 
 
 def test_ranks_tell_each_other_after_so_many_ops_or_seconds() -> None:
-    short, small = Attribution(0, ["rank 0"]), OpSpec("all_reduce", "float32", "sum", None, (1,))
+    short, small = StragglerDetector(0, ["rank 0"]), OpSpec("all_reduce", "float32", "sum", None, (1,))
     due = [short.is_due(small, plan(EQUAL, "all_reduce", 4), 0.0) for _ in range(LOOK_OPS)]
     assert due.index(True) == LOOK_OPS - 1
-    long, in_force = Attribution(0, ["rank 0"]), plan(ONE_SLOW, "all_reduce", SPEC.num_bytes)
+    long, in_force = StragglerDetector(0, ["rank 0"]), plan(ONE_SLOW, "all_reduce", SPEC.num_bytes)
     assert [long.is_due(SPEC, in_force, 0.0) for _ in range(MIN_OPS)].index(True) == MIN_OPS - 1
 
 
