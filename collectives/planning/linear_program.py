@@ -56,7 +56,7 @@ class Shared:
     bottleneck: int
 
 
-def share_out(topology: Topology, collective: Collective, trees: Sequence[Tree], passage: Passage) -> Shared | None:
+def solve_shares(topology: Topology, collective: Collective, trees: Sequence[Tree], passage: Passage) -> Shared | None:
     """The best shares of these trees; None if there is nothing to choose or a chunk has no way through."""
     chunk = chunks_of(collective, trees)
     if max(chunk) + 1 == len(trees):

@@ -20,7 +20,7 @@ import numpy as np
 
 from collectives.errors import PlanError
 from collectives.planning.cost import Cost, Passage, bound_s, cost
-from collectives.planning.linear_program import grow, share_out
+from collectives.planning.linear_program import grow, solve_shares
 from collectives.planning.plan import Plan, size_class
 from collectives.schedule.algorithms import candidates
 from collectives.schedule.codec import codec_of
@@ -176,7 +176,7 @@ def _planned(
     codec: str,
 ) -> list[Option]:
     """The trees with shares by linear program; [] if there is nothing to choose or a chunk has no way through."""
-    shared = share_out(topology, collective, trees, passage)
+    shared = solve_shares(topology, collective, trees, passage)
     if shared is None:
         return []
     forest = Forest(collective, topology.size, root, shared.trees, shared.shares)
