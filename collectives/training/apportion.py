@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from collectives.errors import UsageError
 
 
-def share_out(samples: int, speeds: Sequence[float]) -> list[int]:
+def apportion(samples: int, speeds: Sequence[float]) -> list[int]:
     """Shares in proportion to the speeds, at least 1 each, that add up to `samples`.
 
     By largest remainder: every rank gets one, then the whole part of its quota of the rest, and what is left goes one

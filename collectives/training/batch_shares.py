@@ -11,7 +11,7 @@ import torch
 
 from collectives.backend.c10d import dist
 from collectives.errors import UsageError
-from collectives.training.apportion import share_out
+from collectives.training.apportion import apportion
 from collectives.training.ddp import measured_samples_per_s
 from collectives.training.rebalance import announce, read_shares, rebalanced
 from collectives.training.step_timer import KEPT_STEPS
@@ -63,7 +63,7 @@ class Shares:
         given = os.environ.get("NARROWGAUGE_SHARES")
         whole_world = size == dist.get_world_size()
         speeds = read_shares(given, size) if given and whole_world else [1.0] * size
-        self.each: list[int] = share_out(global_batch, speeds)
+        self.each: list[int] = apportion(global_batch, speeds)
         self._steps = 0
         self._next_look = FIRST_LOOK
         self._measured = False
@@ -79,7 +79,7 @@ class Shares:
         Raises:
             UsageError: fewer samples than ranks.
         """
-        shares = share_out(samples, self.each)
+        shares = apportion(samples, self.each)
         first = sum(shares[: self._rank])
         return slice(first, first + shares[self._rank])
 
@@ -96,7 +96,7 @@ class Shares:
 
     def take(self, speeds: list[float]) -> None:
         """Share in proportion to these speeds, from the next batch on; the same on all ranks."""
-        self.each = share_out(sum(self.each), speeds)
+        self.each = apportion(sum(self.each), speeds)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next steps go by; the same on all ranks."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from collectives.errors import UsageError
-from collectives.training.apportion import share_out
+from collectives.training.apportion import apportion
 
 MAX_CHANGE = 0.2
 """Of a share, in one change."""
@@ -55,7 +55,7 @@ def rebalanced(shares: Sequence[int], speeds: Sequence[float], bounded: bool = T
         speeds: samples per second of each rank, all more than 0.
         bounded: False lets a share become whatever the speeds say.
     """
-    now_s, asked = _step_s(shares, speeds), share_out(sum(shares), speeds)
+    now_s, asked = _step_s(shares, speeds), apportion(sum(shares), speeds)
     if 1 - _step_s(asked, speeds) / now_s <= MIN_GAIN:
         return None
     new = _bounded(shares, speeds) if bounded else asked

@@ -10,7 +10,7 @@ import torch.utils.data
 
 from collectives.backend.c10d import dist
 from collectives.errors import UsageError
-from collectives.training.apportion import share_out
+from collectives.training.apportion import apportion
 from collectives.training.batch_shares import Shares, exchange_speeds
 
 SEEDS_APART = 1_000_003  # of two epochs, so that neighbouring seeds share no order
@@ -34,7 +34,7 @@ def local_batch(global_batch: int, group: Any = None) -> int:
     chosen = dist.group.WORLD if group is None else group
     rank: int = dist.get_rank(chosen)
     equal = [1.0] * dist.get_world_size(chosen)
-    return share_out(global_batch, exchange_speeds(chosen) or equal)[rank]
+    return apportion(global_batch, exchange_speeds(chosen) or equal)[rank]
 
 
 class Sampler(torch.utils.data.Sampler[list[int]]):

@@ -30,7 +30,7 @@ from collectives.planning.plan import Plan
 from collectives.planning.planner import plan, with_codec
 from collectives.schedule.codec import CODECS, Codec, codec_of
 from collectives.topology import Topology
-from collectives.training.apportion import share_out
+from collectives.training.apportion import apportion
 from collectives.training.auto_codec import choose
 
 BACKWARD = 2 / 3
@@ -126,7 +126,7 @@ def shares_of(demand: Demand, paces: Sequence[Pace]) -> list[int] | None:
     while open_ranks:
         if left < len(open_ranks):
             return None
-        found = share_out(left, [paces[rank].samples_per_s for rank in open_ranks])
+        found = apportion(left, [paces[rank].samples_per_s for rank in open_ranks])
         full = [
             rank
             for rank, share in zip(open_ranks, found, strict=True)

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from collectives.errors import UsageError
-from collectives.training.apportion import share_out
+from collectives.training.apportion import apportion
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from collectives.training.apportion import share_out
     ],
 )
 def test_shares(samples: int, speeds: list[float], shares: list[int]) -> None:
-    assert share_out(samples, speeds) == shares
+    assert apportion(samples, speeds) == shares
 
 
 def test_any_speeds_add_up_and_are_near_their_quota() -> None:
@@ -33,7 +33,7 @@ def test_any_speeds_add_up_and_are_near_their_quota() -> None:
     for size, _ in itertools.product((1, 2, 3, 7, 16), range(50)):
         speeds = [draw.uniform(0.1, 10) for _ in range(size)]
         samples = draw.randrange(size, 40 * size)
-        shares = share_out(samples, speeds)
+        shares = apportion(samples, speeds)
         assert sum(shares) == samples
         assert min(shares) >= 1
         raised = sum(samples * speed / sum(speeds) < 1 for speed in speeds)
@@ -47,4 +47,4 @@ def test_any_speeds_add_up_and_are_near_their_quota() -> None:
 )
 def test_mistakes(samples: int, speeds: list[float], told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        share_out(samples, speeds)
+        apportion(samples, speeds)

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from collectives.errors import UsageError
-from collectives.training.apportion import share_out
+from collectives.training.apportion import apportion
 from collectives.training.rebalance import MAX_CHANGE, read_shares, rebalanced
 
 EQUAL = [1.0, 1.0, 1.0, 1.0]
@@ -56,7 +56,7 @@ def test_repeated_it_comes_near_the_ideal_from_anywhere_and_stays() -> None:
         ranks = draw.randint(2, 8)
         shares = [draw.randint(1, 60) for _ in range(ranks)]
         speeds = [10 ** draw.uniform(-1, 1) for _ in range(ranks)]
-        ideal = share_out(sum(shares), speeds)
+        ideal = apportion(sum(shares), speeds)
         for _ in range(40):
             found = rebalanced(shares, speeds)
             if found is None:
