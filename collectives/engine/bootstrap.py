@@ -49,7 +49,7 @@ class Joined:
 
 
 def join(
-    store: rendezvous.Store, rank: int, size: int, name: str, epoch: int, options: Options, timeout_s: float
+    store: rendezvous.Store, rank: int, size: int, name: str, generation: int, options: Options, timeout_s: float
 ) -> Joined:
     """Meet the other ranks, and find out how fast the links between the hosts are.
 
@@ -58,7 +58,7 @@ def join(
         PlanError: the topology file is wrong, or not about these hosts.
     """
     asked = options.streams if isinstance(options.streams, int) else 1
-    formed = rendezvous.rendezvous(store, rank, size, name, epoch, options, timeout_s, asked)
+    formed = rendezvous.rendezvous(store, rank, size, name, generation, options, timeout_s, asked)
     try:
         hosts = rendezvous.host_names(formed.rank_infos)
         emulated = options.emulated_rates()
@@ -76,7 +76,7 @@ def join(
         if options.streams == "auto" and (streams := streams_for(topology, tcp.most_bytes_under_way())) > 1:
             formed.close()
             formed = rendezvous.rendezvous(
-                _Renamed(store, "streams"), rank, size, name, epoch, options, timeout_s, streams
+                _Renamed(store, "streams"), rank, size, name, generation, options, timeout_s, streams
             )
         if is_known:
             _keep_queues_short(formed, rank, topology)

@@ -143,13 +143,13 @@ def _unreadable(where: str, peer: RankInfo, table: Table, net: Net) -> ProtocolE
         if int(net.conns[c]["peer"]) == peer.rank
     ]
     told = "; ".join(
-        f"op {int(h['op'])} epoch {int(h['epoch'])} tree {int(h['tree'])} slice {int(h['slice'])} "
+        f"op {int(h['op'])} generation {int(h['generation'])} tree {int(h['tree'])} slice {int(h['slice'])} "
         f"{'up' if int(h['direction']) == UP else 'down'} of {int(h['length'])} bytes"
         for h in headers
     )
     return ProtocolError(
         f"{where}: {peer.describe()} announced a slice that does not belong here: got {told}; this rank is at op "
-        f"{int(run['op'])} epoch {int(run['epoch'])}. Do all ranks run the same version of narrowgauge?",
+        f"{int(run['op'])} generation {int(run['generation'])}. Do all ranks run the same version of narrowgauge?",
         peer.rank,
     )
 

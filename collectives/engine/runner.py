@@ -50,7 +50,7 @@ DEFAULT_TIMEOUT_S = 1800.0
 
 def connect(
     store: rendezvous.Store, rank: int, size: int, name: str, timeout_s: float = DEFAULT_TIMEOUT_S,
-    options: Options | None = None, epoch: int = 0,
+    options: Options | None = None, generation: int = 0,
 ) -> Engine:  # fmt: skip
     """Form a group and start its engine.
 
@@ -66,10 +66,10 @@ def connect(
     options = options or Options()
     timeout_s = options.timeout_s or timeout_s
     warm_up()
-    joined = bootstrap.join(store, rank, size, name, epoch, options, timeout_s)
+    joined = bootstrap.join(store, rank, size, name, generation, options, timeout_s)
     hosts = [joined.topology.host_index(each) for each in range(size)]
     shared = shared_memory.share(store, rank, hosts, table.ARENA_BYTES, options.shared_memory)
-    return Engine(rank, name, epoch, joined, shared, options, timeout_s)
+    return Engine(rank, name, generation, joined, shared, options, timeout_s)
 
 
 @dataclass
@@ -119,7 +119,7 @@ class Engine:
     """
 
     def __init__(
-        self, rank: int, name: str, epoch: int, joined: bootstrap.Joined, shared: shared_memory.SharedMemory,
+        self, rank: int, name: str, generation: int, joined: bootstrap.Joined, shared: shared_memory.SharedMemory,
         options: Options, timeout_s: float,
     ) -> None:  # fmt: skip
         formed, topology = joined.connections, joined.topology
@@ -129,7 +129,7 @@ class Engine:
         self._link_monitor = LinkMonitor(rank, topology, formed.data) if is_watched else None
         self.counters = Counters()
         self._shared = shared
-        self._epoch, self._connections, self._options, self._timeout_s = epoch, formed, options, timeout_s
+        self._generation, self._connections, self._options, self._timeout_s = generation, formed, options, timeout_s
         self._tables: collections.OrderedDict[OpSpec, _Planned] = collections.OrderedDict()
         self._scratch, self._scratch_at = np.empty(0, np.uint8), 0
         self._window_bytes = options.window_bytes or _window_bytes(topology)
@@ -341,7 +341,7 @@ class Engine:
         planned = self._planned(spec)
         layout, advance = planned.layout, planned.entry.advance
         scratch = self._scratch_of(layout.scratch_bytes)
-        layout.set_run(next(self._ops), self._epoch, source, target, scratch, int(timeout_s * 1e9), residual)
+        layout.set_run(next(self._ops), self._generation, source, target, scratch, int(timeout_s * 1e9), residual)
         while (status := advance()) != DONE:
             self._react(status, spec, layout.table)
         poll_ns, sent, received = layout.counters()

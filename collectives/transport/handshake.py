@@ -28,10 +28,10 @@ _TAKEN = b"+"
 
 @dataclass(frozen=True)
 class Hello:
-    """What a connection is for: the group and epoch, who connects, which of its streams."""
+    """What a connection is for: the group and generation, who connects, which of its streams."""
 
     group: str
-    epoch: int
+    generation: int
     rank: int
     stream: int
     protocol: str = PROTOCOL
@@ -65,11 +65,11 @@ def introduce(connection: socket.socket, hello: Hello, token: bytes) -> None:
         ) from None
 
 
-def admit(connection: socket.socket, group: str, epoch: int, token: bytes) -> Hello:
+def admit(connection: socket.socket, group: str, generation: int, token: bytes) -> Hello:
     """The acceptor's side: who it is.
 
     Raises:
-        Refused: no valid hello, another group, epoch or protocol, or no proof of the token.
+        Refused: no valid hello, another group, generation or protocol, or no proof of the token.
     """
     try:
         first = receive_frame(connection, _HELLO_LIMIT)
@@ -80,8 +80,10 @@ def admit(connection: socket.socket, group: str, epoch: int, token: bytes) -> He
         if not hmac.compare_digest(receive_frame(connection, _MAC_BYTES), _mac(token, b"connector", transcript)):
             raise Refused("it does not hold this group's token")
         hello = _read(first)
-        if (hello.group, hello.epoch, hello.protocol) != (group, epoch, PROTOCOL):
-            raise Refused(f"it wants {hello.group} epoch {hello.epoch} ({hello.protocol}), not {group} epoch {epoch}")
+        if (hello.group, hello.generation, hello.protocol) != (group, generation, PROTOCOL):
+            raise Refused(
+                f"it wants {hello.group} generation {hello.generation} ({hello.protocol}), not {group} generation {generation}"
+            )
         send_frame(connection, _TAKEN)
     except OSError as error:
         raise Refused(f"it broke off the handshake ({error})") from None
@@ -94,7 +96,7 @@ def _read(first: bytes) -> Hello:
         fields = json.loads(first)
         return Hello(
             group=str(fields["group"]),
-            epoch=int(fields["epoch"]),
+            generation=int(fields["generation"]),
             rank=int(fields["rank"]),
             stream=int(fields["stream"]),
             protocol=str(fields["protocol"]),

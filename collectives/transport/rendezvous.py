@@ -77,7 +77,14 @@ class Connections:
 
 
 def rendezvous(
-    store: Store, rank: int, size: int, group: str, epoch: int, options: Options, timeout_s: float, streams: int = 1
+    store: Store,
+    rank: int,
+    size: int,
+    group: str,
+    generation: int,
+    options: Options,
+    timeout_s: float,
+    streams: int = 1,
 ) -> Connections:
     """Meet the other ranks of a group; returns when all connections of this rank are up and proved.
 
@@ -110,12 +117,14 @@ def rendezvous(
         streams = max(
             min(rank_info.streams for rank_info in rank_infos), *(rank_info.interfaces for rank_info in rank_infos)
         )
-        acceptor = _Acceptor(server, store, group, epoch, token, _expected(range(rank + 1, size), streams), deadline)
+        acceptor = _Acceptor(
+            server, store, group, generation, token, _expected(range(rank + 1, size), streams), deadline
+        )
         made: dict[tuple[int, int], socket.socket] = {}
         try:
             acceptor.start()
             for other, stream in sorted(_expected(range(rank), streams)):
-                hello = Hello(group, epoch, rank, stream)
+                hello = Hello(group, generation, rank, stream)
                 made[other, stream] = _connect(rank_info, rank_infos[other], hello, token, deadline)
             made.update(acceptor.result(rank_infos))
         except BaseException as error:
@@ -216,11 +225,11 @@ class _Acceptor(threading.Thread):
     """Admits the connections of the ranks above; strangers are turned away and remembered for the error."""
 
     def __init__(
-        self, server: socket.socket, store: Store, group: str, epoch: int, token: bytes,
+        self, server: socket.socket, store: Store, group: str, generation: int, token: bytes,
         wanted: set[tuple[int, int]], deadline: float,
     ) -> None:  # fmt: skip
         super().__init__(name="narrowgauge-accept", daemon=True)
-        self.server, self.store, self.group, self.epoch, self.token = server, store, group, epoch, token
+        self.server, self.store, self.group, self.generation, self.token = server, store, group, generation, token
         self.wanted, self.deadline = wanted, deadline
         self.admitted: dict[tuple[int, int], socket.socket] = {}
         self.refused: list[str] = []
@@ -251,7 +260,7 @@ class _Acceptor(threading.Thread):
     def _admit(self, connection: socket.socket, address: str) -> None:
         connection.settimeout(HANDSHAKE_S)
         try:
-            hello = admit(connection, self.group, self.epoch, self.token)
+            hello = admit(connection, self.group, self.generation, self.token)
             key = (hello.rank, hello.stream)
             with self.lock:
                 if key not in self.wanted or key in self.admitted or self.over:

@@ -17,7 +17,7 @@ HEADER = np.dtype(
     [
         ("op", "i8"),
         ("spec", "u4"),  # fingerprint of the op's spec and plan
-        ("epoch", "u2"),
+        ("generation", "u2"),
         ("direction", "u1"),
         ("codec", "u1"),
         ("tree", "u4"),

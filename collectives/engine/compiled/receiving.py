@@ -131,7 +131,7 @@ def _accept_header(net: Net, table: Table, c: int) -> int:
     conn, run = net.conns[c], table.run[0]
     header = net.rx_headers[c * BATCH + conn["header_at"] // HEADER_BYTES]
     run["culprit"] = conn["peer"]
-    if header["epoch"] != run["epoch"]:
+    if header["generation"] != run["generation"]:
         return BAD_HEADER
     if header["op"] < run["op"]:
         return OP_MISMATCH  # a slice that this rank never asked for

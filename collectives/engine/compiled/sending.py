@@ -100,7 +100,7 @@ def _begin_frame(net: Net, table: Table, c: int, k: int, entry: int) -> None:
     elif direction == DOWN and tree["num_coded"] > 0 and table.edges[edge_to(table, tree, conn["peer"])]["coded"] == 1:
         num_bytes = code_bytes(run["codec"], n)
         at = code_down(run, tree, s)
-    header["op"], header["spec"], header["epoch"] = run["op"], run["spec"], run["epoch"]
+    header["op"], header["spec"], header["generation"] = run["op"], run["spec"], run["generation"]
     header["direction"], header["tree"], header["slice"] = direction, tree["id"], s
     header["length"], header["arena_offset"] = num_bytes, place // ARENA_OFFSET_BYTES if conn["near"] == 1 else 0
     conn["tx_at"], conn["tx_length"] = at, 0 if conn["near"] == 1 else num_bytes

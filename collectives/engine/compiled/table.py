@@ -90,7 +90,7 @@ QUEUE = np.dtype([("base", "i8"), ("head", "i8"), ("tail", "i8"), ("expect", "i8
 RUN = np.dtype(
     [
         # Set anew for each op, in one go.
-        ("op", "i8"), ("epoch", "i8"), ("source", "i8"), ("target", "i8"), ("scratch", "i8"), ("timeout_ns", "i8"),
+        ("op", "i8"), ("generation", "i8"), ("source", "i8"), ("target", "i8"), ("scratch", "i8"), ("timeout_ns", "i8"),
         ("residual", "i8"), ("started", "i8"), ("last_move_bytes", "i8"),
         ("poll_ns", "i8"), ("bytes_sent", "i8"), ("bytes_received", "i8"),  # counters
         # The loop's own.
@@ -136,10 +136,10 @@ class Layout:
     scratch_bytes: int
 
     def set_run(
-        self, op: int, epoch: int, source: int, target: int, scratch: int, timeout_ns: int, residual: int = 0
+        self, op: int, generation: int, source: int, target: int, scratch: int, timeout_ns: int, residual: int = 0
     ) -> None:
         """Make the table ready for an op; all else starts anew."""
-        _SET.pack_into(self._run, 0, op, epoch, source, target, scratch, timeout_ns, residual, 0, 0, 0, 0, 0)
+        _SET.pack_into(self._run, 0, op, generation, source, target, scratch, timeout_ns, residual, 0, 0, 0, 0, 0)
 
     def counters(self) -> tuple[int, int, int]:
         """The last op's poll_ns, bytes_sent and bytes_received."""

@@ -174,7 +174,7 @@ def test_usage_errors_do_not_break_the_group() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"epoch": 9},
+        {"generation": 9},
         {"tree": 4_000_000},
         {"slice": 4_000_000},
         {"direction": 7},
@@ -258,8 +258,8 @@ HELLO = Hello("group", 0, 1, 1)
     ("hello", "token", "words"),
     [
         (HELLO, b"wrong", "does not hold this group's token|broke off"),
-        (replace(HELLO, group="other"), b"right", "it wants other epoch 0"),
-        (replace(HELLO, epoch=3), b"right", "it wants group epoch 3"),
+        (replace(HELLO, group="other"), b"right", "it wants other generation 0"),
+        (replace(HELLO, generation=3), b"right", "it wants group generation 3"),
         (replace(HELLO, protocol="narrowgauge/0"), b"right", "narrowgauge/0"),
     ],
 )
