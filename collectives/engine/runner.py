@@ -30,7 +30,7 @@ from collectives.engine.compiled.status import CONTROL, DONE, INTERRUPTED
 from collectives.engine.faults import explain
 from collectives.engine.monitor.link_monitor import LinkMonitor
 from collectives.engine.monitor.stragglers import StragglerDetector
-from collectives.engine.monitor.trace import JOURNAL, Trace
+from collectives.engine.monitor.trace import TRACE_ENTRIES, Trace
 from collectives.engine.selftest import warm_up
 from collectives.errors import CollectiveError, GroupClosed
 from collectives.options import Options
@@ -142,7 +142,7 @@ class Engine:
             control_fds,
             self._waker.fileno(),
             shared.arenas,
-            JOURNAL if options.trace else 0,
+            TRACE_ENTRIES if options.trace else 0,
         )
         names = [rank_info.describe() for rank_info in formed.rank_infos]
         self._trace = Trace(options.trace, name, rank, names, self._net) if options.trace else None

@@ -48,7 +48,7 @@ CONN = np.dtype(
         ("tx_at", "i8"), ("tx_length", "i8"), ("tx_sent", "i8"),
     ]
 )  # fmt: skip
-JOURNAL_FIELDS = 4  # when (monotonic ns), kind (UP, DOWN or WAIT), peer, what
+TRACE_FIELDS = 4  # when (monotonic ns), kind (UP, DOWN or WAIT), peer, what
 WAIT = 2
 POLLFD = np.dtype([("fd", "i4"), ("events", "i2"), ("revents", "i2")])
 
@@ -73,18 +73,18 @@ class Net(NamedTuple):
     code_address: npt.NDArray[np.int64]  # two addresses: encode, decode
     code_work: npt.NDArray[np.uint8]
     waited_ns: npt.NDArray[np.int64]  # for each rank: how long this one slept because of it
-    journal: npt.NDArray[np.int64]  # a ring of entries, see `trace.py`; empty if nobody asked for a trace
-    journal_head: npt.NDArray[np.int64]  # one number: entries written so far
+    trace_ring: npt.NDArray[np.int64]  # a ring of entries, see `trace.py`; empty if nobody asked for a trace
+    trace_written: npt.NDArray[np.int64]  # one number: entries written so far
 
 
 def make_net(
-    fds: list[tuple[int, int]], control: list[int], waker: int, arenas: Mapping[int, int] = {}, journal: int = 0
+    fds: list[tuple[int, int]], control: list[int], waker: int, arenas: Mapping[int, int] = {}, trace_entries: int = 0
 ) -> Net:
     """State for connections given as (peer's rank, fd), control fds by rank (-1: none) and the waker's fd.
 
     Args:
         arenas: for each near rank and this one the address of its arena; peers that are in it are near.
-        journal: entries of the journal.
+        trace_entries: length of the trace ring.
     """
     conns = np.zeros(len(fds), CONN)
     conns["peer"], conns["fd"] = [peer for peer, _ in fds], [fd for _, fd in fds]
@@ -110,6 +110,6 @@ def make_net(
         code_address=np.array([encode_address(), decode_address()], np.int64),
         code_work=np.zeros(codecs.WORK_BYTES, np.uint8),
         waited_ns=np.zeros(len(control), np.int64),
-        journal=np.zeros(journal * JOURNAL_FIELDS, np.int64),
-        journal_head=np.zeros(1, np.int64),
+        trace_ring=np.zeros(trace_entries * TRACE_FIELDS, np.int64),
+        trace_written=np.zeros(1, np.int64),
     )

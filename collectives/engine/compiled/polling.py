@@ -85,7 +85,7 @@ def _charge(net: Net, table: Table, since: int, slept: int) -> None:
     for p in range(len(queues)):
         if (queues[p]["expect"] > 0) if owing else (queues[p]["head"] < queues[p]["tail"]):
             net.waited_ns[p] += slept // debtors
-    if len(net.journal) > 0:
+    if len(net.trace_ring) > 0:
         note(net, since, WAIT, one if debtors == 1 else -1, slept)
 
 

@@ -101,7 +101,7 @@ def _complete(net: Net, table: Table, c: int) -> None:
     tree = table.trees[conn["tree"]]
     if conn["decoded_at"] != 0:
         decode_slice(net, table, tree, conn["slice"], conn["payload_at"], conn["decoded_at"])
-    if len(net.journal) > 0:
+    if len(net.trace_ring) > 0:
         note(net, now_ns(net), conn["direction"], conn["peer"], (tree["id"] << 32) | conn["slice"])
     if conn["direction"] == DOWN:
         table.received[tree["first_slice"] + conn["slice"]] = 2

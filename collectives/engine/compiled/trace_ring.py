@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collectives.engine.compiled import libc
-from collectives.engine.compiled.connections import JOURNAL_FIELDS, Net
+from collectives.engine.compiled.connections import TRACE_FIELDS, Net
 from collectives.engine.compiled.jit import jit
 
 
@@ -15,7 +15,7 @@ def now_ns(net: Net) -> int:
 
 @jit
 def note(net: Net, when: int, kind: int, peer: int, what: int) -> None:
-    """Add an entry to the journal."""
-    at = net.journal_head[0] * JOURNAL_FIELDS % len(net.journal)
-    net.journal[at], net.journal[at + 1], net.journal[at + 2], net.journal[at + 3] = when, kind, peer, what
-    net.journal_head[0] += 1
+    """Add an entry to the trace ring."""
+    at = net.trace_written[0] * TRACE_FIELDS % len(net.trace_ring)
+    net.trace_ring[at], net.trace_ring[at + 1], net.trace_ring[at + 2], net.trace_ring[at + 3] = when, kind, peer, what
+    net.trace_written[0] += 1

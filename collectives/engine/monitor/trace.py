@@ -4,7 +4,7 @@
     row "waits"   each sleep, named after the ranks that owed something
     row "slices"  each slice at the moment when it was there
 
-The loop writes slices and waits into a journal, a ring: of a very long op the last JOURNAL entries remain. Times are of
+The loop writes slices and waits into a trace ring, a ring: of a very long op the last TRACE_ENTRIES entries remain. Times are of
 the wall clock in microseconds, so the files of several hosts can be laid side by side as far as their clocks agree.
 """
 
@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from collectives.engine.compiled.connections import JOURNAL_FIELDS, WAIT, Net
+from collectives.engine.compiled.connections import TRACE_FIELDS, WAIT, Net
 from collectives.engine.compiled.table import DOWN, UP
 from collectives.schedule.op import OpSpec
 
-JOURNAL = 16 * 1024  # entries
+TRACE_ENTRIES = 16 * 1024  # entries
 MAX_EVENTS = 200_000  # about 100 MB
 OPS, WAITS, SLICES = range(3)
 logger = logging.getLogger(__name__)
@@ -50,14 +50,14 @@ class Trace:
         ]
 
     def begin(self) -> None:
-        """An op of the caller's begins: what the journal has is of the engine's own, which is not told."""
-        self._net.journal_head[0] = 0
+        """An op of the caller's begins: what the trace ring has is of the engine's own, which is not told."""
+        self._net.trace_written[0] = 0
 
     def op(self, spec: OpSpec, algorithm: str, started_ns: int, ended_ns: int) -> None:
-        """Note an op that has ended, and what the journal has of it. Times are of the monotonic clock."""
+        """Note an op that has ended, and what the trace ring has of it. Times are of the monotonic clock."""
         waited: dict[str, float] = {}
-        head = int(self._net.journal_head[0])
-        entries = self._net.journal.reshape(-1, JOURNAL_FIELDS)
+        head = int(self._net.trace_written[0])
+        entries = self._net.trace_ring.reshape(-1, TRACE_FIELDS)
         order = range(max(0, head - len(entries)), head)
         for at_ns, kind, peer, value in entries[np.array(order, np.int64) % len(entries)].tolist():
             name = self._names[peer] if peer >= 0 else "several ranks"
