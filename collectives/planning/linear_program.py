@@ -152,20 +152,20 @@ def _cheapest(
     others = np.array([len(host.ranks) - 1 for host in hosts])
     below = float((others * np.minimum(memory, nearest)).sum())
     if root is not None:
-        heads = [root]
+        tree_roots = [root]
     elif spec.chunked:
-        heads = list(range(topology.size))
+        tree_roots = list(range(topology.size))
     else:
-        heads = [hosts[turn % len(hosts)].ranks[0]]
+        tree_roots = [hosts[turn % len(hosts)].ranks[0]]
     trees, cost = [], 0.0
     at_host: dict[int, dict[int, int]] = {}
-    for head in heads:
-        home = topology.host_index(head)
+    for tree_root in tree_roots:
+        home = topology.host_index(tree_root)
         if home not in at_host:
             at_host[home] = cheapest_arborescence(weights, home)
         above = at_host[home]
-        trees.append(over_hosts(topology, above, head, turn, hang))
-        cost += (below + sum(float(weights[child, parent]) for child, parent in above.items())) / len(heads)
+        trees.append(over_hosts(topology, above, tree_root, turn, hang))
+        cost += (below + sum(float(weights[child, parent]) for child, parent in above.items())) / len(tree_roots)
     return trees, cost
 
 

@@ -28,6 +28,6 @@ def binary(topology: Topology, collective: Collective, root: int | None = None) 
             hosts.remove(topology.host_index(root))
             hosts.insert(0, topology.host_index(root))
         above = {hosts[i]: hosts[(i - 1) // 2] for i in range(1, count)}
-        head = topology.hosts[hosts[0]].ranks[0] if root is None else root
-        trees.append(over_hosts(topology, above, head, turn))
+        tree_root = topology.hosts[hosts[0]].ranks[0] if root is None else root
+        trees.append(over_hosts(topology, above, tree_root, turn))
     return trees

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from collectives.schedule.algorithms.ring import host_order, turned
-from collectives.schedule.algorithms.roots import heads
+from collectives.schedule.algorithms.roots import tree_roots
 from collectives.schedule.op import Collective
 from collectives.schedule.tree import Tree
 from collectives.topology import Topology
@@ -14,26 +14,28 @@ from collectives.topology import Topology
 def hierarchical(topology: Topology, collective: Collective, root: int | None = None) -> list[Tree]:
     """A levelled star for each rank; with a root, one around each rank of another host, hung below the root."""
     if root is None:
-        return [levelled(topology, head, turn=head) for head in heads(range(topology.size), collective)]
+        return [
+            levelled(topology, tree_root, turn=tree_root) for tree_root in tree_roots(range(topology.size), collective)
+        ]
     home = topology.host_of(root).ranks
-    hubs = [rank for rank in range(topology.size) if rank not in home]
+    inner_roots = [rank for rank in range(topology.size) if rank not in home]
     near = tuple((rank, root) for rank in home if rank != root)
     return [
-        Tree(root, (*near, (hub, root), *levelled(topology, hub, hub, without=home).edges))
-        for hub in heads(hubs, collective)
+        Tree(root, (*near, (inner_root, root), *levelled(topology, inner_root, inner_root, without=home).edges))
+        for inner_root in tree_roots(inner_roots, collective)
     ]
 
 
 def hierarchical_ring(topology: Topology, collective: Collective, root: int | None = None) -> list[Tree]:
     """For each rank (with a root: for the root) a path over the hosts, from one rank of each to one of the next."""
     order = host_order(topology)
-    starts = heads(range(topology.size), collective) if root is None else [root]
+    starts = tree_roots(range(topology.size), collective) if root is None else [root]
     trees = []
-    for head in starts if order else []:
+    for tree_root in starts if order else []:
         edges: list[tuple[int, int]] = []
-        hosts = turned(order, order.index(topology.host_index(head)))
-        leads = [_fold(edges, topology.hosts[host].ranks, head, turn=head) for host in hosts]
-        trees.append(Tree(head, (*Tree.path(leads).edges, *edges)))
+        hosts = turned(order, order.index(topology.host_index(tree_root)))
+        leads = [_fold(edges, topology.hosts[host].ranks, tree_root, turn=tree_root) for host in hosts]
+        trees.append(Tree(tree_root, (*Tree.path(leads).edges, *edges)))
     return trees
 
 

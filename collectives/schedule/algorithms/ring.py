@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from collectives.schedule.algorithms.roots import heads
+from collectives.schedule.algorithms.roots import tree_roots
 from collectives.schedule.op import Collective
 from collectives.schedule.tree import Tree
 from collectives.topology import Topology
@@ -15,8 +15,8 @@ SEARCH_STEPS = 20_000
 def ring(topology: Topology, collective: Collective, root: int | None = None) -> list[Tree]:
     """A path from each rank (with a root: from the root) once round the order. Empty if no order avoids a dead pair."""
     order = [rank for host in host_order(topology) for rank in topology.hosts[host].ranks]
-    starts = heads(order, collective) if root is None else [root]
-    return [Tree.path(turned(order, order.index(head))) for head in starts] if order else []
+    starts = tree_roots(order, collective) if root is None else [root]
+    return [Tree.path(turned(order, order.index(tree_root))) for tree_root in starts] if order else []
 
 
 def turned(order: list[int], start: int) -> list[int]:

@@ -27,7 +27,10 @@ def spanning(topology: Topology, collective: Collective, root: int | None = None
         roots = list(range(topology.size))
     else:
         roots = [topology.hosts[_middle(beside)].ranks[0]]
-    return [over_hosts(topology, _directed(beside, topology.host_index(head)), head, turn=head) for head in roots]
+    return [
+        over_hosts(topology, _directed(beside, topology.host_index(tree_root)), tree_root, turn=tree_root)
+        for tree_root in roots
+    ]
 
 
 def over_hosts(

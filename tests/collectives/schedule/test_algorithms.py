@@ -13,7 +13,7 @@ from collectives.schedule.algorithms.binary import binary
 from collectives.schedule.algorithms.direct import direct
 from collectives.schedule.algorithms.hierarchical import hierarchical, hierarchical_ring, levelled
 from collectives.schedule.algorithms.ring import host_order, ring
-from collectives.schedule.algorithms.roots import FEW_HEADS
+from collectives.schedule.algorithms.roots import FEW_ROOTS
 from collectives.schedule.algorithms.shallow import shallow
 from collectives.schedule.algorithms.spanning import spanning
 from collectives.schedule.forest import Forest
@@ -127,8 +127,8 @@ def test_binary_makes_a_host_an_inner_node_once_at_most(names: str) -> None:
 def test_large_groups_have_few_trees() -> None:
     topology = Topology(tuple(Host(f"h{rank}", (rank,)) for rank in range(600)))
     for name, trees in candidates(topology, "all_reduce").items():
-        assert len(trees) <= FEW_HEADS, name
-    verify(Forest("all_reduce", 600, None, tuple(direct(topology, "all_reduce")), (1 / FEW_HEADS,) * FEW_HEADS))
+        assert len(trees) <= FEW_ROOTS, name
+    verify(Forest("all_reduce", 600, None, tuple(direct(topology, "all_reduce")), (1 / FEW_ROOTS,) * FEW_ROOTS))
 
 
 def test_shallow_takes_the_host_with_the_best_links() -> None:
