@@ -209,25 +209,25 @@ class _Conductor:
         both = [min(up[i], down[i]) for i in range(self._count)]
         fastest = [i for i in range(self._count) if both[i] >= NEAR_THE_FASTEST * max(both)]
         if self._count > 2 and len(fastest) <= MAX_FANS:  # a few can meet all others, so slow ones add up, too
-            fans = [[(hub, other) for other in range(self._count) if other != hub] for hub in fastest]
+            fans = [[(center, other) for other in range(self._count) if other != center] for center in fastest]
         else:
             fans = trios(fastest, range(self._count))
         faster = [
-            hub
+            center
             for group in fans
-            for hub, got_up, got_down in self._fan(group, FAN_S)
-            if got_up > FASTER * up[hub] or got_down > FASTER * down[hub]
+            for center, got_up, got_down in self._fan(group, FAN_S)
+            if got_up > FASTER * up[center] or got_down > FASTER * down[center]
         ]
         fan_up, fan_down = dict[int, float](), dict[int, float]()
-        for hub in faster[:MAX_FANS]:
-            others = [other for other in range(self._count) if other != hub]
-            ((_, fan_up[hub], fan_down[hub]),) = self._fan([(hub, other) for other in others], FLOW_S)
+        for center in faster[:MAX_FANS]:
+            others = [other for other in range(self._count) if other != center]
+            ((_, fan_up[center], fan_down[center]),) = self._fan([(center, other) for other in others], FLOW_S)
         return replace(readings, fan_up=fan_up, fan_down=fan_down)
 
     def _fan(self, pairs: Sequence[Flow], seconds: float) -> list[tuple[int, float, float]]:
-        """Of each hub, the first of a pair: itself, and what it sent to and got from its others at once."""
+        """Of each center, the first of a pair: itself, and what it sent to and got from its others at once."""
         got = self._both_ways(pairs, seconds)
-        return [(hub, float(got[hub].sum()), float(got[:, hub].sum())) for hub in dict(pairs)]
+        return [(center, float(got[center].sum()), float(got[:, center].sum())) for center in dict(pairs)]
 
     def _crossings(self, readings: Readings) -> Readings:
         """Of groups that are slow to reach: what one pair gets alone, and what all get at once."""

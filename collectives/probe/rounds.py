@@ -35,11 +35,11 @@ def matchings(pairs: Iterable[Flow]) -> list[list[Flow]]:
 
 
 def trios(hubs: Sequence[int], hosts: Sequence[int]) -> list[list[Flow]]:
-    """Rounds in which every hub meets two other hosts at once: (hub, other) for both; none with less than 3 hosts."""
+    """Rounds in which every center meets two other hosts at once: (center, other) for both; none with less than 3 hosts."""
     many = len(hosts) // 3
     rounds = []
     for start in range(0, len(hubs), many) if many else ():
         group = hubs[start : start + many]
         others = iter([host for host in dict.fromkeys([*hubs, *hosts]) if host not in group])
-        rounds.append([(hub, next(others)) for hub in group for _ in range(2)])
+        rounds.append([(center, next(others)) for center in group for _ in range(2)])
     return rounds
