@@ -49,7 +49,7 @@ class CheckpointError(LauncherError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class Place:
+class SourcePosition:
     """Where in the user's input something stands; lines and columns count from 1."""
 
     source: str
@@ -74,7 +74,7 @@ class ConfigError(LauncherError, ValueError):
 
     def __init__(
         self,
-        place: Place,
+        place: SourcePosition,
         what: str,
         *,
         got: str | None = None,

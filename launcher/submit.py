@@ -26,7 +26,7 @@ def run_job(job: Job, view: PlainView, *, follow_logs: bool = False, resumed: Pa
         LauncherError: as of `run.run`, `client.submit` and `client.follow`.
     """
     if job.cluster.address is None:
-        return run.run(job, view, follow_logs=follow_logs, setting=run.Setting.here(job, resumed))
+        return run.run(job, view, follow_logs=follow_logs, setting=run.RunContext.here(job, resumed))
     jobs, run_dir = client.submit(job, psutil.Process().create_time(), view, resumed)
     view.stage("Ctrl-C stops it; without this terminal it goes on")
     return client.follow(jobs, run_dir, view, follow_logs=follow_logs)

@@ -16,7 +16,7 @@ from collectives.backend.c10d import dist
 from collectives.backend.process_group import NarrowgaugeGroup
 from collectives.bench import limit as limits
 from collectives.bench.limit import Limit
-from collectives.bench.report import Report, Row
+from collectives.bench.report import BenchRow, Report
 from collectives.bench.trials import Trial, trial_of
 from collectives.errors import UsageError
 from collectives.options import current
@@ -39,7 +39,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Taken:
-    """What one group needed for one trial; equal on all ranks. Fields as in `Row`."""
+    """What one group needed for one trial; equal on all ranks. Fields as in `BenchRow`."""
 
     time_s: float
     wrong: int
@@ -133,7 +133,7 @@ def _row(
     ours, *others = _take(trial, groups, round_s)
     gloo = others[0] if others else None
     size = dist.get_world_size()
-    return Row(
+    return BenchRow(
         collective=collective,
         num_bytes=trial.num_bytes,
         time_s=ours.time_s,

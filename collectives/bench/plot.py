@@ -13,14 +13,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from collectives.bench.report import Report, Row
+from collectives.bench.report import BenchRow, Report
 from collectives.errors import UsageError
 
 SUFFIXES = (".png", ".svg", ".html")
 PANEL_INCHES = (5.6, 3.9)
 
 # What each line is called, how it looks, and its seconds.
-LINES: tuple[tuple[str, dict[str, Any], Callable[[Row], float | None]], ...] = (
+LINES: tuple[tuple[str, dict[str, Any], Callable[[BenchRow], float | None]], ...] = (
     ("limit", {"color": "0.35", "linestyle": "--"}, lambda row: row.limit_s),
     ("our plan", {"color": "tab:blue", "linestyle": ":"}, lambda row: row.predicted_s),
     ("narrowgauge", {"color": "tab:blue", "marker": "o"}, lambda row: row.time_s),
@@ -73,7 +73,7 @@ def _figure(report: Report) -> Any:
     return figure
 
 
-def _around_measured(panel: Any, rows: list[Row], report: Report, *, is_time: bool) -> None:
+def _around_measured(panel: Any, rows: list[BenchRow], report: Report, *, is_time: bool) -> None:
     """Have the axis show what was measured; the limit of tiny messages is far away and says little."""
     measured = [taken for row in rows for taken in (row.time_s, row.gloo_time_s) if taken is not None]
     if is_time:

@@ -12,7 +12,7 @@ GB = 1e9
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One collective with one size; seconds, bytes, bytes per second. None is not known or was not asked for.
 
     Attributes:
@@ -95,7 +95,7 @@ class Report:
     round_s: float
     limit: str | None
     versions: dict[str, str]
-    rows: tuple[Row, ...]
+    rows: tuple[BenchRow, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the fields, and of each row also what follows from them."""
@@ -105,8 +105,8 @@ class Report:
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> Report:
         """The report again out of `to_dict`, or out of JSON made of it."""
-        given = [field.name for field in fields(Row)]
-        rows = tuple(Row(**{name: row[name] for name in given}) for row in document["rows"])
+        given = [field.name for field in fields(BenchRow)]
+        rows = tuple(BenchRow(**{name: row[name] for name in given}) for row in document["rows"])
         return cls(**{**document, "hosts": tuple(document["hosts"]), "rows": rows})
 
     def to_json(self) -> str:
@@ -129,7 +129,7 @@ class Report:
         )
 
 
-def line(row: Row) -> str:
+def line(row: BenchRow) -> str:
     """One line of the table."""
     return "".join(f"{told(row):>{width}}" for _, _, width, told in COLUMNS)
 
@@ -143,7 +143,7 @@ def _three_digits(value: float | None) -> str:
     return _or_dash(value, ".3g" if value is not None and value < 1000 else ".0f")
 
 
-COLUMNS: Sequence[tuple[str, str, int, Callable[[Row], str]]] = (
+COLUMNS: Sequence[tuple[str, str, int, Callable[[BenchRow], str]]] = (
     ("size", "bytes", 10, lambda row: str(row.num_bytes)),
     ("time", "ms", 10, lambda row: _or_dash(row.time_s, ".3f", 1e3)),
     ("algbw", "Mbit/s", 8, lambda row: _or_dash(row.algbw, ".0f", 8e-6)),

@@ -94,7 +94,7 @@ class _Planned(NamedTuple):
     """The plan for an op, and this rank's part of it."""
 
     plan: Plan
-    layout: table.Layout
+    layout: table.TableLayout
     entry: Entry
 
 

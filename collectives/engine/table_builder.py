@@ -1,6 +1,6 @@
 """From a forest to one rank's table, which the compiled loop and the reference interpreter run.
 
-In: a forest, an op's spec, this rank, each rank's site and host. Out: a `Layout`. Nothing else of the plan reaches the
+In: a forest, an op's spec, this rank, each rank's site and host. Out: a `TableLayout`. Nothing else of the plan reaches the
 loop.
 """
 
@@ -36,8 +36,8 @@ from collectives.engine.compiled.table import (
     STEP,
     TREE,
     UP_PART,
-    Layout,
     Table,
+    TableLayout,
 )
 from collectives.schedule.codec import RAW, codec_of
 from collectives.schedule.forest import Forest
@@ -189,7 +189,7 @@ def build(
         operands=np.zeros(most_children, np.int64),
         wire_sizes=np.zeros(most_children, np.int64),
     )
-    return Layout(table, scratch)
+    return TableLayout(table, scratch)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ Future = torch.futures.Future
 Reduce = Callable[[Bucket], "Future[Tensor]"]
 
 
-class Layout:
+class BucketLayout:
     """The buckets of the last step, by parameter names.
 
     Args:

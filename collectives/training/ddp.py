@@ -29,7 +29,7 @@ from collectives.errors import UsageError
 from collectives.options import CODECS
 from collectives.planning.planner import with_codec
 from collectives.training import auto_codec
-from collectives.training.bucket_layout import Layout
+from collectives.training.bucket_layout import BucketLayout
 from collectives.training.error_feedback import Bucket, Residuals
 from collectives.training.low_rank import LowRank
 from collectives.training.sample_weights import Weights
@@ -136,7 +136,7 @@ class Attached:
         self._weights = Weights(group)
         self._residuals = Residuals(names)
         self._low_rank = LowRank(names, self._average)
-        self._layout = Layout(names)
+        self._layout = BucketLayout(names)
         self._timer = StepTimer()
         self._is_auto, self._chooses_at = codec == "auto", MEASURED_STEPS
         self._uncoded: set[torch.dtype] = set()

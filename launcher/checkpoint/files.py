@@ -30,7 +30,7 @@ _SCRATCH = re.compile(r"\.step-\d{8,}\.(partial|old)")
 
 
 @dataclass(frozen=True)
-class Found:
+class StoredCheckpoint:
     """A checkpoint that is whole: every file is as its manifest says."""
 
     folder: Path
@@ -79,7 +79,7 @@ def write(folder: Path, step: int, facts: dict[str, Any], fill: Callable[[Path],
     return final, sum(int(file["bytes"]) for file in files.values())
 
 
-def newest(folder: Path, warn: Callable[[str], None]) -> Found | None:
+def newest(folder: Path, warn: Callable[[str], None]) -> StoredCheckpoint | None:
     """The newest checkpoint that is whole; None if there is none. Tells of each that is passed over, and why."""
     for _, path in sorted(_checkpoints(folder), reverse=True):
         try:
@@ -89,7 +89,7 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Found | None:
     return None
 
 
-def check(path: Path) -> Found:
+def check(path: Path) -> StoredCheckpoint:
     """Read every byte of a checkpoint and hold it against the manifest.
 
     Raises:
@@ -106,7 +106,7 @@ def check(path: Path) -> Found:
             raise Damaged(f"{name} cannot be read ({error.strerror}); wanted {_told(wanted[name])}") from None
         if got != wanted[name]:
             raise Damaged(f"{name} has {_told(got)}; wanted {_told(wanted[name])}")
-    return Found(path, manifest["step"], manifest["facts"])
+    return StoredCheckpoint(path, manifest["step"], manifest["facts"])
 
 
 def steps(folder: Path) -> list[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launcher.checkpoint import files
 from launcher.config.job import Job
-from launcher.errors import ConfigError, Place
+from launcher.errors import ConfigError, SourcePosition
 from launcher.record.run_dir import RESUMED_FROM
 
 
@@ -24,7 +24,7 @@ def find(run: str, job: Job) -> Path:
     Raises:
         ConfigError: there is no such run, or it has no checkpoint.
     """
-    place = Place(f"--resume {run}")
+    place = SourcePosition(f"--resume {run}")
     runs = Path(job.runs_dir).resolve()
     named = next((path for path in (runs / run, Path(run).resolve()) if (path / "config.yaml").is_file()), None)
     if named is None:
@@ -48,7 +48,7 @@ def find(run: str, job: Job) -> Path:
     return seen[-1]
 
 
-def _no_run(place: Place, run: str, runs: Path) -> ConfigError:
+def _no_run(place: SourcePosition, run: str, runs: Path) -> ConfigError:
     names = sorted(path.name for path in runs.iterdir() if (path / "config.yaml").is_file()) if runs.is_dir() else []
     nearest = next(iter(difflib.get_close_matches(run, names, n=1, cutoff=0.5)), None)
     newest = max(names, key=lambda name: (runs / name).stat().st_mtime, default=None)

@@ -12,7 +12,7 @@ import typer
 from collectives.errors import NarrowgaugeError
 from launcher.config import job_file
 from launcher.config.job import Job, Workers
-from launcher.errors import ConfigError, Place
+from launcher.errors import ConfigError, SourcePosition
 
 JobPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The job file, such as configs/quickstart.yaml.")]
 Overrides = Annotated[
@@ -73,7 +73,7 @@ def inventory(
     from launcher.run.survey import gather
 
     if save is not None and not save.absolute().parent.is_dir():
-        raise ConfigError(Place(f"--save {save}"), f"no folder {save.parent}", next_step="make it first")
+        raise ConfigError(SourcePosition(f"--save {save}"), f"no folder {save.parent}", next_step="make it first")
     found = gather(_looking(file, address))
     if links is not None:
         found = job_file.with_links(found, links)
@@ -101,9 +101,11 @@ def init(
 ) -> None:
     """Write a job file to start from, with comments, for the machines that there are."""
     if file.exists() and not force:
-        raise ConfigError(Place(str(file)), "there is such a file", next_step="name another one, or add --force")
+        raise ConfigError(
+            SourcePosition(str(file)), "there is such a file", next_step="name another one, or add --force"
+        )
     if not file.absolute().parent.is_dir():
-        raise ConfigError(Place(str(file)), f"no folder {file.parent}", next_step="make it first")
+        raise ConfigError(SourcePosition(str(file)), f"no folder {file.parent}", next_step="make it first")
     from launcher.commands.init import starter
     from launcher.run.survey import gather
 

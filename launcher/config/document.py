@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from launcher.errors import Place
+from launcher.errors import SourcePosition
 
 ValuePath = tuple[str | int, ...]
 
@@ -20,21 +20,21 @@ class Document:
     source: str
     model: type[BaseModel]
     values: Any = None
-    keys: dict[ValuePath, Place] = field(default_factory=dict)
-    places: dict[ValuePath, Place] = field(default_factory=dict)
+    keys: dict[ValuePath, SourcePosition] = field(default_factory=dict)
+    places: dict[ValuePath, SourcePosition] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
         """Of what it is a file: "job", "lab" or "inventory"."""
         return {"Job": "job", "LabFile": "lab"}.get(self.model.__name__, "inventory")
 
-    def place(self, path: Sequence[str | int], of_key: bool = False) -> Place:
+    def place(self, path: Sequence[str | int], of_key: bool = False) -> SourcePosition:
         """The mark of the value (or key) at the longest part of `path` that is in the file."""
         for length in range(len(path), 0, -1):
             found = (self.keys if of_key else self.places).get(tuple(path[:length]))
             if found:
                 return found
-        return self.places.get((), Place(self.source))
+        return self.places.get((), SourcePosition(self.source))
 
     def value(self, path: Sequence[str | int]) -> Any:
         """The value at the longest part of `path` that is in the file."""
@@ -46,7 +46,7 @@ class Document:
             value = value[part]
         return value
 
-    def set(self, path: tuple[str, ...], value: Any, place: Place) -> None:
+    def set(self, path: tuple[str, ...], value: Any, place: SourcePosition) -> None:
         """Put a value there, and the keys that lead to it, as if the file had them at that place."""
         node = self.values
         for depth, part in enumerate(path[:-1], start=1):

@@ -22,7 +22,7 @@ from launcher.config.document import Document, ValuePath
 from launcher.config.job import Job, described
 from launcher.config.lab_file import LabFile, contradictions
 from launcher.config.preflight import (
-    Machine,
+    LocalMachine,
     check_files,
     check_runs_dir,
     check_tensorboard,
@@ -31,12 +31,14 @@ from launcher.config.preflight import (
     missing,
 )
 from launcher.config.validation_errors import told
-from launcher.errors import ConfigError, Contradiction, Place
+from launcher.errors import ConfigError, Contradiction, SourcePosition
 from launcher.inventory import inventory
 from launcher.inventory.inventory import Inventory
 
 
-def load(path: Path, overrides: Sequence[str] = (), machine: Machine | None = None, *, elsewhere: bool = False) -> Job:
+def load(
+    path: Path, overrides: Sequence[str] = (), machine: LocalMachine | None = None, *, elsewhere: bool = False
+) -> Job:
     """Read a job file, apply `key.key=value` overrides, and check it against this machine.
 
     Args:
@@ -63,7 +65,7 @@ def load(path: Path, overrides: Sequence[str] = (), machine: Machine | None = No
     elif job.cluster.address is not None:
         check_travels(job, document)
     else:
-        job = fitted(job, document, machine or Machine.here())
+        job = fitted(job, document, machine or LocalMachine.here())
     check_runs_dir(job, document)
     check_tensorboard(job, document)
     return job
@@ -107,7 +109,7 @@ def load_inventory(path: Path) -> Inventory:
     try:  # once more, as JSON: YAML would take 1e9 for a text
         document.values = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        place = Place(str(path), error.lineno, error.colno)
+        place = SourcePosition(str(path), error.lineno, error.colno)
         raise ConfigError(place, "not JSON", got=error.msg, wanted="what `launcher inventory --save` writes") from None
     try:
         found = Inventory.model_validate(document.values)
@@ -127,7 +129,7 @@ def with_links(found: Inventory, path: Path) -> Inventory:
         linked = found.model_copy(update={"topology": Topology.load(path)})
     except (PlanError, OSError) as error:
         raise ConfigError(
-            Place(str(path)), "no topology", got=str(error), wanted="what `launcher probe --save` writes"
+            SourcePosition(str(path)), "no topology", got=str(error), wanted="what `launcher probe --save` writes"
         ) from None
     _refuse(list(inventory.contradictions(linked)), Document(str(path), Inventory))
     return linked
@@ -162,7 +164,7 @@ def to_yaml(job: Job) -> str:
 
 def _apply(override: str, document: Document) -> None:
     """Set one value as `key.key=value` says."""
-    place = Place(f"--set {override}")
+    place = SourcePosition(f"--set {override}")
     name, equals, text = override.partition("=")
     path = tuple(name.strip().split("."))
     if not equals or not all(path):
@@ -179,17 +181,19 @@ def _read(path: Path, model: type[BaseModel] = Job) -> Document:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise missing(Place(str(path)), "no such file", path, "*.y*ml") from None
+        raise missing(SourcePosition(str(path)), "no such file", path, "*.y*ml") from None
     except UnicodeDecodeError as error:
         raise _not_text(path, str(error)) from None
     except OSError as error:
-        raise ConfigError(Place(str(path)), "cannot be read", got=str(error), wanted="a YAML text file") from None
+        raise ConfigError(
+            SourcePosition(str(path)), "cannot be read", got=str(error), wanted="a YAML text file"
+        ) from None
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         document.values = {} if root is None else _plain(root, (), document)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = Place(str(path), mark.line + 1, mark.column + 1) if mark else Place(str(path))
+        place = SourcePosition(str(path), mark.line + 1, mark.column + 1) if mark else SourcePosition(str(path))
         line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
         tab = "\t" in line[: len(line) - len(line.lstrip())] or "'\\t'" in str(error.problem)
         raise ConfigError(
@@ -212,7 +216,11 @@ def _read(path: Path, model: type[BaseModel] = Job) -> Document:
 
 def _not_text(path: Path, got: str) -> ConfigError:
     return ConfigError(
-        Place(str(path)), "not a text file in UTF-8", got=got, wanted="a YAML text file", next_step="save it as UTF-8"
+        SourcePosition(str(path)),
+        "not a text file in UTF-8",
+        got=got,
+        wanted="a YAML text file",
+        next_step="save it as UTF-8",
     )
 
 
@@ -265,5 +273,5 @@ def _scalar(node: yaml.Node) -> Any:
         loader.dispose()
 
 
-def _place(source: str, node: yaml.Node) -> Place:
-    return Place(source, node.start_mark.line + 1, node.start_mark.column + 1)
+def _place(source: str, node: yaml.Node) -> SourcePosition:
+    return SourcePosition(source, node.start_mark.line + 1, node.start_mark.column + 1)

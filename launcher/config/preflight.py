@@ -17,21 +17,21 @@ import psutil
 from launcher.config.document import Document, ValuePath
 from launcher.config.job import Job, is_file
 from launcher.config.validation_errors import nearest
-from launcher.errors import ConfigError, Place
+from launcher.errors import ConfigError, SourcePosition
 
 WORKERS_PER_CORE = 4
 MEMORY_PER_WORKER_BYTES = 512 * 1024**2
 
 
 @dataclass(frozen=True)
-class Machine:
+class LocalMachine:
     """What the local machine can carry: usable cores and free memory in bytes."""
 
     cores: int
     memory_bytes: int
 
     @classmethod
-    def here(cls) -> Machine:
+    def here(cls) -> LocalMachine:
         return cls(cores=len(os.sched_getaffinity(0)), memory_bytes=psutil.virtual_memory().available)
 
 
@@ -64,7 +64,7 @@ def check_travels(job: Job, document: Document) -> None:
             )
 
 
-def _check_script(entrypoint: str, place: Place) -> None:
+def _check_script(entrypoint: str, place: SourcePosition) -> None:
     file, colon, function = entrypoint.rpartition(":")
     if colon and file.endswith(".py"):
         module = file.removesuffix(".py").removeprefix("./").replace("/", ".")
@@ -79,7 +79,7 @@ def _check_script(entrypoint: str, place: Place) -> None:
         raise missing(place, f"no script {entrypoint!r}", Path(entrypoint), "*.py")
 
 
-def _check_module(entrypoint: str, place: Place) -> None:
+def _check_module(entrypoint: str, place: SourcePosition) -> None:
     name, _, function = entrypoint.partition(":")
     module = _module(name)
     if module is None:
@@ -156,7 +156,7 @@ def check_tensorboard(job: Job, document: Document) -> None:
         )
 
 
-def missing(place: Place, what: str, path: Path, pattern: str) -> ConfigError:
+def missing(place: SourcePosition, what: str, path: Path, pattern: str) -> ConfigError:
     """The error of a file that isn't there, with what its folder has instead."""
     folder = path.parent
     names = sorted(found.name for found in folder.glob(pattern)) if folder.is_dir() else []
@@ -190,7 +190,7 @@ def _find(name: str, path: list[str] | None) -> importlib.machinery.ModuleSpec |
     return here or next((spec for spec in found if spec), None)
 
 
-def fitted(job: Job, document: Document, machine: Machine) -> Job:
+def fitted(job: Job, document: Document, machine: LocalMachine) -> Job:
     """Refuse more workers than could make progress: they may share cores, up to a bound, and each needs memory. Where
     fewer will do, that many."""
     by_cores = machine.cores * WORKERS_PER_CORE // job.workers.cpus

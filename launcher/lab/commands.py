@@ -11,7 +11,7 @@ import typer
 from launcher.config import job_file
 from launcher.errors import LabError
 from launcher.lab import life, network, ranks, ray_nodes, record, signals
-from launcher.lab.record import Record
+from launcher.lab.record import LabRecord
 from launcher.lab.warden import Warden
 
 app = typer.Typer(
@@ -64,7 +64,7 @@ def run(
 @app.command()
 def status() -> None:
     """Show the labs that are up: hosts, addresses, rates now, Ray nodes."""
-    found = [each for each in map(Record.load, record.names()) if each is not None]
+    found = [each for each in map(LabRecord.load, record.names()) if each is not None]
     for each in found:
         try:
             print("\n".join(_told(each)))
@@ -122,7 +122,7 @@ def topology(file: LabPath) -> None:
     print(job_file.load_lab(file).topology().to_json(), end="")
 
 
-def _run_launcher(there: Record, arguments: list[str], warden: Warden) -> int:
+def _run_launcher(there: LabRecord, arguments: list[str], warden: Warden) -> int:
     """`launcher ARGUMENTS` in the first host, with the lab's Ray cluster up."""
     reach = ray_nodes.address(there.lab)
     with ray_nodes.present(there, warden.trust_group):
@@ -131,14 +131,14 @@ def _run_launcher(there: Record, arguments: list[str], warden: Warden) -> int:
         return ranks.run_once(there, command, warden, ray_nodes.environment(there))
 
 
-def _cable(there: Record, name: str) -> network.Cable:
+def _cable(there: LabRecord, name: str) -> network.Cable:
     known = network.cables(there.lab)
     if name not in known:
         raise LabError(f"lab {there.lab.name!r} has no host or site {name!r}; it has {', '.join(known)}")
     return known[name]
 
 
-def _told(each: Record) -> list[str]:
+def _told(each: LabRecord) -> list[str]:
     lab, cables = each.lab, network.cables(each.lab)
     lines = [f"lab {lab.name} ({each.source})"]
     for index, host in enumerate(lab.hosts):

@@ -12,14 +12,14 @@ from contextlib import contextmanager, suppress
 from launcher.config.lab_file import LabFile
 from launcher.errors import LabError
 from launcher.lab import network, ray_nodes, record
-from launcher.lab.record import Record
+from launcher.lab.record import LabRecord
 from launcher.lab.signals import undisturbed
 
 TERM_S, KILL_S = 3.0, 10.0
 """How long processes get after SIGTERM, and how long the kernel gets after SIGKILL."""
 
 
-def up(lab: LabFile, source: str, *, ray: bool = False) -> Record:
+def up(lab: LabFile, source: str, *, ray: bool = False) -> LabRecord:
     """Bring a lab up; it stays until `down`.
 
     Args:
@@ -31,9 +31,9 @@ def up(lab: LabFile, source: str, *, ray: bool = False) -> Record:
     """
     network.check_tools()
     taken = set(network.namespaces(lab)) & set(network.existing())
-    if taken and Record.load(lab.name) is None:
+    if taken and LabRecord.load(lab.name) is None:
         raise LabError(f"namespace {min(taken)!r} is there already and no lab of ours; rename the lab {lab.name!r}")
-    made = Record.claim(lab, source)
+    made = LabRecord.claim(lab, source)
     try:
         network.build(lab)
         if ray:
@@ -54,7 +54,7 @@ def down(name: str) -> bool:
     if name not in record.names():
         return False
     network.check_tools()
-    found = Record.load(name)
+    found = LabRecord.load(name)
     if found is None:  # `up` was killed before it had written down, or made, anything
         shutil.rmtree(record.ROOT / name)
         return True
@@ -67,7 +67,7 @@ def down(name: str) -> bool:
 
 
 @contextmanager
-def present(lab: LabFile, source: str, before_up: Callable[[str], None]) -> Iterator[Record]:
+def present(lab: LabFile, source: str, before_up: Callable[[str], None]) -> Iterator[LabRecord]:
     """The lab for the time of the block. If it isn't up, it is brought up and goes down at the end.
 
     Args:
@@ -76,7 +76,7 @@ def present(lab: LabFile, source: str, before_up: Callable[[str], None]) -> Iter
     Raises:
         LabError: it can't be brought up, or another lab of that name is up.
     """
-    there = Record.load(lab.name)
+    there = LabRecord.load(lab.name)
     if there is not None:
         if there.lab != lab:
             raise LabError(
@@ -95,7 +95,7 @@ def present(lab: LabFile, source: str, before_up: Callable[[str], None]) -> Iter
             down(lab.name)
 
 
-def the_one(name: str | None) -> Record:
+def the_one(name: str | None) -> LabRecord:
     """The lab of that name, or without a name the only one that is up.
 
     Raises:
@@ -105,7 +105,7 @@ def the_one(name: str | None) -> Record:
     if name is None and len(names) != 1:
         said = f"{len(names)} labs are up ({', '.join(names)}); name one" if names else "no lab is up"
         raise LabError(f"{said}; `launcher lab up FILE` brings one up")
-    found = Record.load(name or names[0]) if name is None or name in names else None
+    found = LabRecord.load(name or names[0]) if name is None or name in names else None
     if found is None:
         raise LabError(f"no lab {name!r} is up; up now: {', '.join(names) or 'none'}")
     return found

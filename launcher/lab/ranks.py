@@ -16,7 +16,7 @@ from typing import IO, TextIO
 
 from launcher.lab import inside
 from launcher.lab.network import INTERFACE
-from launcher.lab.record import Record
+from launcher.lab.record import LabRecord
 from launcher.lab.signals import undisturbed
 from launcher.lab.warden import Warden
 
@@ -35,7 +35,7 @@ class _Rank:
     ended: bool = False
 
 
-def run(record: Record, command: Sequence[str], warden: Warden, *, known_links: bool) -> int:
+def run(record: LabRecord, command: Sequence[str], warden: Warden, *, known_links: bool) -> int:
     """Run `command` in every rank and wait for all. Rank 0's output stays as it is, the others' lines get their rank.
 
     Args:
@@ -66,7 +66,7 @@ def run(record: Record, command: Sequence[str], warden: Warden, *, known_links: 
         return _watch(ranks)
 
 
-def run_once(record: Record, command: Sequence[str], warden: Warden, env: dict[str, str]) -> int:
+def run_once(record: LabRecord, command: Sequence[str], warden: Warden, env: dict[str, str]) -> int:
     """Run `command` once, in the first host, with the environment `env`. Status as of `run`."""
     ranks: list[_Rank] = []
     with _ended(ranks, LAUNCHER_TERM_S):
@@ -76,7 +76,7 @@ def run_once(record: Record, command: Sequence[str], warden: Warden, env: dict[s
         return _watch(ranks)
 
 
-def _common(record: Record, known_links: bool) -> dict[str, object]:
+def _common(record: LabRecord, known_links: bool) -> dict[str, object]:
     lab = record.lab
     known = {"NARROWGAUGE_TOPOLOGY": record.topology_file} if known_links else {}
     return {

@@ -18,7 +18,7 @@ from launcher.config.lab_file import LabFile
 from launcher.errors import LabError
 from launcher.lab import inside
 from launcher.lab.network import INTERFACE
-from launcher.lab.record import Record, Started
+from launcher.lab.record import LabRecord, Started
 from launcher.lab.signals import undisturbed
 
 Node: TypeAlias = "subprocess.Popen[bytes]"
@@ -36,7 +36,7 @@ def address(lab: LabFile) -> str:
     return f"{lab.address(0)}:{PORT}"
 
 
-def start(record: Record, *, tied: bool, started: Callable[[int], None] = lambda pid: None) -> list[Node]:
+def start(record: LabRecord, *, tied: bool, started: Callable[[int], None] = lambda pid: None) -> list[Node]:
     """Start the nodes, the first host's before the others', and note them in the record.
 
     Args:
@@ -65,7 +65,7 @@ def start(record: Record, *, tied: bool, started: Callable[[int], None] = lambda
     return nodes
 
 
-def stop(record: Record, nodes: list[Node]) -> None:
+def stop(record: LabRecord, nodes: list[Node]) -> None:
     """End the nodes that `start` gave, and forget them."""
     with undisturbed():
         for node in nodes:
@@ -83,7 +83,7 @@ def stop(record: Record, nodes: list[Node]) -> None:
 
 
 @contextmanager
-def present(record: Record, started: Callable[[int], None]) -> Iterator[None]:
+def present(record: LabRecord, started: Callable[[int], None]) -> Iterator[None]:
     """The nodes for the time of the block; those that aren't there are started, and end with it."""
     if record.ray and all(node.lives for node in record.ray.values()):
         yield
@@ -98,7 +98,7 @@ def present(record: Record, started: Callable[[int], None]) -> Iterator[None]:
         stop(record, nodes)
 
 
-def _start_one(record: Record, index: int, tied: bool) -> Node:
+def _start_one(record: LabRecord, index: int, tied: bool) -> Node:
     lab = record.lab
     dashboard = ["--include-dashboard=true", f"--dashboard-host={lab.address(0)}"]
     place = ["--head", f"--port={PORT}", *dashboard] if index == 0 else [f"--address={address(lab)}"]
@@ -116,7 +116,7 @@ def _start_one(record: Record, index: int, tied: bool) -> Node:
     return node
 
 
-def environment(record: Record) -> dict[str, str]:
+def environment(record: LabRecord) -> dict[str, str]:
     """What Ray's nodes, and through them their workers, find, and what a process in the lab needs to reach them."""
     ours = {
         "RAY_ADDRESS": address(record.lab),
@@ -133,7 +133,7 @@ def environment(record: Record) -> dict[str, str]:
     return {"RAY_AUTH_MODE": "disabled", **os.environ, "PATH": path, **ours}
 
 
-def _wait(record: Record, nodes: list[Node]) -> None:
+def _wait(record: LabRecord, nodes: list[Node]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     waiting = dict(enumerate(nodes))
     while waiting:
@@ -150,5 +150,5 @@ def _wait(record: Record, nodes: list[Node]) -> None:
         time.sleep(0.1)
 
 
-def _log(record: Record, index: int) -> Path:
+def _log(record: LabRecord, index: int) -> Path:
     return Path(str(record.temp_dir)) / f"node-{index}.log"

@@ -41,7 +41,7 @@ class Started:
 
 
 @dataclass
-class Record:
+class LabRecord:
     """One lab that is up, or is on its way up or down."""
 
     lab: LabFile
@@ -51,7 +51,7 @@ class Record:
     temp_dir: str | None = None
 
     @classmethod
-    def claim(cls, lab: LabFile, source: str) -> Record:
+    def claim(cls, lab: LabFile, source: str) -> LabRecord:
         """Begin a record. Raises LabError if there is one of that name."""
         record = cls(lab, source, namespaces(lab))
         try:
@@ -70,7 +70,7 @@ class Record:
         return record
 
     @classmethod
-    def load(cls, name: str) -> Record | None:
+    def load(cls, name: str) -> LabRecord | None:
         """The record of that name, if there is one."""
         try:
             found: dict[str, Any] = json.loads((ROOT / name / "record.json").read_text(encoding="utf-8"))

@@ -9,12 +9,12 @@ from typing import Any
 
 from launcher.monitor.terminal import as_text, duration, in_short
 from launcher.record.catalog import State
-from launcher.record.replay import Pace, Replay
-from launcher.record.seats import Seat
+from launcher.record.replay import RankProgress, Replay
+from launcher.record.seats import RankPlacement
 
 
 @dataclass(frozen=True)
-class Row:
+class RunRow:
     """A run in the list. None is not known."""
 
     run: str
@@ -31,7 +31,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def listed(rows: Sequence[Row]) -> list[str]:
+def listed(rows: Sequence[RunRow]) -> list[str]:
     """`launcher list`."""
     head = ("run", "state", "started", "ranks", "step", "cluster")
     return aligned(
@@ -52,7 +52,9 @@ def listed(rows: Sequence[Row]) -> list[str]:
     )
 
 
-def status(row: Row, seats: Sequence[Seat], replay: Replay, failure: dict[str, Any] | None) -> dict[str, Any]:
+def status(
+    row: RunRow, seats: Sequence[RankPlacement], replay: Replay, failure: dict[str, Any] | None
+) -> dict[str, Any]:
     """All that `launcher status` tells, as JSON has it."""
     paces = replay.paces()
     if row.state == "stopped":
@@ -97,7 +99,7 @@ def status_lines(told: dict[str, Any], replay: Replay) -> list[str]:
     return lines
 
 
-def top_lines(run: str, state: State, seats: Sequence[Seat], replay: Replay) -> list[str]:
+def top_lines(run: str, state: State, seats: Sequence[RankPlacement], replay: Replay) -> list[str]:
     """`launcher top`: where each rank's time goes between its last two reports."""
     head = ("rank", "host", "state", "step", "share", "compute ms/step", "wait ms/step", "Mbit/s", "waits for")
     if state == "stopped":
@@ -122,7 +124,7 @@ def top_lines(run: str, state: State, seats: Sequence[Seat], replay: Replay) -> 
     return [f"{run}: {state}", *progress, *aligned([head, *rows])]
 
 
-def _rank(rank: int, seats: Sequence[Seat], replay: Replay, pace: Pace) -> dict[str, Any]:
+def _rank(rank: int, seats: Sequence[RankPlacement], replay: Replay, pace: RankProgress) -> dict[str, Any]:
     seat = seats[rank] if rank < len(seats) else None
     latest = replay.tally.latest.get(rank)
     return {

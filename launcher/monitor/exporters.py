@@ -8,7 +8,7 @@ from typing import Protocol
 from launcher.config.job import Job
 from launcher.record.events import Event
 from launcher.record.run_dir import RunDir
-from launcher.record.seats import Seat
+from launcher.record.seats import RankPlacement
 from launcher.record.tally import Line
 
 
@@ -20,7 +20,7 @@ class Watcher(Protocol):
     def close(self) -> None: ...
 
 
-def watchers(job: Job, run_dir: RunDir, seats: Sequence[Seat]) -> list[Watcher]:
+def watchers(job: Job, run_dir: RunDir, seats: Sequence[RankPlacement]) -> list[Watcher]:
     """Those of this job; Ray must be up.
 
     Raises:

@@ -49,7 +49,7 @@ METRICS = (
 )
 
 
-class Meter:
+class RunMetrics:
     """Turns the events of a run into updates."""
 
     def __init__(self, world_size: int) -> None:

@@ -10,17 +10,17 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
-from launcher.monitor.metrics import METRICS, Meter
+from launcher.monitor.metrics import METRICS, RunMetrics
 from launcher.record.events import Event
-from launcher.record.seats import Seat
+from launcher.record.seats import RankPlacement
 from launcher.record.tally import Line
 
 
 class RayMetrics:
     """A watcher of one run; Ray must be up."""
 
-    def __init__(self, run: str, seats: Sequence[Seat]) -> None:
-        self._meter = Meter(len(seats))
+    def __init__(self, run: str, seats: Sequence[RankPlacement]) -> None:
+        self._meter = RunMetrics(len(seats))
         self._run = {"run": run}
         self._of_rank = [{**self._run, "rank": str(seat.rank), "host": seat.host} for seat in seats]
         self._made: dict[str, Any] = {

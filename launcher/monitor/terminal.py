@@ -17,7 +17,7 @@ from rich.text import Text
 from launcher.record.events import Balanced, Event, Restored
 from launcher.record.run_dir import last_words
 from launcher.record.run_state import RunState
-from launcher.record.seats import Seat
+from launcher.record.seats import RankPlacement
 from launcher.record.tally import Line, Tally
 
 LINES_APART_S = 1.0
@@ -36,7 +36,7 @@ class PlainView:
         """What is being done now."""
         self.print(text)
 
-    def seats(self, seats: Sequence[Seat]) -> None:
+    def seats(self, seats: Sequence[RankPlacement]) -> None:
         """Where the ranks sit."""
         for line in seating(seats):
             self.print("  " + line)
@@ -77,10 +77,10 @@ class LiveView(PlainView):
         super().__init__(out)
         self._console = Console(file=out)
         self._live = Live(console=self._console, auto_refresh=False, transient=False)
-        self._seats: Sequence[Seat] = ()
+        self._seats: Sequence[RankPlacement] = ()
         self._live.start()
 
-    def seats(self, seats: Sequence[Seat]) -> None:
+    def seats(self, seats: Sequence[RankPlacement]) -> None:
         self._seats = seats
         super().seats(seats)
 
@@ -150,13 +150,13 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def seating(seats: Sequence[Seat]) -> list[str]:
+def seating(seats: Sequence[RankPlacement]) -> list[str]:
     """A line for each host: "host-0 on box-1 (10.0.0.1): ranks 0, 1"."""
 
-    def ranks(block: Sequence[Seat]) -> str:
+    def ranks(block: Sequence[RankPlacement]) -> str:
         return ("ranks " if len(block) > 1 else "rank ") + ", ".join(str(seat.rank) for seat in block)
 
-    hosts: dict[int, list[Seat]] = {}
+    hosts: dict[int, list[RankPlacement]] = {}
     for seat in seats:
         hosts.setdefault(seat.host_index, []).append(seat)
     return [

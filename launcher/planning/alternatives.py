@@ -10,7 +10,7 @@ from typing import TypeVar
 from collectives.topology import Host, Site, Topology
 from launcher.planning.forecast import Forecast, forecast
 from launcher.planning.pools import Pool
-from launcher.planning.search import Assignment, Counts, Field, choose
+from launcher.planning.search import Assignment, Counts, SearchSpace, choose
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Other:
     forecast: Forecast | None
 
 
-def effects(field: Field, chosen: Assignment) -> tuple[Effect, ...]:
+def effects(field: SearchSpace, chosen: Assignment) -> tuple[Effect, ...]:
     """Of each node; alike nodes are tried once."""
     known: dict[object, float | None] = {}
     found = []
@@ -51,7 +51,7 @@ def effects(field: Field, chosen: Assignment) -> tuple[Effect, ...]:
     return tuple(found)
 
 
-def _turned(field: Field, chosen: Counts, pools: Sequence[int], used: bool) -> float | None:
+def _turned(field: SearchSpace, chosen: Counts, pools: Sequence[int], used: bool) -> float | None:
     """The throughput without these pools if they are used, with some of them if they are not. The others stay as they
     are as far as possible: another node takes the place only if there have to be as many workers."""
 
@@ -69,7 +69,7 @@ def _turned(field: Field, chosen: Counts, pools: Sequence[int], used: bool) -> f
     return None if found is None else found.forecast.throughput
 
 
-def others(field: Field) -> tuple[Other, ...]:
+def others(field: SearchSpace) -> tuple[Other, ...]:
     every = tuple(pool.places for pool in field.pools)
     fastest = field.pools[0].device
     kinds = {pool.device for pool in field.pools}
@@ -81,11 +81,11 @@ def others(field: Field) -> tuple[Other, ...]:
     return tuple(found)
 
 
-def _only(field: Field, pools: Sequence[Pool], least: int, most: int) -> Field:
-    return Field(pools, field.demand, field.links, least, most)
+def _only(field: SearchSpace, pools: Sequence[Pool], least: int, most: int) -> SearchSpace:
+    return SearchSpace(pools, field.demand, field.links, least, most)
 
 
-def what_if(field: Field, chosen: Assignment) -> tuple[Other, ...]:
+def what_if(field: SearchSpace, chosen: Assignment) -> tuple[Other, ...]:
     """The same ranks with the bottleneck twice as fast, and with each other codec."""
     found, count = chosen.forecast, sum(chosen.counts)
     paces, topology = field.paces(chosen.counts), field.topology(chosen.counts)

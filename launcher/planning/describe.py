@@ -7,7 +7,7 @@ from itertools import groupby
 
 from collectives.units import amount, rate, seconds
 from launcher.planning.alternatives import Other
-from launcher.planning.plan import JobPlan, Place
+from launcher.planning.plan import JobPlan, PlannedRank
 
 SHOWN = 12  # rows of a list before the rest is only counted
 UNKNOWN_RATIO = " (counted as none: what it leaves depends on the model)"
@@ -46,7 +46,7 @@ def _section(title: str, rows: Sequence[str]) -> list[str]:
 def _ranks(plan: JobPlan) -> list[str]:
     lines = [f"  {'ranks':9} {'node':16} {'address':16} {'device':24} {'samples each':12}".rstrip()]
 
-    def alike(place: Place) -> tuple[str, str, float]:
+    def alike(place: PlannedRank) -> tuple[str, str, float]:
         return place.node, place.device, place.share
 
     for (node, device, share), group in groupby(plan.places, alike):

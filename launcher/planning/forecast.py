@@ -60,7 +60,7 @@ class Demand:
 
 
 @dataclass(frozen=True)
-class Pace:
+class RankPace:
     """One rank: samples per second, and the most samples that its memory holds (None: no limit known)."""
 
     samples_per_s: float
@@ -115,7 +115,7 @@ def exposed(communication_s: float, compute_s: float, num_buckets: int) -> float
     return max(communication_s / num_buckets, communication_s - hidden)
 
 
-def shares_of(demand: Demand, paces: Sequence[Pace]) -> list[int] | None:
+def shares_of(demand: Demand, paces: Sequence[RankPace]) -> list[int] | None:
     """Samples of each rank in proportion to its speed, no more than its memory holds; None if they do not fit.
 
     Those that are full keep what they hold, and the rest is shared out among the others again.
@@ -148,12 +148,12 @@ def equal_shares(demand: Demand, count: int) -> list[float]:
     return [demand.rank_samples] * count if demand.global_batch is None else [demand.global_batch / count] * count
 
 
-def compute_of(shares: Sequence[float], paces: Sequence[Pace]) -> float:
+def compute_of(shares: Sequence[float], paces: Sequence[RankPace]) -> float:
     """(1)"""
     return max(share / pace.samples_per_s for share, pace in zip(shares, paces, strict=True))
 
 
-def at_best(demand: Demand, paces: Sequence[Pace], topology: Topology) -> float:
+def at_best(demand: Demand, paces: Sequence[RankPace], topology: Topology) -> float:
     """The throughput that no plan can exceed: (7) with communication at its bound. 0 if the batch does not fit."""
     shares = _shares(demand, paces)
     if shares is None:
@@ -169,7 +169,7 @@ def at_best(demand: Demand, paces: Sequence[Pace], topology: Topology) -> float:
 
 
 def forecast(
-    demand: Demand, paces: Sequence[Pace], topology: Topology, shares: Sequence[float] | None = None
+    demand: Demand, paces: Sequence[RankPace], topology: Topology, shares: Sequence[float] | None = None
 ) -> Forecast | None:
     """All of the above for the ranks in their order; None if the batch does not fit.
 
@@ -227,7 +227,7 @@ def communication(topology: Topology, gradient_bytes: float, codec: str) -> floa
     )
 
 
-def _shares(demand: Demand, paces: Sequence[Pace]) -> Sequence[float] | None:
+def _shares(demand: Demand, paces: Sequence[RankPace]) -> Sequence[float] | None:
     if demand.global_batch is None:
         return equal_shares(demand, len(paces))
     return shares_of(demand, paces)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from launcher.config.job import Workers
 from launcher.errors import ClusterError
-from launcher.record.seats import Node, Seat
+from launcher.record.seats import Node, RankPlacement
 
 
-def place(nodes: Sequence[Node], workers: Workers, *, emulate_hosts: bool) -> list[Seat]:
+def place(nodes: Sequence[Node], workers: Workers, *, emulate_hosts: bool) -> list[RankPlacement]:
     """Seat the ranks in even blocks, one for each host: with 4 workers on 2 hosts, ranks 0 and 1 are on the first.
 
     Args:
@@ -27,11 +27,11 @@ def place(nodes: Sequence[Node], workers: Workers, *, emulate_hosts: bool) -> li
     else:
         chosen = _choose(nodes, workers)
         names = [node.name for node in chosen]
-    seats: list[Seat] = []
+    seats: list[RankPlacement] = []
     for index, (node, size) in enumerate(zip(chosen, _blocks(workers.count, len(chosen)), strict=True)):
         for local_rank in range(size):
             emulated = emulate_hosts and workers.hosts is not None
-            seats.append(Seat(len(seats), local_rank, size, index, len(chosen), names[index], emulated, node))
+            seats.append(RankPlacement(len(seats), local_rank, size, index, len(chosen), names[index], emulated, node))
     return seats
 
 
@@ -58,7 +58,7 @@ def _blocks(count: int, hosts: int) -> list[int]:
     return [count // hosts + (index < count % hosts) for index in range(hosts)]
 
 
-def refuse_loopback(seats: Sequence[Seat]) -> None:
+def refuse_loopback(seats: Sequence[RankPlacement]) -> None:
     """See that ranks on several nodes can reach each other.
 
     Raises:

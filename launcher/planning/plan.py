@@ -15,14 +15,14 @@ from launcher.planning.alternatives import Effect, Other, effects, others, what_
 from launcher.planning.emulated_hosts import emulated
 from launcher.planning.forecast import Demand, Forecast
 from launcher.planning.placement import place
-from launcher.planning.pools import Barred, Pool, demand_of, pools_of
-from launcher.planning.search import Assignment, Field, choose
+from launcher.planning.pools import Excluded, Pool, demand_of, pools_of
+from launcher.planning.search import Assignment, SearchSpace, choose
 from launcher.record.past_speeds import Earlier
 from launcher.record.seats import Node
 
 
 @dataclass(frozen=True)
-class Place:
+class PlannedRank:
     """Where one rank runs and what it gets. `index` counts the devices of a kind in a node; None for CPU cores."""
 
     rank: int
@@ -48,12 +48,12 @@ class JobPlan:
 
     name: str
     demand: Demand
-    places: tuple[Place, ...]
+    places: tuple[PlannedRank, ...]
     topology: Topology
     forecast: Forecast
     links: str
     sources: Mapping[str, str]
-    barred: tuple[Barred, ...]
+    barred: tuple[Excluded, ...]
     effects: tuple[Effect, ...]
     others: tuple[Other, ...]
     what_if: tuple[Other, ...]
@@ -126,7 +126,7 @@ def make(job: Job, inventory: Inventory, earlier: Earlier, *, own: bool, thoroug
     limits = job.workers.least, job.workers.max or job.workers.count
     if demand.global_batch is not None:  # a rank has at least one sample
         limits = limits[0], min(limits[1], demand.global_batch)
-    field = Field(pools, demand, topology, *limits)
+    field = SearchSpace(pools, demand, topology, *limits)
     chosen = _fixed(job, farm, field) if own or not searched(job) else choose(field)
     if chosen is None:
         raise ClusterError(_no_room(job, pools, barred))
@@ -154,7 +154,7 @@ def searched(job: Job) -> bool:
     return workers.hosts is None and (asks or job.accelerators.only is not None or bool(job.accelerators.exclude))
 
 
-def _no_room(job: Job, pools: Sequence[Pool], barred: Sequence[Barred]) -> str:
+def _no_room(job: Job, pools: Sequence[Pool], barred: Sequence[Excluded]) -> str:
     room = ", ".join(f"{pool.node} for {pool.places} on {pool.device}" for pool in pools) or "none"
     lines = [
         f"no placement for {job.workers.least} or more workers of {job.workers.cpus} CPU(s) each, per {job.workers.per}"
@@ -169,7 +169,7 @@ def _no_room(job: Job, pools: Sequence[Pool], barred: Sequence[Barred]) -> str:
     return "\n".join(lines)
 
 
-def _fixed(job: Job, farm: Inventory, field: Field) -> Assignment | None:
+def _fixed(job: Job, farm: Inventory, field: SearchSpace) -> Assignment | None:
     """The placement of a plain job: even blocks on the largest nodes, as `place` says."""
     nodes = [
         Node(node.name, node.name, node.address, _offered(field, node.name) * job.workers.cpus) for node in farm.nodes
@@ -183,15 +183,15 @@ def _fixed(job: Job, farm: Inventory, field: Field) -> Assignment | None:
     return Assignment(tuple(counts), found) if found else None
 
 
-def _offered(field: Field, node: str) -> int:
+def _offered(field: SearchSpace, node: str) -> int:
     return sum(pool.places for pool in field.pools if pool.node == node)
 
 
-def _places(field: Field, seating: Sequence[int], found: Forecast, farm: Inventory) -> tuple[Place, ...]:
+def _places(field: SearchSpace, seating: Sequence[int], found: Forecast, farm: Inventory) -> tuple[PlannedRank, ...]:
     places, used = [], dict.fromkeys(seating, 0)
     for rank, (index, share) in enumerate(zip(seating, found.shares, strict=True)):
         pool = field.pools[index]
         number = None if pool.device == "cpu" else used[index]
         used[index] += 1
-        places.append(Place(rank, pool.node, farm.node(pool.node).address, pool.device, number, share))
+        places.append(PlannedRank(rank, pool.node, farm.node(pool.node).address, pool.device, number, share))
     return tuple(places)

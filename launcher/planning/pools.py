@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from launcher.config.job import Job
 from launcher.inventory.accelerators import SHEETS, DataSheet
 from launcher.inventory.inventory import Accelerator, Inventory, Machine, Rate, Speed
-from launcher.planning.forecast import Demand, Pace
+from launcher.planning.forecast import Demand, RankPace
 from launcher.record.past_speeds import Earlier
 
 USABLE = 0.92
@@ -33,12 +33,12 @@ class Pool:
     node: str
     device: str
     places: int
-    pace: Pace
+    pace: RankPace
     source: str
 
 
 @dataclass(frozen=True)
-class Barred:
+class Excluded:
     """Places that can't carry workers, and why."""
 
     node: str
@@ -60,24 +60,24 @@ def demand_of(job: Job, inventory: Inventory, earlier: Earlier) -> Demand:
     return Demand(job.global_batch, gradient_bytes, job.collectives.codec, timed, earlier.other_s, each)
 
 
-def pools_of(job: Job, inventory: Inventory, earlier: Earlier) -> tuple[list[Pool], list[Barred]]:
+def pools_of(job: Job, inventory: Inventory, earlier: Earlier) -> tuple[list[Pool], list[Excluded]]:
     """All places, fastest first, and those that are barred."""
     timed = demand_of(job, inventory, earlier).in_seconds
     found: list[Pool] = []
-    barred: list[Barred] = []
+    barred: list[Excluded] = []
     for node in inventory.nodes:
         devices = _devices(job, node)
         if not devices:
-            barred.append(Barred(node.name, "cpu", "it has no accelerator"))
+            barred.append(Excluded(node.name, "cpu", "it has no accelerator"))
         for device in devices:
             kind, places = _kind(device), _places(job, node, device)
             rate = _samples_per_s(job, node, device, earlier.rates) if timed else _comparable(job, node, device)
             most = _most_samples(job, node, device)
             why = _why_not(job, kind, places, rate, most)
             if why is not None or rate is None:
-                barred.append(Barred(node.name, kind, why or "its speed is not known"))
+                barred.append(Excluded(node.name, kind, why or "its speed is not known"))
                 continue
-            found.append(Pool(node.name, kind, places, Pace(rate.value, most), rate.source))
+            found.append(Pool(node.name, kind, places, RankPace(rate.value, most), rate.source))
     return sorted(found, key=lambda pool: (-pool.pace.samples_per_s, pool.node, pool.device)), barred
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from collectives.topology import Topology
-from launcher.planning.forecast import Demand, Forecast, Pace, at_best, equal_shares, forecast
+from launcher.planning.forecast import Demand, Forecast, RankPace, at_best, equal_shares, forecast
 from launcher.planning.pools import Pool
 
 Counts = tuple[int, ...]
@@ -29,7 +29,7 @@ class Assignment:
 
 
 @dataclass
-class Field:
+class SearchSpace:
     """What all of a search goes by.
 
     Attributes:
@@ -70,7 +70,7 @@ class Field:
             return None
         return forecast(self.demand, paces, self.topology(counts), shares)
 
-    def paces(self, counts: Counts) -> list[Pace]:
+    def paces(self, counts: Counts) -> list[RankPace]:
         return [self.pools[pool].pace for pool in self.seating(counts)]
 
     def topology(self, counts: Counts) -> Topology:
@@ -99,7 +99,7 @@ class Field:
 
 
 def choose(
-    field: Field, allowed: Callable[[Counts], bool] = lambda counts: True, starts: Sequence[Counts] = ()
+    field: SearchSpace, allowed: Callable[[Counts], bool] = lambda counts: True, starts: Sequence[Counts] = ()
 ) -> Assignment | None:
     """The counts with the highest predicted throughput; None if there is no room for the workers or the batch.
 
@@ -131,7 +131,7 @@ def choose(
     return best
 
 
-def _climb(field: Field, counts: Counts, bound: Callable[[Counts], float], seen: set[Counts]) -> None:
+def _climb(field: SearchSpace, counts: Counts, bound: Callable[[Counts], float], seen: set[Counts]) -> None:
     """To the best neighbour, and on from there until none is better. Notes all that can be at all."""
     while counts not in seen:
         seen.add(counts)
@@ -145,7 +145,7 @@ def _climb(field: Field, counts: Counts, bound: Callable[[Counts], float], seen:
             seen |= seen_now
 
 
-def _starts(field: Field) -> Iterator[Counts]:
+def _starts(field: SearchSpace) -> Iterator[Counts]:
     """The first so many pools, full, with the pools by speed, by link, and by size."""
     links = {host.name: min(host.up_bytes_per_s, host.down_bytes_per_s) for host in field.links.hosts}
     pools = field.pools
@@ -164,7 +164,7 @@ def _starts(field: Field) -> Iterator[Counts]:
                 break
 
 
-def _neighbours(field: Field, counts: Counts) -> Iterator[Counts]:
+def _neighbours(field: SearchSpace, counts: Counts) -> Iterator[Counts]:
     """One pool emptied, filled, one more or one less; or as many as possible or one moved from a pool to another."""
     used = [pool for pool, count in enumerate(counts) if count]
     free = [pool for pool, count in enumerate(counts) if count < field.pools[pool].places]

@@ -13,13 +13,13 @@ from launcher.config.job import Job
 from launcher.record.events import Event, Reported, Retried, Started, from_json
 from launcher.record.run_dir import RunDir
 from launcher.record.run_state import RunState
-from launcher.record.seats import Node, Seat
+from launcher.record.seats import Node, RankPlacement
 from launcher.record.tail import Tail
 from launcher.record.tally import Line, Tally
 
 
 @dataclass(frozen=True)
-class Pace:
+class RankProgress:
     """Of one rank between its last two reports. None is not known (yet).
 
     Args:
@@ -73,7 +73,7 @@ class Replay:
         for worker in self.state.workers:
             worker.state = "stopped" if worker.state == "failed" else worker.state
 
-    def paces(self) -> list[Pace]:
+    def paces(self) -> list[RankProgress]:
         """One for each rank."""
         latest = self.tally.latest
         weights = {rank: _weight(report, self.before.get(rank)) for rank, report in latest.items()}
@@ -89,12 +89,12 @@ def _weight(last: Reported, before: Reported | None) -> float:
     return (last.samples or last.tokens) / max(last.step - before.step if before else 1, 1)
 
 
-def _pace(last: Reported | None, before: Reported | None, share: float | None) -> Pace:
+def _pace(last: Reported | None, before: Reported | None, share: float | None) -> RankProgress:
     if last is None or before is None or last.step <= before.step or last.at <= before.at:
-        return Pace(share)
+        return RankProgress(share)
     steps, seconds = last.step - before.step, last.at - before.at
     name = max(last.waits, key=lambda name: last.waits[name], default=None)
-    return Pace(
+    return RankProgress(
         share,
         compute_s=last.compute_s / steps if last.compute_s else None,
         wait_s=last.wait_s / steps,
@@ -133,10 +133,10 @@ class Reader:
         """How the run ended, if it has."""
         return _json(self.dir.summary)
 
-    def seats(self) -> list[Seat]:
+    def seats(self) -> list[RankPlacement]:
         """Where the ranks sit, if that is decided."""
         plan = _json(self.dir.plan) or {"seats": []}
-        return [Seat(**{**seat, "node": Node(**seat["node"])}) for seat in plan["seats"]]
+        return [RankPlacement(**{**seat, "node": Node(**seat["node"])}) for seat in plan["seats"]]
 
 
 def _json(path: Path) -> dict[str, Any] | None:

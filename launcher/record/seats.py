@@ -19,7 +19,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Seat:
+class RankPlacement:
     """The place of one rank. `host_index` counts hosts; an emulated host is one of several on the same node.
 
     Attributes:

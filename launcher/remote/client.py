@@ -1,7 +1,7 @@
 """A run on a cluster, from outside: hand it over, watch it, fetch it.
 
 `submit` makes the run's folder here, sends the working directory, and has the cluster start `driver.py`. From
-then on the run needs nothing of this machine. A `Watch` gives the run's folder as it grows, from the feed (`feed.py`),
+then on the run needs nothing of this machine. A `RunFollower` gives the run's folder as it grows, from the feed (`feed.py`),
 to whoever looks: this terminal, or another one on another machine.
 """
 
@@ -34,7 +34,7 @@ from launcher.record.run_dir import RunDir
 from launcher.record.tail import LogTails
 from launcher.remote.feed import Mirror
 from launcher.remote.packing import pack
-from launcher.remote.ray_jobs import Found, Jobs
+from launcher.remote.ray_jobs import ClusterRun, Jobs
 
 COMMAND = "exec python -m launcher.remote.driver"
 REFRESH_S = 0.25
@@ -78,15 +78,15 @@ def submit(job: Job, submitted_at: float, view: PlainView, resumed: Path | None 
     return jobs, run_dir
 
 
-class Watch:
+class RunFollower:
     """A run on a cluster, as a folder on this machine that follows it; the folder goes when the block ends."""
 
-    def __init__(self, jobs: Jobs, found: Found) -> None:
+    def __init__(self, jobs: Jobs, found: ClusterRun) -> None:
         self._jobs, self._found = jobs, found
         self._pieces: queue.Queue[str | BaseException | None] = queue.Queue()
         self.over = False
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> RunFollower:
         job = Job.model_validate(self._found.told["job"])
         self._scratch = tempfile.TemporaryDirectory(prefix="narrowgauge-")
         self.folder = Path(self._scratch.name) / self._found.id
@@ -180,7 +180,7 @@ def follow(jobs: Jobs, run_dir: RunDir, view: PlainView, *, follow_logs: bool) -
         KeyboardInterrupt: at the second Ctrl-C.
     """
     name = run_dir.path.name
-    with _ctrl_c() as presses, Watch(jobs, jobs.one(name)) as watch:
+    with _ctrl_c() as presses, RunFollower(jobs, jobs.one(name)) as watch:
         watch.start()
         reader = Reader(watch.folder)
         logs = LogTails(reader.dir, range(reader.replay.world_size)) if follow_logs else None
@@ -209,7 +209,7 @@ def follow(jobs: Jobs, run_dir: RunDir, view: PlainView, *, follow_logs: bool) -
         return watch.settle(run_dir.path)
 
 
-def early_end(found: Found, output: list[str]) -> str:
+def early_end(found: ClusterRun, output: list[str]) -> str:
     """Why a driver that left no summary ended, for people."""
     said = "\n".join(line for line in output[-15:] if line.strip())
     if "No module named" in said and ("launcher" in said or "collectives" in said):

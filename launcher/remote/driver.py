@@ -21,7 +21,7 @@ from launcher.planning.known_machines import unpacked
 from launcher.record.run_dir import RunDir
 from launcher.remote.feed import FedRunDir, Feed, FeedView
 from launcher.remote.ray_jobs import METADATA, force_is_wanted
-from launcher.run.run import Setting, run
+from launcher.run.run import RunContext, run
 
 EXIT = {"finished": 0, "failed": 1, "stopped": 130}
 
@@ -42,7 +42,7 @@ def main() -> int:
     name = f"{job.name}-{told['id']}"
     resumed = earlier(told["resumed"]) if told["resumed"] else None
     by_force = functools.partial(force_is_wanted, name)
-    setting = Setting(run_dir, told["submitted_at"], None, by_force, resumed, unpacked(told["remembered"]))
+    setting = RunContext(run_dir, told["submitted_at"], None, by_force, resumed, unpacked(told["remembered"]))
     summary = run(on_cluster, view, follow_logs=True, setting=setting)
     return EXIT[summary["status"]]
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import ClusterError
-from launcher.monitor.columns import Row
+from launcher.monitor.columns import RunRow
 from launcher.monitor.columns import status as as_status
 from launcher.record import catalog
 from launcher.record.catalog import Known, State
 from launcher.record.replay import Reader
 from launcher.record.run_dir import RunDir
-from launcher.remote.client import Watch, early_end
-from launcher.remote.ray_jobs import Found, Jobs
+from launcher.remote.client import RunFollower, early_end
+from launcher.remote.ray_jobs import ClusterRun, Jobs
 
 
 class Opened:
@@ -32,7 +32,9 @@ class Opened:
         asks = known.address is not None and self._summary is None
         self.jobs = (jobs or Jobs(str(known.address))) if asks else None
         self._found = self.jobs.one(known.name) if self.jobs else None
-        self._watch = Watch(self.jobs, self._found) if self.jobs and self._found and not known.written_here else None
+        self._watch = (
+            RunFollower(self.jobs, self._found) if self.jobs and self._found and not known.written_here else None
+        )
 
     def __enter__(self) -> Opened:
         if self._watch is not None:
@@ -90,7 +92,7 @@ class Opened:
             what = early_end(self._found, self._watch.others if self._watch else [])
             failure = {"rank": None, "host": None, "what": what, "log": None, "others": []}
         latest = reader.replay.tally.last
-        row = Row(
+        row = RunRow(
             self.known.name,
             state,
             self._found.started_at if self._found else started_at(self.known),
@@ -106,9 +108,9 @@ class Opened:
         return str(summary["folder"]) if summary else None
 
 
-def rows(local: Sequence[Known], address: str | None) -> tuple[list[Row], list[str]]:
+def rows(local: Sequence[Known], address: str | None) -> tuple[list[RunRow], list[str]]:
     """The lines of `launcher list`, oldest run first, and what is wrong with clusters that can't be asked."""
-    clusters: dict[str, list[Found]] = {}
+    clusters: dict[str, list[ClusterRun]] = {}
     unreachable: list[str] = []
     open_ones = {run.address for run in local if run.address and not (run.folder and _summary(run.folder))}
     for each in sorted({*open_ones, *([address] if address else [])}):
@@ -122,7 +124,7 @@ def rows(local: Sequence[Known], address: str | None) -> tuple[list[Row], list[s
     return sorted(listed, key=lambda row: row.started_at or 0.0), unreachable
 
 
-def _row_here(run: Known, there: tuple[str, Found] | None) -> Row:
+def _row_here(run: Known, there: tuple[str, ClusterRun] | None) -> RunRow:
     assert run.folder is not None
     summary = _summary(run.folder)
     state: State
@@ -136,12 +138,12 @@ def _row_here(run: Known, there: tuple[str, Found] | None) -> Row:
         reader = Reader(run.folder)
         reader.new_lines()
         ranks, step = reader.replay.world_size, reader.replay.tally.last.step if reader.replay.tally.last else None
-    return Row(run.name, state, started_at(run), ranks, step, run.address)
+    return RunRow(run.name, state, started_at(run), ranks, step, run.address)
 
 
-def _row_there(address: str, found: Found) -> Row:
+def _row_there(address: str, found: ClusterRun) -> RunRow:
     ranks = found.told["job"]["workers"]["count"]
-    return Row(found.id, catalog.state_there(found.state, None), found.started_at, ranks, None, address)
+    return RunRow(found.id, catalog.state_there(found.state, None), found.started_at, ranks, None, address)
 
 
 def started_at(run: Known) -> float | None:

@@ -28,7 +28,7 @@ _OLDEST = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
-class Found:
+class PackedFile:
     """A file of the working directory: its path from there, and its size."""
 
     path: PurePosixPath
@@ -62,13 +62,13 @@ def pack(folder: Path, archive: Path, *, exclude: Sequence[str], runs_dir: Path)
     return archive.stat().st_size
 
 
-def chosen(files: Iterator[Found]) -> list[Found]:
+def chosen(files: Iterator[PackedFile]) -> list[PackedFile]:
     """The files in the order of their names.
 
     Raises:
         PackingError: they are too many or too large; the message names the largest. The rest isn't looked at then.
     """
-    taken: list[Found] = []
+    taken: list[PackedFile] = []
     total = 0
     for file in files:
         taken.append(file)
@@ -86,7 +86,7 @@ def left_out(path: PurePosixPath, exclude: Sequence[str]) -> bool:
     )
 
 
-def found_in(folder: Path, exclude: Sequence[str], runs_dir: Path) -> Iterator[Found]:
+def found_in(folder: Path, exclude: Sequence[str], runs_dir: Path) -> Iterator[PackedFile]:
     """All files that go."""
     for at, folders, names in os.walk(folder):
         here = PurePosixPath(Path(at).relative_to(folder).as_posix())
@@ -100,10 +100,10 @@ def found_in(folder: Path, exclude: Sequence[str], runs_dir: Path) -> Iterator[F
         for name in sorted(names):
             path = Path(at) / name
             if not left_out(here / name, exclude) and path.is_file():  # no sockets, pipes or links to nowhere
-                yield Found(here / name, path.stat().st_size)
+                yield PackedFile(here / name, path.stat().st_size)
 
 
-def _too_much(files: Sequence[Found], total: int) -> str:
+def _too_much(files: Sequence[PackedFile], total: int) -> str:
     largest = sorted(files, key=lambda file: -file.num_bytes)[:5]
     named = "\n".join(f"  {file.num_bytes / 1024**2:8.1f} MiB  {file.path}" for file in largest)
     return (

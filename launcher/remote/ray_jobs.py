@@ -42,7 +42,7 @@ _OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 @dataclass(frozen=True)
-class Found:
+class ClusterRun:
     """A run that was handed to the cluster. `state` is Ray's: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
 
     id: str
@@ -101,18 +101,18 @@ class Jobs:
                         raise
                 time.sleep(1.0)
 
-    def all(self) -> list[Found]:
+    def all(self) -> list[ClusterRun]:
         """All runs of ours that the cluster remembers, oldest first."""
         with _told(f"list the jobs of the Ray cluster at {self.address!r}"):
             found = [job for job in self._client.list_jobs() if METADATA in (job.metadata or {})]
         return sorted(map(_found, found), key=lambda run: run.started_at or 0.0)
 
-    def one(self, run: str) -> Found:
+    def one(self, run: str) -> ClusterRun:
         """What the cluster knows of a run."""
         with _told(f"ask the Ray cluster at {self.address!r} for the run {run}"):
             return _found(self._client.get_job_info(run))
 
-    def stop(self, run: str, *, force: bool = False) -> Found:
+    def stop(self, run: str, *, force: bool = False) -> ClusterRun:
         """Have a run's driver told to stop, and wait until it is over.
 
         Args:
@@ -206,10 +206,10 @@ def _key(run: str) -> bytes:
     return f"narrowgauge:force:{run}".encode()
 
 
-def _found(job: Any) -> Found:
+def _found(job: Any) -> ClusterRun:
     told: dict[str, Any] = json.loads(job.metadata[METADATA])
     started_at = job.start_time / 1000 if job.start_time else None
-    return Found(job.submission_id, str(job.status.value), job.message or "", started_at, told)
+    return ClusterRun(job.submission_id, str(job.status.value), job.message or "", started_at, told)
 
 
 def _head(address: str) -> str:

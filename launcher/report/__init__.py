@@ -38,7 +38,7 @@ def grafana() -> str:
     return Path(__file__).with_name("grafana.json").read_text(encoding="utf-8")
 
 
-def world_size(found: record.Record) -> int:
+def world_size(found: record.RunRecord) -> int:
     """How many ranks the run has or should have had; 0 if it failed before that was known."""
     if found.summary is not None and isinstance(found.summary.get("world_size"), int):
         return int(found.summary["world_size"])

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from launcher.report import units
-from launcher.report.network import Link, Network, Place, Site
+from launcher.report.network import Link, Network, NetworkHost, Site
 
 ROW, BOX_HEIGHT, HEADER, GAP, EDGE = 74.0, 56.0, 30.0, 14.0, 6.0
 _WORTH_TELLING = 0.005  # of the time that a host's memory is busy
@@ -106,9 +106,9 @@ class _Maker:
         self.wires: list[Wire] = []
         self.spines: list[Spine] = []
 
-    def group(self, group: Site | Place, top: float, *, mirrored: bool) -> float:
+    def group(self, group: Site | NetworkHost, top: float, *, mirrored: bool) -> float:
         """Draw a site with its hosts, or a host in no site; gives the lower edge."""
-        if isinstance(group, Place):
+        if isinstance(group, NetworkHost):
             self._host(group, top, self._middle, EDGE, mirrored)
             return top + ROW
         header = HEADER + 18
@@ -127,7 +127,7 @@ class _Maker:
         self.spines.append(Spine(self._across(inner, mirrored), top + header / 2 - 2, top + header - 4))
         return bottom + GAP / 2
 
-    def _host(self, place: Place, top: float, inner: float, outer: float, mirrored: bool) -> None:
+    def _host(self, place: NetworkHost, top: float, inner: float, outer: float, mirrored: bool) -> None:
         width = min(170.0, max(118.0, 0.38 * (inner - outer)))
         y = top + (ROW - BOX_HEIGHT) / 2
         x = outer if not mirrored else 2 * self._middle - outer - width

@@ -22,7 +22,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Place:
+class NetworkHost:
     """A host. Its links are None where nobody knows them."""
 
     name: str
@@ -37,7 +37,7 @@ class Site:
     """Hosts behind one uplink."""
 
     name: str
-    places: tuple[Place, ...]
+    places: tuple[NetworkHost, ...]
     up: Link | None
     down: Link | None
 
@@ -55,18 +55,18 @@ class Pair:
 class Network:
     """Everything. `groups` are sites and hosts in no site, in order of their lowest rank."""
 
-    groups: tuple[Site | Place, ...]
+    groups: tuple[Site | NetworkHost, ...]
     pairs: tuple[Pair, ...]
     links: tuple[Link, ...]
 
     @property
-    def places(self) -> list[Place]:
+    def places(self) -> list[NetworkHost]:
         return [place for group in self.groups for place in (group.places if isinstance(group, Site) else (group,))]
 
     @property
     def outer_links(self) -> list[Link]:
         """Those that are drawn: of hosts and of sites."""
-        ends: list[Site | Place] = [*self.places, *(group for group in self.groups if isinstance(group, Site))]
+        ends: list[Site | NetworkHost] = [*self.places, *(group for group in self.groups if isinstance(group, Site))]
         return [link for end in ends for link in (end.up, end.down) if link is not None]
 
     @property
@@ -93,7 +93,7 @@ def network(seats: Sequence[Mapping[str, Any]], plan: Mapping[str, Any] | None) 
     ranks: dict[str, list[int]] = {}
     for seat in seats:
         ranks.setdefault(str(seat["host"]), []).append(int(seat["rank"]))
-    places = tuple(Place(name, tuple(members), None, None, None) for name, members in ranks.items())
+    places = tuple(NetworkHost(name, tuple(members), None, None, None) for name, members in ranks.items())
     return Network(places, (), ()) if places else None
 
 
@@ -101,9 +101,9 @@ def _planned(plan: Mapping[str, Any]) -> Network:
     topology = plan["topology"]
     links = _Links(plan)
 
-    def place(host: Mapping[str, Any]) -> Place:
+    def place(host: Mapping[str, Any]) -> NetworkHost:
         name = host["name"]
-        return Place(
+        return NetworkHost(
             name=name,
             ranks=tuple(host["ranks"]),
             up=links(f"up of {name}", host["up_bytes_per_s"]),
@@ -113,7 +113,7 @@ def _planned(plan: Mapping[str, Any]) -> Network:
 
     places = {host["name"]: place(host) for host in topology["hosts"]}
     site_of = {name: site for site in topology.get("sites", ()) for name in site["hosts"]}
-    groups: dict[str, Site | Place] = {}
+    groups: dict[str, Site | NetworkHost] = {}
     for name, one in places.items():
         site = site_of.get(name)
         if site is None:

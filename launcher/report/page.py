@@ -14,7 +14,7 @@ from launcher.report import diagram, units
 from launcher.report.charts import Chart, loss_chart, speed_chart, time_chart
 from launcher.report.network import network
 from launcher.report.ranks import lanes, rows
-from launcher.report.record import Record
+from launcher.report.record import RunRecord
 from launcher.report.story import Point, Story, thinned
 
 MAX_ROWS = 40
@@ -23,12 +23,12 @@ _STATUS = {"finished": "good", "failed": "bad", "stopped": "warn"}
 _MARKS = {"start": "started", "step": "training", "plan": "plan", "note": "note", "trouble": "trouble", "end": "ended"}
 
 
-def render(record: Record, story: Story, now: float | None = None) -> str:
+def render(record: RunRecord, story: Story, now: float | None = None) -> str:
     """The whole page. `now` is the time that it says it was made at, in seconds since 1970; None takes the clock."""
     return _template().render(content(record, story, time.time() if now is None else now))
 
 
-def content(record: Record, story: Story, now: float) -> dict[str, Any]:
+def content(record: RunRecord, story: Story, now: float) -> dict[str, Any]:
     """Everything that the template shows."""
     summary, plan_file = record.summary or {}, record.plan or {}
     plan = plan_file.get("collectives") or story.tally.plan
@@ -84,7 +84,9 @@ def _span(summary: Mapping[str, Any], story: Story, now: float) -> tuple[float |
     return begin, end
 
 
-def _facts(record: Record, story: Story, begin: float | None, end: float | None, now: float) -> list[tuple[str, str]]:
+def _facts(
+    record: RunRecord, story: Story, begin: float | None, end: float | None, now: float
+) -> list[tuple[str, str]]:
     """The line under the title: word and value."""
     summary, seats = record.summary or {}, (record.plan or {}).get("seats") or ()
     hosts = len({seat["host"] for seat in seats})
@@ -104,7 +106,7 @@ def _facts(record: Record, story: Story, begin: float | None, end: float | None,
     return facts
 
 
-def _failure(record: Record, summary: Mapping[str, Any]) -> dict[str, Any] | None:
+def _failure(record: RunRecord, summary: Mapping[str, Any]) -> dict[str, Any] | None:
     failure = summary.get("failure")
     if not failure:
         return None

@@ -11,7 +11,7 @@ from launcher.report.story import Rank, Story
 
 
 @dataclass(frozen=True)
-class Row:
+class RankRow:
     """One rank. Shares are of its own seconds, 0 to 1; None is not known.
 
     `batch_share` is of all ranks' samples (or tokens, where no samples were told), `waits_for` the rank that its engine
@@ -47,7 +47,7 @@ class Lane:
     marks: tuple[tuple[float, str, str], ...]
 
 
-def rows(story: Story, seats: Sequence[Mapping[str, Any]]) -> list[Row]:
+def rows(story: Story, seats: Sequence[Mapping[str, Any]]) -> list[RankRow]:
     """In rank order."""
     by_rank = {int(seat["rank"]): seat for seat in seats}
     samples = {number: rank.samples for number, rank in story.ranks.items()}
@@ -60,12 +60,12 @@ def rows(story: Story, seats: Sequence[Mapping[str, Any]]) -> list[Row]:
     ]
 
 
-def _row(number: int, rank: Rank, seat: Mapping[str, Any], batch_share: float | None) -> Row:
+def _row(number: int, rank: Rank, seat: Mapping[str, Any], batch_share: float | None) -> RankRow:
     known = rank.seconds > 0
     most = max(rank.waits, key=lambda name: rank.waits[name], default=None)
     slept = sum(rank.waits.values())
     whole = max(rank.seconds, rank.compute_s + rank.wait_s) or 1.0
-    return Row(
+    return RankRow(
         rank=number,
         host=str(seat.get("host", units.NOTHING)),
         state=rank.state,

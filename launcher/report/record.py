@@ -18,7 +18,7 @@ LAST_WORDS_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """A run folder as read. None is a file that is not there.
 
     Attributes:
@@ -36,7 +36,7 @@ class Record:
     traces: tuple[str, ...]
 
 
-def read(folder: Path) -> Record:
+def read(folder: Path) -> RunRecord:
     """Everything but the events.
 
     Raises:
@@ -49,7 +49,7 @@ def read(folder: Path) -> Record:
             f"{folder}: found {found}; wanted the folder of a run, such as runs/my-job-20260131-120000-ab12, "
             "whose name `launcher submit` tells"
         )
-    return Record(
+    return RunRecord(
         name=run.path.name,
         config=run.config.read_text(encoding="utf-8", errors="replace"),
         plan=_object(run.plan),

@@ -41,7 +41,7 @@ INTERFACE, TOPOLOGY = "NARROWGAUGE_INTERFACE", "NARROWGAUGE_TOPOLOGY"
 
 
 @dataclass(frozen=True)
-class Order:
+class WorkerSpec:
     """What to start: one rank's entrypoint with arguments, environment, working directory and log. Without a `cwd` it
     is the agent's own."""
 
@@ -90,7 +90,7 @@ class Agent:
             raise RuntimeError(f"the engine does not compile on {socket.gethostname()}:\n{done.stderr.strip()}")
         return float(done.stdout.split()[-1])
 
-    def start(self, order: Order) -> None:
+    def start(self, order: WorkerSpec) -> None:
         """Start the worker; returns once its process runs.
 
         Raises:
@@ -120,7 +120,7 @@ class Agent:
                 events.append(self._events.get_nowait())
         return events
 
-    def _keep(self, order: Order, running: Future[None]) -> None:
+    def _keep(self, order: WorkerSpec, running: Future[None]) -> None:
         """The life of the worker, from start to end."""
         try:
             output = _Output(order, self._events.put)
@@ -156,7 +156,7 @@ class Agent:
                     self._events.put(Logged(rank, time.time(), f"launcher: unreadable report: {error}\n"))
 
 
-def _spawn(order: Order, output: _Output) -> tuple[subprocess.Popen[bytes], int]:
+def _spawn(order: WorkerSpec, output: _Output) -> tuple[subprocess.Popen[bytes], int]:
     """The worker's process, and the end of the pipe that its reports come out of."""
     report_read, report_write = os.pipe()
     try:
@@ -183,7 +183,7 @@ class _Output:
     """Where a worker writes: the run's own log, or, on a node that doesn't share the run folder, a local log whose text
     is also passed on as events."""
 
-    def __init__(self, order: Order, emit: Callable[[Event], None]) -> None:
+    def __init__(self, order: WorkerSpec, emit: Callable[[Event], None]) -> None:
         self._rank, self._emit = order.rank, emit
         self._shipper: threading.Thread | None = None
         if order.log.parent.is_dir():
@@ -208,12 +208,12 @@ class _Output:
                 self._emit(Logged(self._rank, time.time(), line))
 
 
-def _environment(order: Order, log: Path, report_fd: int) -> dict[str, str]:
+def _environment(order: WorkerSpec, log: Path, report_fd: int) -> dict[str, str]:
     own = {REPORT_FD: str(report_fd), PARENT: str(os.getpid()), "NARROWGAUGE_LOG": str(log)}
     return {**os.environ, **order.env, **network(order), **_topology(order), **own}
 
 
-def network(order: Order) -> dict[str, str]:
+def network(order: WorkerSpec) -> dict[str, str]:
     """The variables that name the network interface: the job's choice, or the one that has the node's address, so that
     no library takes 127.0.1.1 from a hosts file instead.
 
@@ -234,7 +234,7 @@ def network(order: Order) -> dict[str, str]:
     return {"GLOO_SOCKET_IFNAME": order.env.get("GLOO_SOCKET_IFNAME", name), INTERFACE: name}
 
 
-def _topology(order: Order) -> dict[str, str]:
+def _topology(order: WorkerSpec) -> dict[str, str]:
     """The topology's path from where the worker starts, which a script may leave."""
     path = order.env.get(TOPOLOGY)
     return {TOPOLOGY: str(Path(order.cwd or ".", path).resolve())} if path else {}

@@ -1,9 +1,9 @@
 """Ray, and nothing but Ray: the cluster, the actors that sit next to the workers, and the way back for their events.
 
     with Cluster(job) as cluster:               # a Ray of its own on this machine, or a running one by address
-        gang = cluster.hire(seats)              # a placement group with one bundle, and an actor, for each rank
-        gang.start(orders)
-        gang.wait(timeout_s=0.2)                # events, as they come
+        worker_group = cluster.hire(seats)              # a placement group with one bundle, and an actor, for each rank
+        worker_group.start(orders)
+        worker_group.wait(timeout_s=0.2)                # events, as they come
 
 Each actor always has one `next_events` call open. It comes back when something happens, and it fails as soon as the
 actor or its node is gone, so events and deaths arrive by the same way and nothing is polled.
@@ -40,8 +40,8 @@ from launcher.errors import ClusterError
 from launcher.inventory.measure import TIMEOUT_S as LOOK_S
 from launcher.inventory.measure import look
 from launcher.record.events import Event, Lost
-from launcher.record.seats import Node, Seat
-from launcher.run.agent import Agent, Order
+from launcher.record.seats import Node, RankPlacement
+from launcher.run.agent import Agent, WorkerSpec
 
 ROOM_TIMEOUT_S = 60.0
 """How long to wait until a cluster gives the CPUs that it has."""
@@ -59,7 +59,7 @@ class Cluster:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._gang: Gang | None = None
+        self._worker_group: WorkerGroup | None = None
         self._session: str | None = None
 
     @property
@@ -101,8 +101,8 @@ class Cluster:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
-            if self._gang is not None:
-                self._gang.dismiss()
+            if self._worker_group is not None:
+                self._worker_group.dismiss()
         finally:
             ray.shutdown()
         if self._session is not None and not isinstance(error, ClusterError):
@@ -143,15 +143,15 @@ class Cluster:
         except RayError as error:  # a node that went away, or no answer in time
             raise ClusterError(f"not every node could be looked at: {error}") from error
 
-    def hire(self, seats: Sequence[Seat]) -> Gang:
+    def hire(self, seats: Sequence[RankPlacement]) -> WorkerGroup:
         """Reserve a bundle for each seat, on its node, and put an agent there.
 
         Raises:
             ClusterError: the CPUs were not free in time.
         """
-        self._gang = Gang(seats, self._job.workers.cpus, self._job.workers.per == "gpu")
-        self._gang.hire()
-        return self._gang
+        self._worker_group = WorkerGroup(seats, self._job.workers.cpus, self._job.workers.per == "gpu")
+        self._worker_group.hire()
+        return self._worker_group
 
 
 def _knock(address: str) -> None:
@@ -166,10 +166,10 @@ def _knock(address: str) -> None:
             pass
 
 
-class Gang:
+class WorkerGroup:
     """The agents of one run, one for each rank."""
 
-    def __init__(self, seats: Sequence[Seat], cpus: int, accelerated: bool = False) -> None:
+    def __init__(self, seats: Sequence[RankPlacement], cpus: int, accelerated: bool = False) -> None:
         self._seats = seats
         self._cpus = cpus
         self._accelerated = accelerated
@@ -209,7 +209,7 @@ class Gang:
             for seat in self._seats
         ]
 
-    def _accelerator(self, seat: Seat) -> dict[str, int]:
+    def _accelerator(self, seat: RankPlacement) -> dict[str, int]:
         return {seat.node.accelerator: 1} if self._accelerated and seat.node.accelerator else {}
 
     def devices(self) -> list[dict[str, str]]:
@@ -251,7 +251,7 @@ class Gang:
             if_slow()
         self._all(calls)
 
-    def start(self, orders: Sequence[Order]) -> None:
+    def start(self, orders: Sequence[WorkerSpec]) -> None:
         """Start every worker."""
         self._all([agent.start.remote(order) for agent, order in zip(self._agents, orders, strict=True)])
         for rank in range(len(self._agents)):

@@ -24,12 +24,12 @@ from launcher.planning.placement import place, refuse_loopback
 from launcher.record.events import Logged, Planned, Retried, Saved
 from launcher.record.past_speeds import earlier
 from launcher.record.run_dir import RunDir
-from launcher.record.seats import Seat
+from launcher.record.seats import RankPlacement
 from launcher.record.tail import LogTails
 from launcher.record.tally import Tally
 from launcher.run import worker
-from launcher.run.agent import Order
-from launcher.run.cluster import Cluster, Gang
+from launcher.run.agent import WorkerSpec
+from launcher.run.cluster import Cluster, WorkerGroup
 from launcher.run.interrupts import Interrupts
 from launcher.run.restart_policy import Attempt, Verdict, decide
 from launcher.run.supervisor import Supervisor
@@ -48,8 +48,8 @@ class _Run:
     follow_logs: bool
     supervisor: Supervisor
     tally: Tally
-    seats: list[Seat]
-    setting: Setting
+    seats: list[RankPlacement]
+    setting: RunContext
     watchers: list[Watcher] = field(default_factory=list)
     started_at: float | None = None
     attempts: list[Attempt] = field(default_factory=list)
@@ -82,7 +82,7 @@ class _Run:
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunContext:
     """Where a run is carried out.
 
     Args:
@@ -102,20 +102,20 @@ class Setting:
     remembered: str | None = None
 
     @classmethod
-    def here(cls, job: Job, resumed: Path | None = None) -> Setting:
+    def here(cls, job: Job, resumed: Path | None = None) -> RunContext:
         """This process was started for the run, in the working directory."""
         submitted_at = psutil.Process().create_time()
         return cls(RunDir.create(job, resumed), submitted_at, os.getcwd(), resumed=resumed)
 
 
-def run(job: Job, view: PlainView, *, follow_logs: bool = False, setting: Setting | None = None) -> dict[str, Any]:
+def run(job: Job, view: PlainView, *, follow_logs: bool = False, setting: RunContext | None = None) -> dict[str, Any]:
     """Carry out a job and give its summary, which is also in the run's folder.
 
     Raises:
         ClusterError: there is no Ray, or no room in it, or the engine doesn't compile there.
     """
     count = job.workers.count
-    setting = setting or Setting.here(job)
+    setting = setting or RunContext.here(job)
     supervisor = Supervisor(count, time.time(), job.timeout_s)
     going = _Run(job, setting.dir, view, follow_logs, supervisor, Tally(count), [], setting)
     going.dir.write_owner()
@@ -129,14 +129,14 @@ def run(job: Job, view: PlainView, *, follow_logs: bool = False, setting: Settin
                 _seat(going, cluster)
                 refuse_loopback(going.seats)
                 going.begin_attempt()
-                gang = _start(going, cluster)
+                worker_group = _start(going, cluster)
                 going.watchers = going.watchers or watchers(job, going.dir, going.seats)
                 interrupts.count_from_now()
-                _watch(going, gang, interrupts, logs)
+                _watch(going, worker_group, interrupts, logs)
                 verdict = going.end_attempt()
                 if not verdict.again:
                     break
-                gang.dismiss()
+                worker_group.dismiss()
                 _begin_again(going, verdict)
             if job.retries and going.supervisor.status == "failed":
                 view.stage(verdict.why)
@@ -170,25 +170,25 @@ def _seat(going: _Run, cluster: Cluster) -> None:
     going.seats = place(cluster.nodes(), job.workers, emulate_hosts=cluster.own)
 
 
-def _start(going: _Run, cluster: Cluster) -> Gang:
+def _start(going: _Run, cluster: Cluster) -> WorkerGroup:
     """From an empty cluster to running workers."""
     job, view, seats = going.job, going.view, going.seats
     view.seats(seats)
     _write_plan(going)
-    gang = cluster.hire(seats)
-    gang.check_versions()
+    worker_group = cluster.hire(seats)
+    worker_group.check_versions()
     if job.collectives.backend == "narrowgauge":
         view.stage("loading the engine")
-        gang.warm_up(lambda: view.stage("compiling it; once on a machine, which takes some 15 seconds"))
+        worker_group.warm_up(lambda: view.stage("compiling it; once on a machine, which takes some 15 seconds"))
     view.stage(f"starting {len(seats)} worker{'s' if len(seats) > 1 else ''}")
-    master = (seats[0].node.address, gang.free_port())
-    devices = gang.devices()
+    master = (seats[0].node.address, worker_group.free_port())
+    devices = worker_group.devices()
     token = secrets.token_hex(16)
     going.supervisor.started_at = time.time()
     going.started_at = going.started_at or going.supervisor.started_at
-    gang.start(
+    worker_group.start(
         [
-            Order(
+            WorkerSpec(
                 rank=seat.rank,
                 entrypoint=job.entrypoint,
                 args=tuple(job.args),
@@ -211,7 +211,7 @@ def _start(going: _Run, cluster: Cluster) -> Gang:
             for seat in seats
         ]
     )
-    return gang
+    return worker_group
 
 
 def _begin_again(going: _Run, verdict: Verdict) -> None:
@@ -223,12 +223,12 @@ def _begin_again(going: _Run, verdict: Verdict) -> None:
     going.view.stage(f"attempt {number} of {going.job.retries + 1}, after {verdict.why}")
 
 
-def _watch(going: _Run, gang: Gang, interrupts: Interrupts, logs: LogTails | None) -> None:
+def _watch(going: _Run, worker_group: WorkerGroup, interrupts: Interrupts, logs: LogTails | None) -> None:
     """Carry events to the supervisor and its instructions to the workers, until all have ended."""
     supervisor, tally, view = going.supervisor, going.tally, going.view
     while not supervisor.ended:
         instructions = []
-        for event in gang.wait(REFRESH_S):
+        for event in worker_group.wait(REFRESH_S):
             if isinstance(event, Logged):
                 going.dir.add_to_log(event.rank, event.text)
                 continue
@@ -249,7 +249,7 @@ def _watch(going: _Run, gang: Gang, interrupts: Interrupts, logs: LogTails | Non
             for _ in range(2 if going.setting.by_force() else 1):
                 instructions += supervisor.stop(time.time())
         for stop in instructions:
-            gang.stop(stop.ranks, stop.force)
+            worker_group.stop(stop.ranks, stop.force)
         for rank, text in logs.new_lines(rest=supervisor.ended) if logs else ():
             view.log(rank, text)
         view.refresh(supervisor, tally)

@@ -12,7 +12,7 @@ from launcher.planning.describe import short
 from launcher.planning.known_machines import by_address, known, told_by
 from launcher.planning.plan import JobPlan, make, searched
 from launcher.record.past_speeds import Earlier
-from launcher.record.seats import Node, Seat
+from launcher.record.seats import Node, RankPlacement
 from launcher.run.cluster import Cluster
 
 
@@ -21,7 +21,7 @@ class Foreseen:
     """The plan, and if the launcher `chooses` the placement, its seats."""
 
     plan: JobPlan
-    seats: list[Seat]
+    seats: list[RankPlacement]
     chooses: bool
 
 
@@ -59,11 +59,11 @@ def told(found: Foreseen | None) -> list[str]:
     return [] if found is None else short(found.plan)
 
 
-def _seats(plan: JobPlan, nodes: Mapping[str, Node]) -> list[Seat]:
+def _seats(plan: JobPlan, nodes: Mapping[str, Node]) -> list[RankPlacement]:
     """The seats of the plan's ranks; a node's ranks are neighbours."""
     blocks = [list(block) for _, block in groupby(plan.places, lambda place: place.node)]
     return [
-        Seat(
+        RankPlacement(
             rank=place.rank,
             local_rank=local_rank,
             local_world_size=len(block),

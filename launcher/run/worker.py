@@ -27,14 +27,14 @@ import collectives
 from launcher import progress
 from launcher.config.job import Job, is_file
 from launcher.errors import EntrypointError
-from launcher.record.seats import Seat
+from launcher.record.seats import RankPlacement
 
 PARENT = "NARROWGAUGE_PARENT"
 
 
 def environment(
     job: Job,
-    seat: Seat,
+    seat: RankPlacement,
     world_size: int,
     *,
     master: tuple[str, int],

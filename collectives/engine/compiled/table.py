@@ -129,7 +129,7 @@ class Table(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class TableLayout:
     """A table and what its owner must provide."""
 
     table: Table

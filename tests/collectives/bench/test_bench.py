@@ -17,7 +17,7 @@ import torch
 
 from collectives.__main__ import main
 from collectives.bench import command, limit, measure, plot, report, trials
-from collectives.bench.report import Report, Row
+from collectives.bench.report import BenchRow, Report
 from collectives.bench.trials import Pattern, Trial
 from collectives.errors import UsageError
 from collectives.planning.cost import bound_s
@@ -25,7 +25,7 @@ from collectives.schedule.specification import SPECIFICATIONS
 from collectives.topology import Host, Topology
 from tests.paths import REPOSITORY
 
-ROW = Row(
+ROW = BenchRow(
     collective="all_reduce", num_bytes=1000, time_s=0.002, bus_factor=1.5, wrong=0, memory_bytes=2_000_000,
     cpu_s=1e-6, rounds=7, calls=3, plan="direct", predicted_s=0.0025, limit_s=0.001,
     gloo_time_s=0.004, gloo_wrong=2, gloo_memory_bytes=500, gloo_cpu_s=2e-6, gloo_calls=2,

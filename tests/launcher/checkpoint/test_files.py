@@ -60,7 +60,7 @@ def test_a_damaged_one_is_passed_over_and_the_one_before_is_taken(tmp_path: Path
     damage(newest)
     told: list[str] = []
     found = files.newest(tmp_path, told.append)
-    assert found == files.Found(tmp_path / "step-00000010", 10, {"world_size": 2})
+    assert found == files.StoredCheckpoint(tmp_path / "step-00000010", 10, {"world_size": 2})
     with pytest.raises(files.Damaged, match=wanted):
         files.check(newest)
     (line,) = told

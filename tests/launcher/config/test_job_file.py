@@ -11,12 +11,12 @@ import pytest
 from collectives.options import CODECS
 from launcher.config import job_file
 from launcher.config.job import Codec
-from launcher.config.preflight import Machine
+from launcher.config.preflight import LocalMachine
 from launcher.errors import ConfigError
 from tests.paths import REPOSITORY
 
-BIG = Machine(cores=64, memory_bytes=256 * 1024**3)
-SMALL = Machine(cores=2, memory_bytes=8 * 1024**3)
+BIG = LocalMachine(cores=64, memory_bytes=256 * 1024**3)
+SMALL = LocalMachine(cores=2, memory_bytes=8 * 1024**3)
 GOOD = "name: demo\nentrypoint: launcher.examples.train_gpt\nworkers: 4\n"
 
 

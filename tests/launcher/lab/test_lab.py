@@ -21,7 +21,7 @@ from launcher.config import job_file
 from launcher.config.lab_file import LabFile
 from launcher.errors import ConfigError, LabError
 from launcher.lab import commands, inside, life, network, ranks
-from launcher.lab.record import Record
+from launcher.lab.record import LabRecord
 from launcher.lab.warden import Warden
 from tests.launcher.labs import LAB, REPOSITORY, command, environment, in_lab, launcher, left, wait_until, write
 
@@ -197,7 +197,7 @@ class TestUpAndDown:
             subprocess.run(["ip", "netns", "delete", foreign], check=True)
 
     def test_a_half_made_lab_is_shown_and_taken_down(self, lab: LabFile) -> None:
-        Record.claim(lab, "lab.yaml")
+        LabRecord.claim(lab, "lab.yaml")
         subprocess.run(["ip", "netns", "add", f"ng.{LAB}"], check=True)
         shown = CliRunner().invoke(commands.app, ["status"])
         assert f"lab {LAB} is on its way up or down, or was cut off there" in shown.output
@@ -389,5 +389,5 @@ class TestRanks:
 
 
 def pids() -> list[int]:
-    found = Record.load(LAB)
+    found = LabRecord.load(LAB)
     return network.pids(found.namespaces) if found else []

@@ -13,7 +13,7 @@ from typing import Any
 
 from launcher.config import job_file
 from launcher.lab import inside, life, network, ray_nodes
-from launcher.lab.record import Record
+from launcher.lab.record import LabRecord
 from tests.launcher.labs import LAB, REPOSITORY, command, in_lab, launcher, left, wait_until, write
 
 SUM = """
@@ -109,7 +109,7 @@ class TestRay:
             life.down(LAB)
 
 
-def living(made: Record) -> list[bytes]:
+def living(made: LabRecord) -> list[bytes]:
     """Command lines of all that lives in a lab."""
     found = []
     for pid in network.pids(made.namespaces):

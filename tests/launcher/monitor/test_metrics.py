@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from launcher.monitor.metrics import METRICS, Meter, Update
+from launcher.monitor.metrics import METRICS, RunMetrics, Update
 from launcher.record.events import Event, Planned, Reported, Started
 from launcher.record.tally import Line
 from launcher.report import grafana
@@ -36,11 +36,11 @@ LINE = Line(step=7, at=1.0, of=9, loss=0.5, tokens_per_s=100.0, step_s=0.25, wai
     ],
 )  # fmt: skip
 def test_of_the_run(event: Event, lines: list[Line], wanted: list[tuple[str, float]]) -> None:
-    assert Meter(2).on(event, lines) == [Update(f"narrowgauge_{name}", value) for name, value in wanted]
+    assert RunMetrics(2).on(event, lines) == [Update(f"narrowgauge_{name}", value) for name, value in wanted]
 
 
 def test_of_ranks() -> None:
-    meter = Meter(2)
+    meter = RunMetrics(2)
     first = meter.on(Reported(0, 1.0, 5, tokens=30, wait_s=0.5, num_bytes=100, compute_s=0.25), [])
     assert [(update.metric, update.value, update.rank) for update in first] == [
         ("narrowgauge_compute_seconds_total", 0.25, 0),

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from collectives.topology import Topology
-from launcher.planning.forecast import BUCKET_BYTES, Demand, Pace, at_best, exposed, forecast, num_buckets_of, shares_of
+from launcher.planning.forecast import (
+    BUCKET_BYTES,
+    Demand,
+    RankPace,
+    at_best,
+    exposed,
+    forecast,
+    num_buckets_of,
+    shares_of,
+)
 
 TWO = Topology.from_hosts(["a", "b"])
 
@@ -44,12 +53,12 @@ def test_buckets(size: float, count: int) -> None:
 def test_shares_go_by_speed_up_to_what_memory_holds(
     batch: int, paces: list[tuple[float, int | None]], shares: list[int] | None
 ) -> None:
-    assert shares_of(Demand(batch, None), [Pace(*pace) for pace in paces]) == shares
+    assert shares_of(Demand(batch, None), [RankPace(*pace) for pace in paces]) == shares
 
 
 def test_a_step_is_compute_and_what_is_not_hidden() -> None:
     demand = Demand(30, 1e8, other_s=0.1)
-    found = forecast(demand, [Pace(10.0), Pace(20.0)], TWO)
+    found = forecast(demand, [RankPace(10.0), RankPace(20.0)], TWO)
     assert found is not None
     assert found.shares == (10, 20)
     assert found.compute_s == pytest.approx(1.0)
@@ -58,11 +67,11 @@ def test_a_step_is_compute_and_what_is_not_hidden() -> None:
     assert found.step_s == pytest.approx(1.1 + found.exposed_s)
     assert found.throughput == pytest.approx(30 / found.step_s)
     assert found.bottleneck == "up of a"
-    assert found.throughput <= at_best(demand, [Pace(10.0), Pace(20.0)], TWO)
+    assert found.throughput <= at_best(demand, [RankPace(10.0), RankPace(20.0)], TWO)
 
 
 def test_auto_takes_the_mildest_codec_that_hides() -> None:
-    paces = [Pace(10.0), Pace(20.0)]
+    paces = [RankPace(10.0), RankPace(20.0)]
     assert [
         found.codec if (found := forecast(Demand(batch, 1e8, "auto"), paces, TWO)) else None
         for batch in (300, 30, 12, 3)
@@ -70,7 +79,7 @@ def test_auto_takes_the_mildest_codec_that_hides() -> None:
 
 
 def test_without_seconds_ranks_are_only_compared() -> None:
-    found = forecast(Demand(None, 1e8, in_seconds=False), [Pace(10.0), Pace(20.0)], TWO)
+    found = forecast(Demand(None, 1e8, in_seconds=False), [RankPace(10.0), RankPace(20.0)], TWO)
     assert found is not None
     assert (found.shares, found.exposed_s, found.throughput) == ((1.0, 1.0), 0.0, 20.0)
     assert found.communication_s is not None

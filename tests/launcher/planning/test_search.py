@@ -8,19 +8,19 @@ import random
 import pytest
 
 from collectives.topology import Host, Site, Topology
-from launcher.planning.forecast import Demand, Pace
+from launcher.planning.forecast import Demand, RankPace
 from launcher.planning.pools import Pool
-from launcher.planning.search import Field, choose
+from launcher.planning.search import SearchSpace, choose
 
 
-def random_field(seed: int) -> Field:
+def random_field(seed: int) -> SearchSpace:
     """Up to six pools in up to six nodes, with links, speeds and limits of all sorts."""
     dice = random.Random(seed)
     nodes = [f"n{i}" for i in range(dice.randint(1, 6))]
     pools = []
     for index in range(dice.randint(len(nodes), 6)):
         most = dice.choice([None, None, dice.randint(1, 40)])
-        pace = Pace(dice.choice([1.0, 3.0, 10.0, 30.0]), most)
+        pace = RankPace(dice.choice([1.0, 3.0, 10.0, 30.0]), most)
         pools.append(Pool(nodes[index % len(nodes)], f"d{index // len(nodes)}", dice.randint(1, 3), pace, "test"))
     hosts = []
     for index, name in enumerate(nodes):
@@ -32,10 +32,10 @@ def random_field(seed: int) -> Field:
     most_workers = dice.choice([least, total, dice.randint(least, total)])
     demand = Demand(dice.choice([None, 32, 100]), dice.choice([None, 1e6, 5e7, 4e8]), dice.choice(["none", "int8"]))
     pools.sort(key=lambda pool: -pool.pace.samples_per_s)
-    return Field(pools, demand, Topology(tuple(hosts), sites), least, most_workers)
+    return SearchSpace(pools, demand, Topology(tuple(hosts), sites), least, most_workers)
 
 
-def best_of_all(field: Field) -> float | None:
+def best_of_all(field: SearchSpace) -> float | None:
     """By trying every count, except those whose bound is below what was found already."""
     every = itertools.product(*(range(pool.places + 1) for pool in field.pools))
     best = 0.0

@@ -10,7 +10,7 @@ from launcher.config.job import Job
 from launcher.record.events import Event, Exited, Reported, Retried, Started, to_json
 from launcher.record.replay import Reader
 from launcher.record.run_dir import RunDir
-from launcher.record.seats import Node, Seat
+from launcher.record.seats import Node, RankPlacement
 
 SCRIPT = {"entrypoint": "train.py", "workers": {"max": 4}, "cluster": {"address": "auto"}}
 
@@ -21,7 +21,10 @@ def made(folder: Path) -> RunDir:
 
 
 def plan(run: RunDir, ranks: int) -> None:
-    seats = [Seat(rank, 0, 1, rank, ranks, "abcd"[rank], False, Node("n", "n", "10.0.0.1", 1)) for rank in range(ranks)]
+    seats = [
+        RankPlacement(rank, 0, 1, rank, ranks, "abcd"[rank], False, Node("n", "n", "10.0.0.1", 1))
+        for rank in range(ranks)
+    ]
     run.write_plan({"seats": [asdict(seat) for seat in seats], "collectives": None})
 
 

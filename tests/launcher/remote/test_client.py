@@ -14,7 +14,7 @@ from launcher.record.run_dir import RunDir
 from launcher.remote.client import LinkMonitor, _from_here, _moved, early_end
 from launcher.remote.driver import earlier, folder
 from launcher.remote.feed import FedRunDir, Feed
-from launcher.remote.ray_jobs import Found, Jobs
+from launcher.remote.ray_jobs import ClusterRun, Jobs
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ from launcher.remote.ray_jobs import Found, Jobs
     ],
 )
 def test_early_end(state: str, output: list[str], words: str) -> None:
-    assert early_end(Found("x-1", state, "why", None, {}), output).startswith(words)
+    assert early_end(ClusterRun("x-1", state, "why", None, {}), output).startswith(words)
 
 
 def test_paths_in_a_summary_move_with_its_folder() -> None:
@@ -81,7 +81,7 @@ def test_a_fetched_run_has_its_page(tmp_path: Path) -> None:
         def output(self, run: str) -> str:
             return output.getvalue()
 
-    with LinkMonitor(Told(), Found(ours.path.name, "SUCCEEDED", "", None, {"job": job.model_dump()})) as watch:
+    with LinkMonitor(Told(), ClusterRun(ours.path.name, "SUCCEEDED", "", None, {"job": job.model_dump()})) as watch:
         watch.catch_up()
         assert watch.settle(ours.path)["folder"] == str(ours.path)
     assert "finished" in (ours.path / "report.html").read_text()

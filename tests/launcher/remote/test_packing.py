@@ -10,7 +10,7 @@ import pytest
 
 from launcher.errors import PackingError
 from launcher.remote import packing
-from launcher.remote.packing import Found, chosen, left_out, pack
+from launcher.remote.packing import PackedFile, chosen, left_out, pack
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_an_empty_folder_travels_too(tmp_path: Path) -> None:
 
 def test_too_much_is_refused_by_name_before_all_is_read() -> None:
     def files() -> object:
-        yield Found(PurePosixPath("train.py"), 3)
-        yield Found(PurePosixPath("data/images.tar"), 2 * packing.LIMIT_BYTES)
+        yield PackedFile(PurePosixPath("train.py"), 3)
+        yield PackedFile(PurePosixPath("data/images.tar"), 2 * packing.LIMIT_BYTES)
         raise AssertionError("it went on")
 
     with pytest.raises(PackingError, match=r"over 180 MiB in 2 files") as caught:

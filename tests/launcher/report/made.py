@@ -13,7 +13,7 @@ from collectives.topology import Host, Pair, Site, Topology
 from launcher.config.job import Job
 from launcher.record.events import Event, Exited, Noted, Planned, Raised, Reported, Started
 from launcher.record.run_dir import RunDir
-from launcher.record.seats import Node, Seat
+from launcher.record.seats import Node, RankPlacement
 from launcher.record.tally import Tally
 
 T0 = 1_790_000_000.0
@@ -41,13 +41,13 @@ def topology(hosts: int, ranks: int, *, sites: bool = False, pairs: bool = False
     )
 
 
-def seats(ranks: int, hosts: int) -> list[Seat]:
+def seats(ranks: int, hosts: int) -> list[RankPlacement]:
     made = []
     for host in range(hosts):
         here = range(host * ranks // hosts, (host + 1) * ranks // hosts)
         for local, rank in enumerate(here):
             node = Node(f"id-{host}", f"box-{host}", f"10.0.0.{host + 1}", 8)
-            made.append(Seat(rank, local, len(here), host, hosts, f"box-{host}", False, node))
+            made.append(RankPlacement(rank, local, len(here), host, hosts, f"box-{host}", False, node))
     return made
 
 

@@ -21,7 +21,7 @@ from launcher.planning.placement import place
 from launcher.record.events import Event, Exited, Logged, Noted, Raised, Reported, Started
 from launcher.record.seats import Node
 from launcher.run import worker
-from launcher.run.agent import MASTER_PORTS, Agent, Order, network
+from launcher.run.agent import MASTER_PORTS, Agent, WorkerSpec, network
 
 NODE = Node("a", "box", "127.0.0.1", 8)
 
@@ -129,11 +129,11 @@ def test_an_entrypoint_that_is_not_there(folder: Path) -> None:
 # ---- the agent -----------------------------------------------------------------------------------------------------
 
 
-def order(folder: Path, script: str, rank: int = 0) -> Order:
+def order(folder: Path, script: str, rank: int = 0) -> WorkerSpec:
     (folder / "script.py").write_text(script)
     (folder / "logs").mkdir(exist_ok=True)
     variables = {"NARROWGAUGE_BACKEND": "gloo", "NARROWGAUGE_CODEC": "none", "RANK": str(rank)}
-    return Order(
+    return WorkerSpec(
         rank, "script.py", ("an argument",), variables, str(folder), folder / "logs" / "rank-0.log", "127.0.0.1"
     )
 
@@ -252,7 +252,7 @@ def test_a_worker_does_not_outlive_its_agent(tmp_path: Path) -> None:
 def test_output_on_a_node_without_the_run_folder_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "node"))
     here = order(tmp_path, "import os\nprint('one')\nprint(os.environ['NARROWGAUGE_LOG'])\n")
-    away = Order(**{**vars(here), "log": Path("/elsewhere/runs/demo-1/logs/rank-0.log")})
+    away = WorkerSpec(**{**vars(here), "log": Path("/elsewhere/runs/demo-1/logs/rank-0.log")})
     agent = Agent()
     agent.start(away)
     events = until_exit(agent)
