@@ -126,7 +126,7 @@ def _hosts(ours: NarrowgaugeGroup) -> tuple[str, ...]:
 def _row(
     collective: Collective, num_bytes: int, dtype: str, codec: str, groups: Sequence[_Group], limit: Limit,
     round_s: float,
-) -> Row:  # fmt: skip
+) -> BenchRow:  # fmt: skip
     """One line of the table."""
     trial = trial_of(collective, num_bytes, dtype, codec)
     plan = _plan(groups[0].group, collective, trial.num_bytes, codec)

@@ -1,7 +1,7 @@
 """From a forest to one rank's table, which the compiled loop and the reference interpreter run.
 
-In: a forest, an op's spec, this rank, each rank's site and host. Out: a `TableLayout`. Nothing else of the plan reaches the
-loop.
+In: a forest, an op's spec, this rank, each rank's site and host. Out: a `TableLayout`. Nothing else of the plan
+reaches the loop.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ MIN_SLOTS = 2  # one slice in work while the next is on its way
 def build(
     forest: Forest, spec: OpSpec, rank: int, homes: Sequence[Home], *, slice_bytes: int, window_bytes: int,
     shared_memory: Collection[int] = (), narrow_between: npt.NDArray[np.bool_] | None = None,
-) -> Layout:  # fmt: skip
+) -> TableLayout:  # fmt: skip
     """The table by which `rank` runs `spec` over `forest`.
 
     Args:

@@ -35,7 +35,7 @@ def matchings(pairs: Iterable[Flow]) -> list[list[Flow]]:
 
 
 def trios(hubs: Sequence[int], hosts: Sequence[int]) -> list[list[Flow]]:
-    """Rounds in which every center meets two other hosts at once: (center, other) for both; none with less than 3 hosts."""
+    """Rounds in which every center meets two other hosts at once, as (center, other); none with less than 3 hosts."""
     many = len(hosts) // 3
     rounds = []
     for start in range(0, len(hubs), many) if many else ():

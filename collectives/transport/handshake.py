@@ -82,7 +82,8 @@ def admit(connection: socket.socket, group: str, generation: int, token: bytes) 
         hello = _read(first)
         if (hello.group, hello.generation, hello.protocol) != (group, generation, PROTOCOL):
             raise Refused(
-                f"it wants {hello.group} generation {hello.generation} ({hello.protocol}), not {group} generation {generation}"
+                f"it wants {hello.group} generation {hello.generation} ({hello.protocol}), "
+                f"not {group} generation {generation}"
             )
         send_frame(connection, _TAKEN)
     except OSError as error:

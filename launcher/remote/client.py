@@ -1,8 +1,8 @@
 """A run on a cluster, from outside: hand it over, watch it, fetch it.
 
 `submit` makes the run's folder here, sends the working directory, and has the cluster start `driver.py`. From
-then on the run needs nothing of this machine. A `RunFollower` gives the run's folder as it grows, from the feed (`feed.py`),
-to whoever looks: this terminal, or another one on another machine.
+then on the run needs nothing of this machine. A `RunFollower` gives the run's folder as it grows, from the feed
+(`feed.py`), to whoever looks: this terminal, or another one on another machine.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     row "waits"   each sleep, named after the ranks that owed something
     row "slices"  each slice at the moment when it was there
 
-The loop writes slices and waits into a trace ring, a ring: of a very long op the last TRACE_ENTRIES entries remain. Times are of
-the wall clock in microseconds, so the files of several hosts can be laid side by side as far as their clocks agree.
+The loop writes slices and waits into the trace ring: of a very long op the last TRACE_ENTRIES remain. Times are of the
+wall clock in microseconds, so the files of several hosts can be laid side by side as far as their clocks agree.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from collectives.topology import Topology
 def direct(topology: Topology, collective: Collective, root: int | None = None) -> list[Tree]:
     """One star for each rank; with a root, a star around each other rank that hands on to (or from) the root.
 
-    With the root as r and inner_root h, every rank but r is a child of h, and h is the only child of r: a broadcast is then a
-    scatter and an all-gather in one, and no rank sends much more than the message.
+    With the root r and the inner root h, every rank but r is a child of h, and h is the only child of r: a broadcast is
+    then a scatter and an all-gather in one, and no rank sends much more than the message.
     """
     ranks = range(topology.size)
     if root is None:

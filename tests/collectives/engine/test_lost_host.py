@@ -24,7 +24,7 @@ RANK = """
 import sys
 import numpy as np
 from torch.distributed import FileStore
-from collectives.engine.op import OpSpec
+from collectives.schedule.op import OpSpec
 from collectives.engine.runner import connect
 from collectives.options import Options
 

@@ -8,8 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from collectives.engine import runner
-from collectives.engine.compiled import table
+from collectives.engine import runner, table_builder
 from collectives.planning import simulate as module
 from collectives.planning.cost import MESSAGE_S, cost
 from collectives.planning.planner import plan
@@ -185,4 +184,4 @@ def test_windows_are_the_engines(latency_s: float) -> None:
     hosts = tuple(Host(f"h{rank}", (rank,), RATE, 2 * RATE, latency_s=latency_s * (1 + rank)) for rank in range(4))
     for topology in (Topology(hosts), Topology(hosts, (Site("s", ("h0", "h1"), RATE, RATE, 1e-3),))):
         assert default_window_bytes(topology) == runner._window_bytes(topology)
-    assert table.MIN_SLOTS == module.MIN_SLOTS
+    assert table_builder.MIN_SLOTS == module.MIN_SLOTS

@@ -79,12 +79,12 @@ def test_the_dashboard_asks_only_for_documented_names() -> None:
 SCRAPED = """
 import json, sys, time, urllib.request
 import ray
-from launcher.cluster import Cluster
-from launcher.events import Planned, Reported
-from launcher.job import Job
-from launcher.placement import place
-from launcher.ray_metrics import RayMetrics
-from launcher.tally import Tally
+from launcher.run.cluster import Cluster
+from launcher.record.events import Planned, Reported
+from launcher.config.job import Job
+from launcher.planning.placement import place
+from launcher.monitor.prometheus import RayMetrics
+from launcher.record.tally import Tally
 
 job = Job.model_validate({"name": "scraped", "entrypoint": "x.py", "workers": {"count": 2, "hosts": 2}})
 with Cluster(job) as cluster:

@@ -54,7 +54,8 @@ def test_a_lowered_link_is_believed_again_when_ops_take_less_than_planned() -> N
     lowered, measured = farm(120, 120, 120, 60), farm(120, 120, 120, 120)
     flows = {(i, j): (23.0, 0.95) if 3 in (i, j) else (40.0, 0.95) for i in range(4) for j in range(4) if i != j}
     assert estimate_links(lowered, measured, traffic(0.85, flows)) == measured
-    assert [round(host.up_bytes_per_s / MB) for host in estimate_links(lowered, measured, traffic(0.95, flows)).hosts] == [
+    estimated = estimate_links(lowered, measured, traffic(0.95, flows))
+    assert [round(host.up_bytes_per_s / MB) for host in estimated.hosts] == [
         120, 120, 120, 69,
     ]  # fmt: skip
 
