@@ -36,24 +36,29 @@ from collectives.engine.compiled.table import (
     STEP,
     TREE,
     UP_PART,
+    Records,
     Table,
     TableLayout,
 )
-from collectives.schedule.codec import RAW, codec_of
+from collectives.planning.window import MAX_WINDOW_BYTES, tree_slots
+from collectives.schedule.codec import RAW, Codec, codec_of
 from collectives.schedule.forest import Forest
-from collectives.schedule.op import REDUCING, OpSpec
+from collectives.schedule.op import OpSpec
 from collectives.schedule.tree import Tree
 
-Home = tuple[int, int]  # of a rank: its site (a host in no site is one), its host
+Home = tuple[int, int]
+"""Of a rank: its site (a host in no site is one), its host."""
 
+Row = dict[str, int]
 
-REGISTERS = (ACC, TMP, TMP2)  # what a fold needs for ranks in hosts in sites
-
+REGISTERS = (ACC, TMP, TMP2)
+"""What a fold needs for ranks in hosts in sites."""
 
 SHORT_BYTES = 64 * 1024
+"""The largest message of a short op, whose loop yields before it sleeps."""
 
-
-MIN_SLOTS = 2  # one slice in work while the next is on its way
+# Partial sums of 16-bit types take twice the window, and a tree's slots are rounded up: a part has room for four.
+assert MAX_WINDOW_BYTES <= PART_BYTES // 4
 
 
 def build(
@@ -65,131 +70,230 @@ def build(
     Args:
         homes: for each rank the index of its site and of its host, see `Topology.homes`.
         slice_bytes: bytes of a slice in the op's dtype, a multiple of 64.
-        window_bytes: bytes of the message that may be on their way at a time (at least two slices a tree); bounds
+        window_bytes: bytes of the message that may be in flight at a time (at least two slices a tree); bounds
             scratch and arena to about as much, twice for a forest with inner nodes, twice again for partial sums of
             16-bit types.
         shared_memory: indices of the hosts whose ranks read each other's arenas.
         narrow_between: for codecs of narrow links which hosts have one between them, see `Topology.narrow_between`.
     """
-    is_half = spec.dtype in ("bfloat16", "float16")
-    acc_size = 4 if is_half else spec.item_size
-    up = spec.collective in REDUCING
-    down = spec.collective not in ("reduce", "reduce_scatter")
-    assert slice_bytes % 64 == 0, "a slot of an arena begins at a place that a header can tell"
-    slice_elems = slice_bytes // spec.item_size
-    hosts = [host for _, host in homes]
-    near = {peer for peer, host in enumerate(hosts) if host == hosts[rank] and host in shared_memory}
-    codec = codec_of(spec.codec)
-    assert narrow_between is not None or not codec.narrow_only
-    code_bytes = codec.num_bytes(slice_elems)
-
-    def is_coded(a: int, b: int) -> bool:
-        if hosts[a] == hosts[b]:
-            return hosts[a] not in shared_memory and not codec.narrow_only
-        return not codec.narrow_only or bool(narrow_between is not None and narrow_between[hosts[a], hosts[b]])
-
-    trees: list[tuple[int, ...]] = []
-    edges: list[tuple[int, ...]] = []
-    steps: list[tuple[int, int, int]] = []
-    copies = _own_copies(spec, rank, forest.size)
-    scratch = all_slots = all_slices = seen = 0
-    arena_up, arena_down = UP_PART, DOWN_PART if up else ONLY_PART
-    local_tree = np.full(len(forest.trees), -1, np.int64)
-    to_peer = np.zeros(forest.size, np.int64)
+    assert slice_bytes % 64 == 0, "headers give arena offsets in units of 64 bytes"
+    wires = _Wires([host for _, host in homes], shared_memory, codec_of(spec.codec), narrow_between)
+    builder = _Builder(forest, spec, rank, homes, wires, slice_bytes, window_bytes)
     for index, (tree, part) in enumerate(zip(forest.trees, _parts(forest, spec), strict=True)):
-        count, source_offset, target_offset = part.of(tree, rank)
-        children = tree.children_of(rank)
-        parent = tree.parent_of(rank)
-        if count == 0 or (parent is None and rank != tree.root):
-            continue
-        if not children and parent is None:
-            if up:
-                copies.append((source_offset, target_offset, count * spec.item_size))
-            continue
-        num_slices = math.ceil(count / slice_elems)
-        in_flight = math.ceil(count / sum(spec.counts) * window_bytes / slice_bytes)
-        slots = min(num_slices, max(MIN_SLOTS, in_flight))
-        slot_elems = min(count, slots * slice_elems)
-        first_edge, first_step = len(edges), len(steps)
-        coded = codec.code != RAW and any(is_coded(*edge) for edge in tree.edges)
-        coded_children = [child for child in children if coded and is_coded(child, rank)]
-        coded_parent = coded and parent is not None and is_coded(rank, parent)
-        code_room = _aligned(slots * code_bytes) if coded else 0
-        for child in children:
-            wire_size = acc_size if tree.children_of(child) else spec.item_size
-            code_offset = scratch
-            if child in coded_children:
-                scratch += code_room
-            edges.append(
-                (child, int(child in near), int(child in coded_children), wire_size, scratch, code_offset, seen)
-            )
-            seen += slots
-            if up and child not in near:
-                scratch += _aligned(slot_elems * wire_size)
-            to_peer[child] += num_slices
-        num_near = sum(child in near for child in children)
-        partial_offset, up_offset, down_offset = scratch, arena_up, arena_down
-        if up and children:
-            steps += fold_steps(rank, children, homes)
-        if up and parent in near:
-            arena_up += _aligned(slot_elems * (acc_size if children else spec.item_size))
-        elif up and children and parent is not None:
-            scratch += _aligned(slot_elems * acc_size)
-        code_up, code_down = scratch, scratch + (code_room if coded_parent else 0)
-        if coded:
-            scratch = code_down + code_room
-        if down and num_near:
-            arena_down += _aligned(slot_elems * spec.item_size)
-        if parent is not None and (up or parent in near):
-            to_peer[parent] += num_slices
-        local_tree[index] = len(trees)
-        trees.append(
-            (
-                index, NO_PEER if parent is None else parent,
-                first_edge, len(children), first_step, len(steps) - first_step,
-                int(up), int(down), int(parent in near), num_near,
-                count, slice_elems, num_slices, slots, all_slots, all_slices,
-                source_offset, target_offset, partial_offset, up_offset, down_offset,
-                int(coded), int(coded_parent), len(coded_children), code_bytes, code_up, code_down,
-            )
-        )  # fmt: skip
-        all_slots += slots
-        all_slices += num_slices
+        builder.add(index, tree, part)
+    return builder.layout()
 
+
+@dataclass(frozen=True)
+class _Wires:
+    """How slices travel between two ranks: through memory or over a socket, as numbers or encoded."""
+
+    hosts: Sequence[int]  # of each rank
+    shared_memory: Collection[int]
+    codec: Codec
+    narrow_between: npt.NDArray[np.bool_] | None
+
+    def __post_init__(self) -> None:
+        assert self.narrow_between is not None or not self.codec.narrow_only
+
+    def is_near(self, a: int, b: int) -> bool:
+        return self.hosts[a] == self.hosts[b] and self.hosts[a] in self.shared_memory
+
+    def is_coded(self, a: int, b: int) -> bool:
+        if self.codec.code == RAW:
+            return False
+        a, b = self.hosts[a], self.hosts[b]
+        if a == b:
+            return a not in self.shared_memory and not self.codec.narrow_only
+        return not self.codec.narrow_only or bool(self.narrow_between is not None and self.narrow_between[a, b])
+
+
+class _Memory:
+    """Hands out consecutive ranges of one memory, each from a cache line on. An empty range takes no room."""
+
+    def __init__(self, start: int = 0, limit: int | None = None) -> None:
+        self.end, self._limit = start, limit
+
+    def take(self, num_bytes: int) -> int:
+        """Offset of a new range."""
+        start = self.end
+        self.end += (num_bytes + 63) // 64 * 64
+        assert self._limit is None or self.end <= self._limit
+        return start
+
+
+@dataclass(frozen=True)
+class _Node:
+    """This rank's position in a tree, and how the tree's part of the message is cut."""
+
+    parent: int | None
+    children: tuple[int, ...]
+    count: int  # elements
+    num_slices: int
+    slots: int
+    slot_elems: int  # elements that all slots together hold
+    code_room: int  # bytes that all slots together hold, encoded; 0 if no edge of the tree is
+    coded_parent: bool
+
+
+class _Builder:
+    """Collects one rank's records, tree by tree, and assigns each tree its ranges of scratch and arena."""
+
+    def __init__(
+        self, forest: Forest, spec: OpSpec, rank: int, homes: Sequence[Home], wires: _Wires,
+        slice_bytes: int, window_bytes: int,
+    ) -> None:  # fmt: skip
+        self.forest, self.spec, self.rank, self.homes, self.wires = forest, spec, rank, homes, wires
+        self.slice_bytes, self.window_bytes = slice_bytes, window_bytes
+        self.up, self.down = forest.specification.up, forest.specification.down
+        self.slice_elems = slice_bytes // spec.item_size
+        self.code_bytes = wires.codec.num_bytes(self.slice_elems)
+        self.acc_size = 4 if spec.dtype in ("bfloat16", "float16") else spec.item_size
+        self.total_count = sum(spec.counts)
+
+        self.trees: list[Row] = []
+        self.edges: list[Row] = []
+        self.steps: list[tuple[int, int, int]] = []
+        self.copies = _own_copies(spec, rank, forest.size)
+        self.local_tree = np.full(len(forest.trees), -1, np.int64)
+        self.frames_to = [0] * forest.size
+        # A tree that only goes down waits for its readers, one that goes up for its parent: see `table.py`.
+        down_part = DOWN_PART if self.up else ONLY_PART
+        self.scratch = _Memory()
+        self.arena_up, self.arena_down = (_Memory(part, part + PART_BYTES) for part in (UP_PART, down_part))
+        self.num_slots = self.num_slices = self.num_seen = 0
+
+    def add(self, index: int, tree: Tree, part: _Part) -> None:
+        """Add a tree of the forest, if this rank takes part in it and it carries anything."""
+        count, source_offset, target_offset = part.of(tree, self.rank)
+        parent, children = tree.parent_of(self.rank), tree.children_of(self.rank)
+        if count == 0 or (parent is None and self.rank != tree.root):
+            return
+        if parent is None and not children:
+            if self.up:
+                self.copies.append((source_offset, target_offset, count * self.spec.item_size))
+            return
+        node = self._node(tree, parent, children, count)
+        row: Row = {"id": index, "parent": NO_PEER if parent is None else parent}
+        row |= {"up": self.up, "down": self.down, "near_parent": self._is_near(parent)}
+        row |= {"count": count, "slice_elems": self.slice_elems, "num_slices": node.num_slices, "slots": node.slots}
+        row |= {"first_slot": self.num_slots, "first_slice": self.num_slices}
+        row |= {"source_offset": source_offset, "target_offset": target_offset}
+        row |= self._add_edges(tree, node)
+        row |= self._add_steps(node)
+        row |= self._outgoing(node)
+        self.local_tree[index] = len(self.trees)
+        self.trees.append(row)
+        self.num_slots += node.slots
+        self.num_slices += node.num_slices
+
+    def layout(self) -> TableLayout:
+        frames = np.array(self.frames_to, np.int64)
+        queues = np.zeros(self.forest.size, QUEUE)
+        queues["base"] = np.cumsum(frames) - frames
+        max_children = max((tree["num_edges"] for tree in self.trees), default=0)
+        table = Table(
+            trees=_records(self.trees, TREE),
+            edges=_records(self.edges, EDGE),
+            steps=np.array(self.steps, STEP),
+            copies=np.array([copy for copy in self.copies if copy[2]], COPY),
+            local_tree=self.local_tree,
+            run=_run(self.forest, self.spec, self.rank, self.acc_size, self.wires.codec),
+            due=np.zeros(self.num_slots, np.int64),
+            arrived=np.zeros(self.num_slots, np.int64),
+            seen=np.zeros(self.num_seen, np.uint8),
+            slice_addresses=np.zeros(self.num_seen, np.int64),
+            received=np.zeros(self.num_slices, np.uint8),
+            queues=queues,
+            pending=np.zeros(int(frames.sum()), np.int64),
+            operands=np.zeros(max_children, np.int64),
+            wire_sizes=np.zeros(max_children, np.int64),
+        )
+        return TableLayout(table, self.scratch.end)
+
+    def _node(self, tree: Tree, parent: int | None, children: tuple[int, ...], count: int) -> _Node:
+        num_slices = math.ceil(count / self.slice_elems)
+        slots = min(num_slices, tree_slots(count / self.total_count, self.slice_bytes, self.window_bytes))
+        coded = any(self.wires.is_coded(*edge) for edge in tree.edges)
+        return _Node(
+            parent,
+            children,
+            count,
+            num_slices,
+            slots,
+            slot_elems=min(count, slots * self.slice_elems),
+            code_room=slots * self.code_bytes if coded else 0,
+            coded_parent=parent is not None and self.wires.is_coded(self.rank, parent),
+        )
+
+    def _add_edges(self, tree: Tree, node: _Node) -> Row:
+        """One edge for each child, with room for what arrives from it if that does not lie in its arena."""
+        first, num_near, num_coded = len(self.edges), 0, 0
+        for child in node.children:
+            near, coded = self._is_near(child), self.wires.is_coded(child, self.rank)
+            wire_size = self.acc_size if tree.children_of(child) else self.spec.item_size
+            row: Row = {"peer": child, "near": near, "coded": coded, "wire_size": wire_size}
+            row["code_offset"] = self.scratch.take(node.code_room if coded else 0)
+            row["scratch_offset"] = self.scratch.take(node.slot_elems * wire_size if self.up and not near else 0)
+            row["first_seen"] = self.num_seen
+            self.edges.append(row)
+            self.num_seen += node.slots
+            self.frames_to[child] += node.num_slices
+            num_near, num_coded = num_near + near, num_coded + coded
+        return {"first_edge": first, "num_edges": len(node.children), "num_near": num_near, "num_coded": num_coded}
+
+    def _add_steps(self, node: _Node) -> Row:
+        first = len(self.steps)
+        if self.up and node.children:
+            self.steps += fold_steps(self.rank, node.children, self.homes)
+        return {"first_step": first, "num_steps": len(self.steps) - first}
+
+    def _outgoing(self, node: _Node) -> Row:
+        """Where slices lie that this rank passes on: partial sums, results for near children, encoded slices.
+
+        What a leaf sends to a far parent goes straight from the source, a result for far children from the target.
+        """
+        item_size, near_parent = self.spec.item_size, self._is_near(node.parent)
+        sum_bytes = node.slot_elems * (self.acc_size if node.children else item_size)
+        is_inner = bool(node.children) and node.parent is not None
+        num_near = sum(map(self._is_near, node.children))
+        if node.parent is not None and (self.up or near_parent):
+            self.frames_to[node.parent] += node.num_slices
+        return {
+            "partial_offset": self.scratch.take(sum_bytes if self.up and is_inner and not near_parent else 0),
+            "arena_up": self.arena_up.take(sum_bytes if self.up and near_parent else 0),
+            "arena_down": self.arena_down.take(node.slot_elems * item_size if self.down and num_near else 0),
+            "coded": node.code_room > 0,
+            "coded_parent": node.coded_parent,
+            "code_bytes": self.code_bytes,
+            "code_up": self.scratch.take(node.code_room if node.coded_parent else 0),
+            "code_down": self.scratch.take(node.code_room),
+        }
+
+    def _is_near(self, peer: int | None) -> bool:
+        return peer is not None and self.wires.is_near(self.rank, peer)
+
+
+def _records(rows: Sequence[Row], kind: np.dtype[np.void]) -> Records:
+    """Rows by field name as an array; every row gives every field."""
+    records = np.zeros(len(rows), kind)
+    for name in kind.names or ():
+        records[name] = [row[name] for row in rows]
+    return records
+
+
+def _run(forest: Forest, spec: OpSpec, rank: int, acc_size: int, codec: Codec) -> Records:
     run = np.zeros(1, RUN)
     run["rank"] = rank
     run["spec"] = spec.fingerprint()
-    run["is_short"] = int(spec.num_bytes <= SHORT_BYTES)
+    run["is_short"] = spec.num_bytes <= SHORT_BYTES
     run["dtype"] = DTYPE_CODE["uint8" if spec.dtype == "bool" else spec.dtype]
     if spec.reduction is not None:
         codes = BOOL_REDUCTION_CODE if spec.dtype == "bool" else REDUCTION_CODE
         run["reduction"] = codes[spec.reduction]
     run["divisor"] = forest.size if spec.reduction == "avg" else 1
     run["item_size"], run["acc_size"], run["codec"] = spec.item_size, acc_size, codec.code
-
-    assert arena_up <= UP_PART + PART_BYTES
-    assert arena_down <= (DOWN_PART if up else ONLY_PART) + PART_BYTES
-    queues = np.zeros(forest.size, QUEUE)
-    queues["base"] = np.concatenate(([0], np.cumsum(to_peer)[:-1]))
-    most_children = max((tree[3] for tree in trees), default=0)
-    table = Table(
-        trees=np.array(trees, TREE),
-        edges=np.array(edges, EDGE),
-        steps=np.array(steps, STEP),
-        copies=np.array([copy for copy in copies if copy[2]], COPY),
-        local_tree=local_tree,
-        run=run,
-        due=np.zeros(all_slots, np.int64),
-        arrived=np.zeros(all_slots, np.int64),
-        seen=np.zeros(seen, np.uint8),
-        slice_addresses=np.zeros(seen, np.int64),
-        received=np.zeros(all_slices, np.uint8),
-        queues=queues,
-        pending=np.zeros(int(to_peer.sum()), np.int64),
-        operands=np.zeros(most_children, np.int64),
-        wire_sizes=np.zeros(most_children, np.int64),
-    )
-    return TableLayout(table, scratch)
+    return run
 
 
 @dataclass(frozen=True)
@@ -212,9 +316,10 @@ class _Part:
 
 def _parts(forest: Forest, spec: OpSpec) -> list[_Part]:
     """For each tree of the forest, its part of the message."""
-    if spec.collective == "all_to_all":
+    specification = forest.specification
+    if specification.pairwise:
         return [_pair_part(tree, spec, forest.size) for tree in forest.trees]
-    if spec.collective in ("reduce_scatter", "all_gather"):
+    if specification.chunked:
         return _chunk_parts(forest, spec)
     bounds = split(spec.counts[0], forest.shares, spec.item_size)
     return [
@@ -232,8 +337,8 @@ def _chunk_parts(forest: Forest, spec: OpSpec) -> list[_Part]:
         bounds = split(count, [forest.shares[index] for index in own], spec.item_size)
         for index, (start, stop) in zip(own, itertools.pairwise(bounds), strict=True):
             chunk, whole = start * spec.item_size, int(first[owner] + start) * spec.item_size
-            scattered = spec.collective == "reduce_scatter"
-            parts[index] = _Part(stop - start, whole if scattered else chunk, chunk if scattered else whole)
+            source, target = (whole, chunk) if forest.specification.up else (chunk, whole)
+            parts[index] = _Part(stop - start, source, target)
     return parts
 
 
@@ -300,7 +405,3 @@ def fold_steps(rank: int, children: Sequence[int], homes: Sequence[Home]) -> lis
     fold(sorted(own + [(*homes[child], child, index) for index, child in enumerate(children)]), 0, 0)
     steps[-1] = (DST, *steps[-1][1:])
     return steps
-
-
-def _aligned(num_bytes: int) -> int:
-    return (num_bytes + 63) // 64 * 64

@@ -3,7 +3,7 @@
 In: a topology, a forest and a message size. Out: a `Simulation`. It models what the engine does:
 
 - a tree's part is cut into slices; where it goes up, a leaf has at most `slots` of them on their way, as
-  `engine/table.py` counts them, and sends the next one when one has come down (as a word without payload in collectives
+  `window.py` counts them, and sends the next one when one has come down (as a word without payload in collectives
   that only go up); an inner node passes a slice on once all its children's have arrived;
 - each ordered pair of ranks has one connection, which carries one slice at a time, first come, first served;
 - connections that cross a link share it as TCP flows do: the least rate is made as large as it can be, then the next
@@ -33,13 +33,12 @@ import numpy.typing as npt
 from collectives.planning.cost import MESSAGE_S, SLICE_BYTES, Passage, cost
 from collectives.planning.explain import SHOWN
 from collectives.planning.plan import Plan
+from collectives.planning.window import default_window_bytes, tree_slots
 from collectives.schedule.forest import Forest
 from collectives.schedule.specification import SPECIFICATIONS
 from collectives.topology import Topology
 from collectives.units import seconds
 
-MIN_WINDOW_BYTES, MAX_WINDOW_BYTES = 4 * 1024 * 1024, 128 * 1024 * 1024  # as the engine's
-MIN_SLOTS = 2  # as the engine's
 MAX_TRANSFERS, MIN_SLICES = 1_000_000, 4
 MAX_WORK = 1_500_000_000  # connections looked at, over all steps of the clock
 SAME_S = 1e-9  # events that are closer than this part of the clock happen together
@@ -113,13 +112,6 @@ def simulate(
     return Simulation(seconds, tuple(busy.tolist()), level, transfers, longer)
 
 
-def default_window_bytes(topology: Topology) -> int:
-    """The engine's default: enough to keep every link busy for two round trips, 4 to 128 MiB."""
-    fastest = max(min(host.up_bytes_per_s, host.down_bytes_per_s) for host in topology.hosts)
-    size = len(topology.hosts)
-    return min(max(MIN_WINDOW_BYTES, int(4 * topology.longest_latency_s * fastest * size)), MAX_WINDOW_BYTES)
-
-
 def _tree_bytes(forest: Forest, num_bytes: int) -> Floats:
     """What each tree carries, in bytes: (1) of `cost.py`."""
     per_share = num_bytes / forest.size if forest.specification.chunked else num_bytes
@@ -171,10 +163,8 @@ class _Clock:
         self.up, self.down = spec.up, spec.down
         self.trees = forest.trees
         self.sizes = [_slice_sizes(float(part), slice_bytes) for part in parts]
-        in_flight = [
-            math.ceil(float(part) / max(1e-9, float(parts.sum())) * window_bytes / slice_bytes) for part in parts
-        ]
-        self.slots = [max(MIN_SLOTS, slots) for slots in in_flight]
+        total = max(1e-9, float(parts.sum()))
+        self.slots = [tree_slots(float(part) / total, slice_bytes, window_bytes) for part in parts]
         self.now = 0.0
         self.thread_free_s = [0.0] * forest.size
         self.arrived: dict[tuple[int, int, int], int] = {}

@@ -92,7 +92,7 @@ RUN = np.dtype(
         # Set anew for each op, in one go.
         ("op", "i8"), ("generation", "i8"), ("source", "i8"), ("target", "i8"), ("scratch", "i8"), ("timeout_ns", "i8"),
         ("residual", "i8"), ("started", "i8"), ("last_move_bytes", "i8"),
-        ("poll_ns", "i8"), ("bytes_sent", "i8"), ("bytes_received", "i8"),  # counters
+        ("bytes_received", "i8"), ("poll_ns", "i8"), ("bytes_sent", "i8"),  # counters
         # The loop's own.
         ("to_send", "i8"), ("to_receive", "i8"),  # frames still to go
         ("last_move_ns", "i8"),
@@ -104,7 +104,7 @@ RUN = np.dtype(
         ("codec", "i8"),
     ]
 )  # fmt: skip
-_SET, _COUNTERS = struct.Struct("=12q"), struct.Struct("=3q")  # what is set, and the last of it
+_SET, _COUNTERS = struct.Struct("=12q"), struct.Struct("=2q")  # what is set, and the last of it
 
 
 class Table(NamedTuple):
@@ -141,8 +141,8 @@ class TableLayout:
         """Make the table ready for an op; all else starts anew."""
         _SET.pack_into(self._run, 0, op, generation, source, target, scratch, timeout_ns, residual, 0, 0, 0, 0, 0)
 
-    def counters(self) -> tuple[int, int, int]:
-        """The last op's poll_ns, bytes_sent and bytes_received."""
+    def counters(self) -> tuple[int, int]:
+        """The last op's poll_ns and bytes_sent."""
         return _COUNTERS.unpack_from(self._run, _SET.size - _COUNTERS.size)
 
     @cached_property

@@ -185,7 +185,7 @@ def test_a_header_that_cannot_be_is_refused_and_shown(change: dict[str, int]) ->
     """Rank 0 speaks the protocol wrongly after a rightful handshake: rank 1 must not write a byte where it says."""
     with engines(["farm-a", "farm-b"]) as group:
         spec = OpSpec("all_reduce", "float32", "sum", None, (100,))
-        layout = group[0]._planned(spec).layout
+        layout = group[0]._tables.get(spec).layout
         header = np.zeros(1, HEADER)
         header["spec"] = layout.table.run[0]["spec"]
         header["length"] = 400
@@ -393,7 +393,7 @@ def test_an_interrupted_wait_ends_the_op_before_its_buffers_go(monkeypatch: pyte
                     raise KeyboardInterrupt
                 return super().wait(timeout)
 
-        monkeypatch.setattr("collectives.engine.runner.threading.Event", Interrupted)
+        monkeypatch.setattr("collectives.engine.op_queue.threading.Event", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             group[0].run(spec, second.ctypes.data, second.ctypes.data)
         monkeypatch.undo()

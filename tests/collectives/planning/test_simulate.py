@@ -8,11 +8,10 @@ import random
 import numpy as np
 import pytest
 
-from collectives.engine import runner, table_builder
 from collectives.planning import simulate as module
 from collectives.planning.cost import MESSAGE_S, cost
 from collectives.planning.planner import plan
-from collectives.planning.simulate import default_window_bytes, fair_rates, simulate
+from collectives.planning.simulate import fair_rates, simulate
 from collectives.schedule.algorithms import candidates
 from collectives.schedule.forest import Forest
 from collectives.schedule.op import Collective
@@ -177,11 +176,3 @@ def test_a_thousand_hosts() -> None:
     assert ran.level == "long slices"
     assert made.bound_s is not None
     assert made.bound_s < ran.seconds < 1.5 * made.bound_s
-
-
-@pytest.mark.parametrize("latency_s", [0.0, 100e-6, 20e-3, 1.0])
-def test_windows_are_the_engines(latency_s: float) -> None:
-    hosts = tuple(Host(f"h{rank}", (rank,), RATE, 2 * RATE, latency_s=latency_s * (1 + rank)) for rank in range(4))
-    for topology in (Topology(hosts), Topology(hosts, (Site("s", ("h0", "h1"), RATE, RATE, 1e-3),))):
-        assert default_window_bytes(topology) == runner._window_bytes(topology)
-    assert table_builder.MIN_SLOTS == module.MIN_SLOTS

@@ -1,0 +1,72 @@
+"""What a group does when an op cannot go on.
+
+A group breaks once. The first error on this rank is remembered, sent to every peer on the control connections, and the
+streams are shut down: nothing of ours may reach a peer that has not noticed yet, and no peer should wait for more. All
+ops after that raise the same failure. Nothing is retried here; a slice that was lost cannot be told from one that was
+late, and the sums of a half-finished op are not defined.
+
+The loop returns a status whenever it needs a decision, and `react` makes it: return to go on, raise to end the op.
+
+    INTERRUPTED   go on, unless the group is being closed. Python's signal handlers have run by then
+    CONTROL       read what the peer announced. A goodbye, and even a death, are no error yet: the peer's last slices
+                  may still be in its streams, and if more is outstanding than those the streams' end says so
+    the others    `faults.explain` finds who is at fault and raises
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from collectives.engine.compiled.connections import Net
+from collectives.engine.compiled.status import CONTROL, INTERRUPTED
+from collectives.engine.compiled.table import Table
+from collectives.engine.faults import explain
+from collectives.errors import CollectiveError
+from collectives.schedule.op import OpSpec
+from collectives.transport import control
+from collectives.transport.control import ControlChannel
+from collectives.transport.rendezvous import Connections, RankInfo
+
+
+class FaultPolicy:
+    """One rank's reactions.
+
+    Attributes:
+        failure: why the group broke; None while it is whole.
+    """
+
+    def __init__(self, rank: int, connections: Connections, channel: ControlChannel, net: Net) -> None:
+        self._rank, self._connections, self._control, self._net = rank, connections, channel, net
+        self._rank_infos: Sequence[RankInfo] = connections.rank_infos
+        self._lock = threading.Lock()
+        self.failure: CollectiveError | None = None
+
+    def check(self) -> None:
+        """Raise the failure of a broken group: a new exception for each op, since a shared one collects tracebacks."""
+        if self.failure is not None:
+            raise CollectiveError(str(self.failure), self.failure.culprit)
+
+    def break_group(self, error: BaseException) -> None:
+        """Remember the first error and announce it; later ones follow from it and are ignored."""
+        with self._lock:
+            if self.failure is not None:
+                return
+            culprit = error.culprit if isinstance(error, CollectiveError) else self._rank
+            text = str(error) if isinstance(error, CollectiveError) else f"{type(error).__name__}: {error}"
+            self.failure = CollectiveError(f"this group broke in an earlier op: {text}", culprit)
+        self._control.send_abort(type(error).__name__, culprit, text)
+        for _, connection in self._connections.data:
+            control.shut(connection)
+
+    def react(self, status: int, spec: OpSpec, table: Table) -> None:
+        """Return if the op may go on; raise what a status other than DONE means otherwise."""
+        if status == INTERRUPTED:
+            return
+        if status == CONTROL:
+            peer = int(table.run[0]["culprit"])
+            self._control.read(peer)
+            self._net.control[peer] = -1  # it has said its last; poll would report it for ever
+            if peer not in self._control.aborted and peer not in self._control.unreachable:
+                return
+        raise explain(status, spec, self._rank, self._rank_infos, table, self._net, self._control)
