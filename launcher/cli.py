@@ -21,10 +21,9 @@ try:
     from launcher.config.job import Job
     from launcher.errors import ConfigError, LauncherError, PackingError, ReportError, RunError
     from launcher.lab.commands import app as lab
+    from launcher.record.run_state import EXIT_STATUS
 except KeyboardInterrupt:  # a Ctrl-C before there is anything to stop
     sys.exit(130)
-
-EXIT = {"finished": 0, "failed": 1, "stopped": 130}
 
 app = typer.Typer(
     help="Train over narrow links: start, watch and stop jobs on whatever machines there are.",
@@ -91,7 +90,7 @@ def submit(
     tell_end(summary, progress)
     if as_json:
         print(json.dumps(summary, indent=2))
-    raise typer.Exit(EXIT[summary["status"]])
+    raise typer.Exit(EXIT_STATUS[summary["status"]])
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -112,7 +111,7 @@ def bench(
     except (NarrowgaugeError, OSError) as error:
         print(f"launcher bench: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
-    raise typer.Exit(EXIT[summary["status"]])
+    raise typer.Exit(EXIT_STATUS[summary["status"]])
 
 
 @app.command()
@@ -137,7 +136,7 @@ def probe(
     except (NarrowgaugeError, OSError) as error:
         print(f"launcher probe: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
-    raise typer.Exit(EXIT[summary["status"]])
+    raise typer.Exit(EXIT_STATUS[summary["status"]])
 
 
 @app.command()
@@ -189,7 +188,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit(EXIT["stopped"])
+        sys.exit(EXIT_STATUS["stopped"])
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

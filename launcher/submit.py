@@ -13,7 +13,8 @@ from launcher.config.job import Job
 from launcher.errors import RunError
 from launcher.monitor.terminal import PlainView
 from launcher.remote import client
-from launcher.run import run
+from launcher.run.context import RunContext
+from launcher.run.run import run
 
 
 def run_job(job: Job, view: PlainView, *, follow_logs: bool = False, resumed: Path | None = None) -> dict[str, Any]:
@@ -23,10 +24,10 @@ def run_job(job: Job, view: PlainView, *, follow_logs: bool = False, resumed: Pa
         resumed: the folder of the run whose checkpoints this one goes on with.
 
     Raises:
-        LauncherError: as of `run.run`, `client.submit` and `client.follow`.
+        LauncherError: from `run`, `client.submit` and `client.follow`.
     """
     if job.cluster.address is None:
-        return run.run(job, view, follow_logs=follow_logs, setting=run.RunContext.here(job, resumed))
+        return run(job, view, follow_logs=follow_logs, context=RunContext.here(job, resumed))
     jobs, run_dir = client.submit(job, psutil.Process().create_time(), view, resumed)
     view.stage("Ctrl-C stops it; without this terminal it goes on")
     return client.follow(jobs, run_dir, view, follow_logs=follow_logs)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from launcher.record.events import Event, Exited, Lost, Raised, Started
 
@@ -22,6 +22,8 @@ GRACE_S = 5.0
 SIGNAL_HEAD_START_S = 0.5
 
 Status = Literal["finished", "failed", "stopped"]
+EXIT_STATUS: dict[Status, int] = {"finished": 0, "failed": 1, "stopped": 130}
+"""Of the command that carried the run out; 130 is what a shell gives for a program ended by SIGINT."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,11 @@ def _failure(exited: Exited, raised: Raised | None) -> Failure | None:
     if raised is None:
         return Failure(exited.rank, exited.at, f"exit status {exited.code}")
     return Failure(exited.rank, raised.at, f"{raised.kind}: {raised.message}", blames=raised.culprit)
+
+
+def launcher_failure(what: str) -> dict[str, Any]:
+    """A failure of the run as a whole, as its summary has it; no rank is to blame, and none has a log of it."""
+    return {"rank": None, "host": None, "what": what, "log": None, "others": []}
 
 
 def signal_name(number: int) -> str:

@@ -19,11 +19,11 @@ from launcher.config.job import Job
 from launcher.errors import ClusterError, LauncherError
 from launcher.planning.known_machines import unpacked
 from launcher.record.run_dir import RunDir
+from launcher.record.run_state import EXIT_STATUS
 from launcher.remote.feed import FedRunDir, Feed, FeedView
 from launcher.remote.ray_jobs import METADATA, force_is_wanted
-from launcher.run.run import RunContext, run
-
-EXIT = {"finished": 0, "failed": 1, "stopped": 130}
+from launcher.run.context import RunContext
+from launcher.run.run import run
 
 
 def main() -> int:
@@ -42,9 +42,9 @@ def main() -> int:
     name = f"{job.name}-{told['id']}"
     resumed = earlier(told["resumed"]) if told["resumed"] else None
     by_force = functools.partial(force_is_wanted, name)
-    setting = RunContext(run_dir, told["submitted_at"], None, by_force, resumed, unpacked(told["remembered"]))
-    summary = run(on_cluster, view, follow_logs=True, setting=setting)
-    return EXIT[summary["status"]]
+    context = RunContext(run_dir, told["submitted_at"], None, by_force, resumed, unpacked(told["remembered"]))
+    summary = run(on_cluster, view, follow_logs=True, context=context)
+    return EXIT_STATUS[summary["status"]]
 
 
 def folder(told: dict[str, Any], job: Job, home: Path | None = None) -> RunDir:

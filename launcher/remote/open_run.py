@@ -15,6 +15,7 @@ from launcher.record import catalog
 from launcher.record.catalog import Known, State
 from launcher.record.replay import Reader
 from launcher.record.run_dir import RunDir
+from launcher.record.run_state import launcher_failure
 from launcher.remote.client import RunFollower, early_end
 from launcher.remote.ray_jobs import ClusterRun, Jobs
 
@@ -90,7 +91,7 @@ class Opened:
         failure = summary["failure"] if summary else None
         if summary is None and self._found is not None and self._found.over:
             what = early_end(self._found, self._watch.others if self._watch else [])
-            failure = {"rank": None, "host": None, "what": what, "log": None, "others": []}
+            failure = launcher_failure(what)
         latest = reader.replay.tally.last
         row = RunRow(
             self.known.name,

@@ -28,8 +28,9 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.job_submission import JobSubmissionClient
 
 from launcher.errors import ClusterError
+from launcher.inventory.reachability import check_listening
 
-KNOCK_TIMEOUT_S = 5.0
+KV_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 40.0
 STOP_PATIENCE_S = 20
 """From the SIGTERM that Ray sends to a driver to SIGKILL. The driver needs `supervisor.TERM_S` and a little more."""
@@ -75,7 +76,8 @@ class Jobs:
         self.address = address
         self._gcs = None if "://" in address else _head(address)
         url = _dashboard(self._gcs) if self._gcs else address
-        _knock(url.partition("://")[2], f"reach the dashboard of the Ray cluster at {address!r}, {url}")
+        with _told(f"reach the dashboard of the Ray cluster at {address!r}, {url}"):
+            check_listening(url.partition("://")[2])
         with _told(f"reach the Ray cluster at {address!r}"), _no_other_address():
             self._client = JobSubmissionClient(url)
 
@@ -176,7 +178,7 @@ class Jobs:
             raise ClusterError(
                 f"--force needs the address of the head itself, host:port; got the dashboard's, {self.address}"
             )
-        GcsClient(address=self._gcs).internal_kv_put(_key(run), b"1", True, timeout=KNOCK_TIMEOUT_S)
+        GcsClient(address=self._gcs).internal_kv_put(_key(run), b"1", True, timeout=KV_TIMEOUT_S)
 
     def _pieces(self, run: str) -> Iterator[str]:
         pieces: Any = self._client.tail_job_logs(run)
@@ -196,9 +198,9 @@ class Jobs:
 def force_is_wanted(run: str) -> bool:
     """In a driver: whether who stops this run wants that by force. Forgets it, so that nothing stays."""
     client = GcsClient(address=os.environ["RAY_ADDRESS"])
-    wanted = client.internal_kv_get(_key(run), timeout=KNOCK_TIMEOUT_S) is not None
+    wanted = client.internal_kv_get(_key(run), timeout=KV_TIMEOUT_S) is not None
     if wanted:
-        client.internal_kv_del(_key(run), False, timeout=KNOCK_TIMEOUT_S)
+        client.internal_kv_del(_key(run), False, timeout=KV_TIMEOUT_S)
     return wanted
 
 
@@ -226,11 +228,12 @@ def _dashboard(address: str) -> str:
     Raises:
         ClusterError: nobody listens there, or there is no dashboard, or it can't be reached from here.
     """
-    _knock(address, f"reach the Ray cluster at {address!r}")
+    with _told(f"reach the Ray cluster at {address!r}"):
+        check_listening(address)
     host = address.rpartition(":")[0].strip("[]")
     with _told(f"ask the Ray cluster at {address!r} for its dashboard"):
         known = GcsClient(address=address).internal_kv_get(
-            ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD, timeout=KNOCK_TIMEOUT_S
+            ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD, timeout=KV_TIMEOUT_S
         )
     advice = f"start the head with `ray start --head --include-dashboard=true --dashboard-host={host}`"
     if not known:
@@ -243,13 +246,6 @@ def _dashboard(address: str) -> str:
             f"the dashboard of the Ray cluster at {address!r} listens on {there}, for its own machine alone; {advice}"
         )
     return f"http://{there}"
-
-
-def _knock(address: str, what: str) -> None:
-    """See that somebody listens at host:port, since Ray itself would try for minutes."""
-    host, _, port = address.rstrip("/").rpartition(":")
-    with _told(what):
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_TIMEOUT_S).close()
 
 
 def _is_loopback(host: str) -> bool:

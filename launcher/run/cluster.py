@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -39,13 +38,13 @@ from launcher.config.job import Job
 from launcher.errors import ClusterError
 from launcher.inventory.measure import TIMEOUT_S as LOOK_S
 from launcher.inventory.measure import look
+from launcher.inventory.reachability import check_listening
 from launcher.record.events import Event, Lost
 from launcher.record.seats import Node, RankPlacement
 from launcher.run.agent import Agent, WorkerSpec
 
 ROOM_TIMEOUT_S = 60.0
 """How long to wait until a cluster gives the CPUs that it has."""
-KNOCK_TIMEOUT_S = 5.0
 LOOK_TIMEOUT_S = LOOK_S + 30.0
 EVENTS_TIMEOUT_S = 60.0
 SLOW_S = 3.0
@@ -73,7 +72,7 @@ class Cluster:
         Raises:
             ClusterError: that was not possible.
         """
-        workers = self._job.workers
+        workers, address = self._job.workers, str(self._job.cluster.address)
         try:
             if self.own:
                 started: Any = ray.init(
@@ -86,11 +85,11 @@ class Cluster:
                 )
                 self._session = started.address_info["session_dir"]
             else:
-                _knock(str(self._job.cluster.address))
-                ray.init(address=self._job.cluster.address, logging_level=logging.ERROR, log_to_driver=False)
+                if ":" in address:  # not "auto", which Ray resolves
+                    check_listening(address)
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except Exception as error:  # ray raises this very class when its processes don't come up in time
             ray.shutdown()
-            address = self._job.cluster.address
             what = "start a local Ray" if self.own else f"reach the Ray cluster at {address!r}"
             advice = "see /tmp/ray/session_latest/logs" if self.own else "start it there by `ray start --head`"
             raise ClusterError(f"cannot {what}: {error}; {advice}") from error
@@ -152,18 +151,6 @@ class Cluster:
         self._worker_group = WorkerGroup(seats, self._job.workers.cpus, self._job.workers.per == "gpu")
         self._worker_group.hire()
         return self._worker_group
-
-
-def _knock(address: str) -> None:
-    """See that somebody listens at host:port, since Ray itself would try for minutes.
-
-    Raises:
-        OSError: nobody does.
-    """
-    host, colon, port = address.rpartition(":")
-    if colon:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_TIMEOUT_S):
-            pass
 
 
 class WorkerGroup:

@@ -20,7 +20,7 @@ class Attempt:
     cause: Failure | None
     last_step: int | None
 
-    def told(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As the summary has it."""
         rank, what = (self.cause.rank, self.cause.what) if self.cause else (None, None)
         told = {"attempt": self.number, "status": self.status, "last_step": self.last_step}

@@ -11,7 +11,7 @@ from launcher.config.job import Job
 from launcher.planning.known_machines import packed, unpacked
 from launcher.record.events import Exited, Started
 from launcher.record.run_dir import RunDir
-from launcher.remote.client import LinkMonitor, _from_here, _moved, early_end
+from launcher.remote.client import RunFollower, _from_here, _moved, early_end
 from launcher.remote.driver import earlier, folder
 from launcher.remote.feed import FedRunDir, Feed
 from launcher.remote.ray_jobs import ClusterRun, Jobs
@@ -81,7 +81,7 @@ def test_a_fetched_run_has_its_page(tmp_path: Path) -> None:
         def output(self, run: str) -> str:
             return output.getvalue()
 
-    with LinkMonitor(Told(), ClusterRun(ours.path.name, "SUCCEEDED", "", None, {"job": job.model_dump()})) as watch:
+    with RunFollower(Told(), ClusterRun(ours.path.name, "SUCCEEDED", "", None, {"job": job.model_dump()})) as watch:
         watch.catch_up()
         assert watch.settle(ours.path)["folder"] == str(ours.path)
     assert "finished" in (ours.path / "report.html").read_text()
