@@ -1,14 +1,24 @@
-"""Ray, and nothing but Ray: the cluster, the actors that sit next to the workers, and the way back for their events.
+"""Ray, and nothing but Ray: the cluster, the actors beside the workers, and the way back for their events.
 
     with Cluster(job) as cluster:               # a Ray of its own on this machine, or a running one by address
-        worker_group = cluster.hire(seats)              # a placement group with one bundle, and an actor, for each rank
-        worker_group.start(orders)
-        worker_group.wait(timeout_s=0.2)                # events, as they come
+        worker_group = cluster.hire(seats)      # a placement group with one bundle, and an actor, for each rank
+        worker_group.start(specs)
+        worker_group.wait(timeout_s=0.2)        # events, as they come
 
-Each actor always has one `next_events` call open. It comes back when something happens, and it fails as soon as the
-actor or its node is gone, so events and deaths arrive by the same way and nothing is polled.
+A placement group reserves the CPUs of all ranks at once or none: two jobs on one cluster can't each hold half of what
+they need and wait for the other. Each bundle is bound to the node that the plan has chosen.
 
-Only this file, `ray_metrics.py`, and `jobs.py`, which reaches a cluster from outside, import ray.
+Ray gets an actor beside each worker, not the worker itself. An actor that runs the user's script could be lost with the
+script (a crash, an exit in C), and Ray would know only that it is gone. The agent survives its worker and says how it
+ended; Ray in turn says when the agent or its node is lost.
+
+Each actor always has one `next_events` call pending. The call returns when something happens, and it fails as soon as
+the actor or its node is gone. So events and losses arrive in the same way, and nothing is polled.
+
+Everything here shares the fate of this process: the actors are owned by this driver and not detached, so Ray kills them
+when the launcher is gone, and the kernel then kills the workers (agent.py). A killed launcher leaves nothing running.
+
+Ray is imported here, in `remote/ray_jobs.py`, which reaches a cluster from outside, and in `monitor/prometheus.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +33,7 @@ from types import TracebackType
 from typing import Any
 
 # Read by ray when it is imported: no usage reports, and no CUDA_VISIBLE_DEVICES="" for actors without a GPU of Ray's.
-# And by the nodes that it starts: left to itself, Ray starts its workers, and through them ours, at nice 15.
+# The last one is read by the nodes that it starts: by default Ray runs its processes, and so our workers, at nice 15.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -44,17 +54,18 @@ from launcher.record.seats import Node, RankPlacement
 from launcher.run.agent import Agent, WorkerSpec
 
 ROOM_TIMEOUT_S = 60.0
-"""How long to wait until a cluster gives the CPUs that it has."""
+"""How long to wait until a cluster has reserved the CPUs. Longer means that another job holds them."""
 LOOK_TIMEOUT_S = LOOK_S + 30.0
 EVENTS_TIMEOUT_S = 60.0
+"""After which a pending `next_events` returns empty and is asked again."""
 SLOW_S = 3.0
-"""An engine that was compiled before is loaded in less."""
+"""A compiled engine is loaded from the cache in less."""
 _OBJECT_STORE_BYTES = 80 * 1024**2
-"""Next to the smallest that Ray takes: nothing but events goes through it."""
+"""Close to the smallest that Ray accepts: only events go through it."""
 
 
 class Cluster:
-    """A connection to Ray for one run. A cluster of our own ends with it; one by address is left as it was found."""
+    """A connection to Ray for one run. A Ray started for the run ends with it; one by address is left running."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -67,10 +78,10 @@ class Cluster:
         return self._job.cluster.address is None
 
     def __enter__(self) -> Cluster:
-        """Start Ray or reach it.
+        """Start Ray, or connect to it.
 
         Raises:
-            ClusterError: that was not possible.
+            ClusterError: that failed; the message says what to do.
         """
         workers, address = self._job.workers, str(self._job.cluster.address)
         try:
@@ -88,10 +99,10 @@ class Cluster:
                 if ":" in address:  # not "auto", which Ray resolves
                     check_listening(address)
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        except Exception as error:  # ray raises this very class when its processes don't come up in time
+        except Exception as error:  # the class that ray raises when its processes don't start in time
             ray.shutdown()
             what = "start a local Ray" if self.own else f"reach the Ray cluster at {address!r}"
-            advice = "see /tmp/ray/session_latest/logs" if self.own else "start it there by `ray start --head`"
+            advice = "see /tmp/ray/session_latest/logs" if self.own else "start it there with `ray start --head`"
             raise ClusterError(f"cannot {what}: {error}; {advice}") from error
         except BaseException:
             ray.shutdown()
@@ -104,11 +115,12 @@ class Cluster:
                 self._worker_group.dismiss()
         finally:
             ray.shutdown()
+        # Logs of Ray's own processes, some MB for each run. A ClusterError refers the user to them.
         if self._session is not None and not isinstance(error, ClusterError):
-            shutil.rmtree(self._session, ignore_errors=True)  # the logs of Ray's own processes
+            shutil.rmtree(self._session, ignore_errors=True)
 
     def nodes(self) -> list[Node]:
-        """The nodes that are alive and have CPUs to give."""
+        """The nodes that are alive and have CPUs for workers; a head started with `--num-cpus=0` is not among them."""
         return [
             Node(
                 id=found["NodeID"],
@@ -123,10 +135,10 @@ class Cluster:
         ]
 
     def look(self, worker_cpus: int, measure: bool) -> list[str]:
-        """What each node has, as `launcher.inventory.measure` tells it in JSON, looked at by all of them at once.
+        """The JSON that `launcher.inventory.measure.look` gives on each node, all at the same time.
 
         Raises:
-            ClusterError: a node could not be looked at.
+            ClusterError: a node failed, went away, or did not answer in time.
         """
         task = ray.remote(look)
         calls = [
@@ -139,14 +151,14 @@ class Cluster:
             return list(ray.get(calls, timeout=LOOK_TIMEOUT_S))
         except RayTaskError as error:
             raise ClusterError(str(error.cause)) from error
-        except RayError as error:  # a node that went away, or no answer in time
-            raise ClusterError(f"not every node could be looked at: {error}") from error
+        except RayError as error:  # a lost node, or no answer in time
+            raise ClusterError(f"cannot examine every node: {error}") from error
 
     def hire(self, seats: Sequence[RankPlacement]) -> WorkerGroup:
-        """Reserve a bundle for each seat, on its node, and put an agent there.
+        """Reserve a bundle for each rank on its node, and start an agent there.
 
         Raises:
-            ClusterError: the CPUs were not free in time.
+            ClusterError: the CPUs were not free in time, or a node has no accelerator where the job asks for one.
         """
         self._worker_group = WorkerGroup(seats, self._job.workers.cpus, self._job.workers.per == "gpu")
         self._worker_group.hire()
@@ -154,15 +166,16 @@ class Cluster:
 
 
 class WorkerGroup:
-    """The agents of one run, one for each rank."""
+    """The agents of one attempt, one for each rank."""
 
     def __init__(self, seats: Sequence[RankPlacement], cpus: int, accelerated: bool = False) -> None:
         self._seats = seats
         self._cpus = cpus
         self._accelerated = accelerated
-        self._room: Any = None
+        self._placement: Any = None
         self._agents: list[Any] = []
-        self._open: dict[Any, int] = {}
+        self._pending: dict[Any, int] = {}
+        """The rank of each unanswered `next_events` call."""
 
     def hire(self) -> None:
         bare = next((seat.node for seat in self._seats if self._accelerated and not seat.node.accelerator), None)
@@ -171,12 +184,12 @@ class WorkerGroup:
                 f"workers.per is gpu, and {bare.name} ({bare.address}) has no accelerator that Ray knows of; see "
                 "`launcher inventory`, or set workers.per to cpu"
             )
-        self._room = placement_group(
+        self._placement = placement_group(
             [{"CPU": self._cpus, **self._accelerator(seat)} for seat in self._seats],
             strategy="PACK",
             bundle_label_selector=[{"ray.io/node-id": seat.node.id} for seat in self._seats],
         )
-        if not self._room.wait(ROOM_TIMEOUT_S):
+        if not self._placement.wait(ROOM_TIMEOUT_S):
             wanted = ", ".join(sorted({f"{seat.node.name} ({seat.node.address})" for seat in self._seats}))
             raise ClusterError(
                 f"waited {ROOM_TIMEOUT_S:g} s for {len(self._seats)} bundles of {self._cpus} CPU(s) on {wanted}: "
@@ -188,9 +201,9 @@ class WorkerGroup:
                 num_cpus=self._cpus,
                 num_gpus=self._accelerator(seat).get("GPU", 0),
                 resources={name: count for name, count in self._accelerator(seat).items() if name != "GPU"},
-                max_concurrency=4,
+                max_concurrency=4,  # next_events waits in one thread; stop must get through at the same time
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    self._room, placement_group_bundle_index=seat.rank
+                    self._placement, placement_group_bundle_index=seat.rank
                 ),
             ).remote()
             for seat in self._seats
@@ -200,8 +213,8 @@ class WorkerGroup:
         return {seat.node.accelerator: 1} if self._accelerated and seat.node.accelerator else {}
 
     def devices(self) -> list[dict[str, str]]:
-        """For each rank the variables that show it the accelerators of all ranks of its node, as under torchrun: the
-        local rank counts them."""
+        """For each rank the variables that name the accelerators of all ranks of its node. Ray gives each actor its own
+        one, as device 0; a script for torchrun selects by LOCAL_RANK among all of them."""
         if not self._accelerated:
             return [{} for _ in self._seats]
         own = self._all([agent.devices.remote() for agent in self._agents])
@@ -212,10 +225,10 @@ class WorkerGroup:
         return shown
 
     def check_versions(self) -> None:
-        """See that every node has the narrowgauge that this process has.
+        """Check that every node has the version of narrowgauge that this process has.
 
         Raises:
-            ClusterError: one hasn't.
+            ClusterError: a node has another one.
         """
         found = self._all([agent.version.remote() for agent in self._agents])
         for seat, version in zip(self._seats, found, strict=True):
@@ -230,7 +243,7 @@ class WorkerGroup:
         return int(self._all([self._agents[0].free_port.remote(self._seats[0].node.address)])[0])
 
     def warm_up(self, if_slow: Callable[[], None]) -> None:
-        """Compile the engine once on each node. Calls `if_slow` if it isn't there after some seconds."""
+        """Compile the engine once on each node. Calls `if_slow` if that takes longer than `SLOW_S`."""
         first = {seat.node.id: seat.rank for seat in reversed(self._seats)}
         calls = [self._agents[rank].warm_up.remote() for rank in first.values()]
         _, compiling = ray.wait(calls, num_returns=len(calls), timeout=SLOW_S)
@@ -238,36 +251,36 @@ class WorkerGroup:
             if_slow()
         self._all(calls)
 
-    def start(self, orders: Sequence[WorkerSpec]) -> None:
+    def start(self, specs: Sequence[WorkerSpec]) -> None:
         """Start every worker."""
-        self._all([agent.start.remote(order) for agent, order in zip(self._agents, orders, strict=True)])
+        self._all([agent.start.remote(spec) for agent, spec in zip(self._agents, specs, strict=True)])
         for rank in range(len(self._agents)):
-            self._ask(rank)
+            self._request_events(rank)
 
     def wait(self, timeout_s: float) -> list[Event]:
-        """Events of any rank, as soon as there are some; none if `timeout_s` seconds pass first."""
-        ready, _ = ray.wait(list(self._open), num_returns=1, timeout=timeout_s)
-        return [event for call in ready for event in self._answer(call)]
+        """Events of any rank as soon as there are some; none if `timeout_s` seconds pass first."""
+        ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=timeout_s)
+        return [event for call in ready for event in self._events_of(call)]
 
     def stop(self, ranks: Sequence[int], force: bool) -> None:
-        """Have these workers get SIGTERM, or SIGKILL if forced."""
+        """Send these workers SIGTERM, or SIGKILL if forced. Does not wait: their ends arrive as events."""
         for rank in ranks:
             self._agents[rank].stop.remote(force)
 
     def dismiss(self) -> None:
-        """End the agents, and with them any worker that is left, and give the room back."""
+        """End the agents and with them any worker that is left, and give the CPUs back."""
         for agent in self._agents:
             with suppress(RayActorError):
                 ray.kill(agent)
-        if self._room is not None:
-            remove_placement_group(self._room)
-        self._agents, self._room = [], None
+        if self._placement is not None:
+            remove_placement_group(self._placement)
+        self._agents, self._placement = [], None
 
-    def _ask(self, rank: int) -> None:
-        self._open[self._agents[rank].next_events.remote(EVENTS_TIMEOUT_S)] = rank
+    def _request_events(self, rank: int) -> None:
+        self._pending[self._agents[rank].next_events.remote(EVENTS_TIMEOUT_S)] = rank
 
-    def _answer(self, call: Any) -> list[Event]:
-        rank = self._open.pop(call)
+    def _events_of(self, call: Any) -> list[Event]:
+        rank = self._pending.pop(call)
         try:
             events: list[Event] = ray.get(call)
         except RayActorError as error:
@@ -276,11 +289,11 @@ class WorkerGroup:
             return [
                 Lost(rank, time.time(), f"its agent on {seat.node.name} ({seat.node.address}) is gone: {first_line}")
             ]
-        self._ask(rank)
+        self._request_events(rank)
         return events
 
     def _all(self, calls: list[Any]) -> list[Any]:
-        """Results of calls to agents during the start, when nothing is there yet that could explain a failure."""
+        """Results of calls to agents before the workers run, when no event explains a failure yet."""
         try:
             return list(ray.get(calls))
         except RayTaskError as error:

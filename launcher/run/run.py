@@ -14,7 +14,7 @@ from launcher import report
 from launcher.config.job import Job
 from launcher.errors import LauncherError
 from launcher.monitor.exporters import watchers
-from launcher.monitor.terminal import PlainView, remarks
+from launcher.monitor.terminal import PlainView, event_messages
 from launcher.planning.placement import place, refuse_loopback
 from launcher.record.events import Event, Logged, Planned, Retried, Saved
 from launcher.record.past_speeds import earlier
@@ -92,8 +92,8 @@ def _place_ranks(progress: RunProgress, cluster: Cluster) -> None:
     if before.rates or not cluster.own:
         from launcher.run import seating  # the first start on a machine need not wait for what it imports
 
-        found = seating.foresee(job, cluster, before, progress.context.remembered)
-        for line in seating.told(found):
+        found = seating.predict(job, cluster, before, progress.context.remembered)
+        for line in seating.format_prediction(found):
             progress.view.stage(line)
         if found is not None and found.chooses:
             progress.seats = found.seats
@@ -179,7 +179,7 @@ def _watch(progress: RunProgress, worker_group: WorkerGroup, interrupts: Interru
 def _take_in(progress: RunProgress, event: Event) -> list[Stop]:
     """Record an event, show it, and give what the supervisor makes of it."""
     if isinstance(event, Logged):
-        progress.dir.add_to_log(event.rank, event.text)
+        progress.dir.append_to_log(event.rank, event.text)
         return []
     progress.dir.append(event)  # before anything can fail, so that the record holds what led to it
     instructions = progress.supervisor.on(event, time.time())
@@ -190,7 +190,7 @@ def _take_in(progress: RunProgress, event: Event) -> list[Stop]:
     if isinstance(event, Planned):
         progress.write_plan()
     progress.saved = progress.saved or isinstance(event, Saved)
-    for text in remarks(event):
+    for text in event_messages(event):
         progress.view.print(text)
     return instructions
 
@@ -200,7 +200,7 @@ def _announce_retry(progress: RunProgress, verdict: Verdict) -> None:
     number, cause = len(progress.attempts) + 1, progress.attempts[-1].cause
     rank = cause.rank if cause is not None and cause.rank is not None else 0
     progress.dir.append(Retried(rank, time.time(), number, verdict.why))
-    progress.dir.part_logs(number)
+    progress.dir.mark_attempt_in_logs(number)
     progress.view.stage(f"attempt {number} of {progress.job.retries + 1}, after {verdict.why}")
 
 

@@ -7,7 +7,7 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-from launcher.monitor.terminal import seating
+from launcher.monitor.terminal import format_placement
 from launcher.record.run_state import Failure, launcher_failure
 from launcher.run.context import RunProgress
 
@@ -33,7 +33,7 @@ def summarize(run: RunProgress, problem: str | None) -> dict[str, Any]:
         "resumed_from": str(context.resumed) if context.resumed else None,
         "attempts": [attempt.to_json() for attempt in run.attempts],
         "world_size": supervisor.world_size,
-        "hosts": seating(run.seats),
+        "hosts": format_placement(run.seats),
         **tally.figures(),
         "heldout_loss": tally.notes.get("heldout_loss"),
         "seconds_to_first_step": first_step_at - context.submitted_at if first_step_at else None,
