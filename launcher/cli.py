@@ -53,11 +53,8 @@ def options(
 
 @app.command()
 def submit(
-    file: Annotated[Path, typer.Argument(metavar="CONFIG", help="The job file, such as configs/quickstart.yaml.")],
-    overrides: Annotated[
-        list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the job file, such as workers.count=2."),
-    ] = [],  # noqa: B006 - typer copies it
+    file: machines.JobPath,
+    overrides: machines.Overrides = [],  # noqa: B006 - typer copies it
     logs: Annotated[bool, typer.Option("--logs", help="Show the workers' output as it appears.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the summary on stdout, as JSON.")] = False,
     resume: Annotated[
@@ -97,10 +94,7 @@ def submit(
 def bench(
     words: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="CONFIG", help="The job file whose workers measure.")],
-    overrides: Annotated[
-        list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the job file, such as workers.count=2."),
-    ] = [],  # noqa: B006 - typer copies it
+    overrides: machines.Overrides = [],  # noqa: B006 - typer copies it
 ) -> None:
     """Time collectives on a job's workers, narrowgauge and Gloo in turn; options of `python -m collectives bench`."""
     job = job_file.load(file, overrides)
@@ -117,10 +111,7 @@ def bench(
 @app.command()
 def probe(
     file: Annotated[Path, typer.Argument(metavar="CONFIG", help="The job file whose hosts are measured.")],
-    overrides: Annotated[
-        list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the job file, such as workers.count=2."),
-    ] = [],  # noqa: B006 - typer copies it
+    overrides: machines.Overrides = [],  # noqa: B006 - typer copies it
     as_json: Annotated[bool, typer.Option("--json", help="Print only the topology on stdout, as JSON.")] = False,
     save: Annotated[
         Path | None,

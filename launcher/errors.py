@@ -88,7 +88,7 @@ class ConfigError(LauncherError, ValueError):
         lines += [f"  wanted:  {wanted}"] if wanted else []
         lines += [f"  nearest: {nearest}"] if nearest else []
         lines += [f"  next:    {next_step}"] if next_step else []
-        lines += [f"  and {others} more mistake{'s' if others > 1 else ''} after this one"] if others else []
+        lines += [f"  and {others} more error{'s' if others > 1 else ''} after this one"] if others else []
         super().__init__("\n".join(lines))
         self.place = place
         self.others = others

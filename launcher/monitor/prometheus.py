@@ -1,6 +1,7 @@
 """Passes the metrics of a run to Ray, whose agent on the driver's node exports them to Prometheus about 10 s later.
 
-Ray's own exporter and not one of ours: its port is known to whoever scrapes the cluster already, and it outlives us.
+Ray's own exporter and not one of ours: its port is known to those who scrape the cluster already, and it outlives the
+run.
 """
 
 from __future__ import annotations

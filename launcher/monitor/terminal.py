@@ -190,10 +190,10 @@ def print_summary(summary: dict[str, Any], out: TextIO = sys.stdout) -> None:
     if failure["log"] is None:
         print(f"\n{failure['what']}", file=out)
         return
-    said = last_traceback(Path(failure["log"]).read_text(encoding="utf-8", errors="replace"))
-    if said:
+    traceback = last_traceback(Path(failure["log"]).read_text(encoding="utf-8", errors="replace"))
+    if traceback:
         print(f"\nend of the log of rank {failure['rank']} on {failure['host']}:\n", file=out)
-        print(_indented(said), file=out)
+        print(_indented(traceback), file=out)
     print(f"\nrank {failure['rank']} on {failure['host']}: {failure['what']}\nits log: {failure['log']}", file=out)
 
 

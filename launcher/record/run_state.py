@@ -1,4 +1,5 @@
-"""What events say about a run: each rank's state, the failures, and which of them is the cause. No I/O, no clock.
+"""The state of a run after its events: each rank's state, the failures, and which of them is the cause. No I/O, no
+clock.
 
 The supervisor decides with it during the run; a replay of the recorded events arrives at the same state later.
 

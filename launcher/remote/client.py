@@ -232,15 +232,15 @@ def explain_missing_summary(found: ClusterRun, output: list[str]) -> str:
     Args:
         output: the last lines of its output that do not belong to the feed.
     """
-    said = "\n".join(line for line in output[-15:] if line.strip())
-    if "No module named" in said and ("launcher" in said or "collectives" in said):
+    text = "\n".join(line for line in output[-15:] if line.strip())
+    if "No module named" in text and ("launcher" in text or "collectives" in text):
         return (
             "the head's `python` has no narrowgauge: install it in the environment that Ray runs in, on every node, "
-            f"and start Ray with that environment's `python` first in PATH; its output:\n{said}"
+            f"and start Ray with that environment's `python` first in PATH; its output:\n{text}"
         )
     if found.state == "STOPPED":
         return f"the run {found.id} was stopped before it had begun"
-    wrote = f"; its output:\n{said}" if said else ""
+    wrote = f"; its output:\n{text}" if text else ""
     return f"the driver of {found.id} ended without a summary, {found.state}: {found.message.strip()}{wrote}"
 
 

@@ -1,6 +1,6 @@
 """A run to be observed, wherever it is: its folder, whether it is over, and how to wait for more.
 
-Three cases, which the commands need not tell apart: the run is carried out here; on a cluster that shares this
+Three cases, which the commands need not distinguish: the run is carried out here; on a cluster that shares this
 machine's storage, so that its folder is up to date; or on a cluster without that, whose folder is followed through the
 feed.
 """

@@ -293,7 +293,7 @@ def _is_here(host: str) -> bool:
 
 @contextmanager
 def _explained(what: str, advice: str = "start it there with `ray start --head`") -> Iterator[None]:
-    """Turn any exception inside into a ClusterError of one line. Ray's client has no classes to tell causes apart by,
+    """Turn any exception inside into a ClusterError of one line. Ray's client has no classes that distinguish causes,
     and some of its messages end with the head's whole traceback."""
     try:
         yield

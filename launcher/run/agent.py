@@ -160,7 +160,7 @@ class Agent:
         # Data loaders and the like that outlive the worker would hold both pipes open, and its accelerator.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        # Exited comes last, after everything that the worker said. Bounded: a daemon with a session of its own was not
+        # Exited comes last, after everything that the worker sent. Bounded: a daemon with a session of its own was not
         # in the group and may keep a pipe open.
         reports.join(timeout=2)
         output.join(timeout_s=2)

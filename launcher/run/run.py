@@ -1,7 +1,7 @@
 """One run of a job, from the folder to the summary.
 
 An attempt is one start of all workers; a run has one, and more if the job has `retries`. The connection to Ray lasts
-for the whole run. Placement, agents and workers are made anew for each attempt, since a node may be gone.
+for the whole run. Placement, agents and workers are new for each attempt, since a node may be gone.
 """
 
 from __future__ import annotations

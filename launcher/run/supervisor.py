@@ -51,7 +51,7 @@ class Supervisor(RunState):
 
     def stop(self, now: float) -> list[Stop]:
         """The user interrupts the run: SIGTERM now, SIGKILL `TERM_S` later, or now if this is the second interrupt."""
-        # Before `interrupt`, which sets the flag that tells a second interrupt from the first.
+        # Before `interrupt`, which sets the flag that distinguishes a second interrupt from the first.
         self._kill_at = now if self.interrupted else now + TERM_S
         self.interrupt(now)
         return self.at(now)
