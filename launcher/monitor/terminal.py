@@ -70,6 +70,7 @@ class PlainView:
         self._print_due()
 
     def _print_due(self) -> None:
+        # The newest line only: those in between are skipped, not queued.
         if self._held is not None and self._clock() >= self._printed_at + MIN_INTERVAL_S:
             self.print(format_line(self._held))
             self._held, self._printed_at = None, self._clock()
@@ -185,6 +186,7 @@ def print_summary(summary: dict[str, Any], out: TextIO = sys.stdout) -> None:
     failure = summary["failure"]
     if failure is None or summary["status"] == "stopped":
         return
+    # A user's eyes are at the end of the output. So the consequences come first, then the traceback, then the cause.
     for other in failure["others"]:
         print(f"  then       rank {other['rank']} ({other['host']}): {first_sentence(other['what'])}", file=out)
     if failure["log"] is None:

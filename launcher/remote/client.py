@@ -61,8 +61,9 @@ def submit(job: Job, submitted_at: float, view: PlainView, resumed: Path | None 
     with tempfile.TemporaryDirectory(prefix="narrowgauge-") as scratch:
         archive = Path(scratch) / "working_dir.zip"
         num_bytes = pack(Path.cwd(), archive, exclude=job.cluster.exclude, runs_dir=Path(job.runs_dir))
+        # After packing, which may fail: a run that was not submitted leaves no folder.
         run_dir = RunDir.create(job, resumed)
-        token = secrets.token_hex(8)
+        token = secrets.token_hex(8)  # by which the driver recognizes shared storage
         run_dir.write_cluster({"address": job.cluster.address, "token": token})
         metadata = {
             "version": __version__,
@@ -182,7 +183,7 @@ class RunFollower:
             for piece in self._jobs.follow(self._found.id):
                 self._received.put(piece)
             self._received.put(None)
-        except BaseException as error:
+        except BaseException as error:  # raised again in the caller's thread
             self._received.put(error)
 
 
@@ -204,6 +205,7 @@ def follow(jobs: Jobs, run_dir: RunDir, view: PlainView, *, follow_logs: bool) -
         placed = stopping = False
         while not follower.over:
             follower.advance(REFRESH_S)
+            # Outside of the signal handler: the request to the cluster takes a moment, and may fail.
             if presses and not stopping:
                 stopping = True
                 view.stage("stopping; press Ctrl-C again to detach")

@@ -46,11 +46,13 @@ def main() -> int:
             "version in the environment that Ray runs in, on every node"
         )
     job = Job.model_validate(metadata["job"])
+    # Workers' output must not come between the lines: it goes to their logs, and from there through the view.
     feed = Feed(sys.stdout)
     run_dir = FedRunDir.fed(folder(metadata, job), feed)
     view = FeedView(run_dir, feed, sys.stdout)
     # "auto": the driver is inside of the cluster, whose address from outside may lead through a tunnel.
     on_cluster = job.model_copy(update={"cluster": job.cluster.model_copy(update={"address": "auto"})})
+    # The same name on both sides, since it is also the id of Ray's job.
     name = f"{job.name}-{metadata['id']}"
     resumed = earlier(metadata["resumed"]) if metadata["resumed"] else None
     context = RunContext(

@@ -57,6 +57,7 @@ class Thinner:
         self._held[event.rank] = _merged(self._held.get(event.rank), event)
         self._newest = max(self._newest, event.step)
         interval_s = min(max((now - self.started_at) * INTERVAL_SHARE, MIN_INTERVAL_S), MAX_INTERVAL_S)
+        # The newest step of any rank: every rank reaches it, and none has passed a later one.
         if now >= self._due_at:
             self._due_step, self._due_at = self._newest, now + interval_s
         passing = [rank for rank in self._held if self._may_pass(rank, now, interval_s)]
@@ -103,6 +104,7 @@ class Feed:
         self._emit({"file": file, "replace": content})
 
     def _emit(self, message: dict[str, Any]) -> None:
+        # Flushed line by line: Ray reads the file, and an observer should be no more than a moment behind.
         print(json.dumps(message), file=self._out, flush=True)
 
 
@@ -129,6 +131,7 @@ class FedRunDir(RunDir):
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         super().write_summary(summary)
+        # The summary comes last in the feed, since observers take it as the end.
         for held in self.thinner.rest():
             self._emit(held)
         self.feed.replace(self.summary.name, summary)
@@ -171,6 +174,7 @@ class Mirror:
 
     def write(self, text: str) -> None:
         """Apply a part of the driver's output; it may end within a line."""
+        # A piece ends wherever Ray's buffer did, also within a line.
         *lines, self._incomplete = (self._incomplete + text).split("\n")
         for line in lines:
             self._write_line(line)
@@ -182,6 +186,7 @@ class Mirror:
             return
         path = self.folder / message["file"]
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Not atomic as in RunDir: the follower reads and writes in one thread.
         if "replace" in message:
             path.write_text(json.dumps(message["replace"], indent=2) + "\n", encoding="utf-8")
         else:

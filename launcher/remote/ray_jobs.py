@@ -105,6 +105,7 @@ class Jobs:
         Raises:
             ClusterError: the cluster rejects the job, or cannot be reached.
         """
+        # Ray reads this variable from the environment of the job, not of the head.
         env = {**env, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_PATIENCE_S)}
         until = time.monotonic() + AGENTS_TIMEOUT_S
         with _explained(f"submit to the Ray cluster at {self.address!r}"):
@@ -151,7 +152,7 @@ class Jobs:
             ClusterError: it is still running after `STOP_TIMEOUT_S`, or the cluster cannot be reached.
         """
         with _explained(f"stop the run {run}"):
-            if force:
+            if force:  # before the SIGTERM, at which the driver looks for it
                 self._request_force(run)
             self._client.stop_job(run)
         deadline = time.monotonic() + STOP_TIMEOUT_S
@@ -191,6 +192,7 @@ class Jobs:
                     given += len(new)
                     if new:
                         yield new
+                # The stream of a running job may end, too, when a proxy closes it or the head restarts.
                 if self.one(run).over:
                     return
             except Exception as error:  # aiohttp's, requests' or Ray's, for the same cause
@@ -271,6 +273,7 @@ def _dashboard(address: str) -> str:
             f"the Ray cluster at {address!r} has no dashboard, through which jobs are submitted; {advice}"
         )
     there = known.decode()
+    # Ray's default: the head's own users reach such a dashboard, everybody else gets a refused connection.
     if _is_loopback(there.rpartition(":")[0]) and not _is_here(host):
         raise ClusterError(
             f"the dashboard of the Ray cluster at {address!r} listens on {there}, reachable only from its own machine; "

@@ -79,6 +79,7 @@ class Agent:
         Raises:
             OSError: none of 200 random ones is free.
         """
+        # At random and not in order: two runs that start on one machine at the same time would find the same port.
         for port in random.sample(MASTER_PORTS, 200):
             with socket.socket() as probe, suppress(OSError):
                 probe.bind((address, port))
@@ -113,6 +114,7 @@ class Agent:
         Raises:
             RuntimeError: it cannot be started here; the message names node, folder and log.
         """
+        # Daemon, so that the agent's process can end while the thread waits; the worker then dies with it.
         running: Future[None] = Future()
         threading.Thread(target=self._keep, args=(spec, running), daemon=True).start()
         running.result()
@@ -120,6 +122,7 @@ class Agent:
     def next_events(self, timeout_s: float) -> list[Event]:
         """Events since the last call; if there are none, waits up to `timeout_s` seconds for the first."""
         with suppress(queue.Empty):
+            # One event wakes the call, and all that came with it travel along: one message of Ray's, not one for each.
             first = self._events.get(timeout=timeout_s)
             return [first, *self._waiting()]
         return []
@@ -185,10 +188,10 @@ def _spawn(spec: WorkerSpec, output: _Output) -> tuple[subprocess.Popen[bytes], 
             [sys.executable, "-u", "-m", "launcher.run.worker", spec.entrypoint, *spec.args],
             env=_environment(spec, output.log, report_write),
             cwd=spec.cwd,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,  # a script that asks a question gets an error instead of waiting forever
             stdout=output.fd,
             stderr=subprocess.STDOUT,
-            pass_fds=[report_write],
+            pass_fds=[report_write],  # by number in NARROWGAUGE_REPORT_FD; all other descriptors are closed
             start_new_session=True,
         )
     except BaseException:
@@ -236,6 +239,7 @@ class _Output:
 
 
 def _environment(spec: WorkerSpec, log: Path, report_fd: int) -> dict[str, str]:
+    # Later ones win: neither the node's environment nor the job's `env` may change what ties the worker to its agent.
     own = {REPORT_FD: str(report_fd), PARENT: str(os.getpid()), "NARROWGAUGE_LOG": str(log)}
     return {**os.environ, **spec.env, **network(spec), **_topology(spec), **own}
 
@@ -248,7 +252,7 @@ def network(spec: WorkerSpec) -> dict[str, str]:
         OSError: no interface has that address.
     """
     chosen = spec.env.get(INTERFACE)
-    if chosen is not None:
+    if chosen is not None:  # may be a list, for several streams; Gloo takes one
         return {"GLOO_SOCKET_IFNAME": spec.env.get("GLOO_SOCKET_IFNAME", chosen.split(",")[0]), INTERFACE: chosen}
     known = {found.address: name for name, addresses in psutil.net_if_addrs().items() for found in reversed(addresses)}
     if spec.address not in known:

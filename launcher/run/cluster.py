@@ -88,11 +88,12 @@ class Cluster:
             if self.own:
                 started: Any = ray.init(
                     address="local",
+                    # What the job asks for, not what the machine has: two ranks run on a laptop with one core, too.
                     num_cpus=workers.count * workers.cpus,
                     include_dashboard=False,
                     object_store_memory=_OBJECT_STORE_BYTES,
                     logging_level=logging.ERROR,
-                    log_to_driver=False,
+                    log_to_driver=False,  # workers write to logs of their own; Ray would repeat and interleave them
                 )
                 self._session = started.address_info["session_dir"]
             else:
@@ -104,7 +105,7 @@ class Cluster:
             what = "start a local Ray" if self.own else f"reach the Ray cluster at {address!r}"
             advice = "see /tmp/ray/session_latest/logs" if self.own else "start it there with `ray start --head`"
             raise ClusterError(f"cannot {what}: {error}; {advice}") from error
-        except BaseException:
+        except BaseException:  # a Ctrl-C: no __exit__ follows, and Ray's processes must not stay behind
             ray.shutdown()
             raise
         return self
@@ -125,6 +126,8 @@ class Cluster:
             Node(
                 id=found["NodeID"],
                 name=found["NodeManagerHostname"],
+                # On one machine loopback is always there; its outward address may be firewalled or change with the
+                # WLAN.
                 address="127.0.0.1" if self.own else found["NodeManagerAddress"],
                 cpus=int(found["Resources"]["CPU"]),
                 memory_bytes=int(found["Resources"].get("memory", 1)),
@@ -140,6 +143,7 @@ class Cluster:
         Raises:
             ClusterError: a node failed, went away, or did not answer in time.
         """
+        # Tasks without CPUs: they run beside other jobs, and on nodes that are full.
         task = ray.remote(look)
         calls = [
             task.options(num_cpus=0, label_selector={"ray.io/node-id": node.id}).remote(
@@ -178,6 +182,7 @@ class WorkerGroup:
         """The rank of each unanswered `next_events` call."""
 
     def hire(self) -> None:
+        # Ray would wait for such a bundle without end.
         bare = next((seat.node for seat in self._seats if self._accelerated and not seat.node.accelerator), None)
         if bare is not None:
             raise ClusterError(
@@ -186,7 +191,7 @@ class WorkerGroup:
             )
         self._placement = placement_group(
             [{"CPU": self._cpus, **self._accelerator(seat)} for seat in self._seats],
-            strategy="PACK",
+            strategy="PACK",  # of no importance, since every bundle names its node
             bundle_label_selector=[{"ray.io/node-id": seat.node.id} for seat in self._seats],
         )
         if not self._placement.wait(ROOM_TIMEOUT_S):
@@ -217,6 +222,7 @@ class WorkerGroup:
         one, as device 0; a script for torchrun selects by LOCAL_RANK among all of them."""
         if not self._accelerated:
             return [{} for _ in self._seats]
+        # Ranks of a node are listed in the order of their local ranks, so that LOCAL_RANK selects a rank's own device.
         own = self._all([agent.devices.remote() for agent in self._agents])
         shown = []
         for seat in self._seats:
@@ -244,6 +250,7 @@ class WorkerGroup:
 
     def warm_up(self, if_slow: Callable[[], None]) -> None:
         """Compile the engine once on each node. Calls `if_slow` if that takes longer than `SLOW_S`."""
+        # Reversed, so that the lowest rank of each node stays in the dict. Ranks of a node share its cache.
         first = {seat.node.id: seat.rank for seat in reversed(self._seats)}
         calls = [self._agents[rank].warm_up.remote() for rank in first.values()]
         _, compiling = ray.wait(calls, num_returns=len(calls), timeout=SLOW_S)
@@ -254,11 +261,13 @@ class WorkerGroup:
     def start(self, specs: Sequence[WorkerSpec]) -> None:
         """Start every worker."""
         self._all([agent.start.remote(spec) for agent, spec in zip(self._agents, specs, strict=True)])
+        # Only now: an agent without a worker has no events, and its failure is better reported by the call above.
         for rank in range(len(self._agents)):
             self._request_events(rank)
 
     def wait(self, timeout_s: float) -> list[Event]:
         """Events of any rank as soon as there are some; none if `timeout_s` seconds pass first."""
+        # One call at a time is enough: it carries all events of its rank so far, and the next wait returns at once.
         ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=timeout_s)
         return [event for call in ready for event in self._events_of(call)]
 
@@ -269,6 +278,7 @@ class WorkerGroup:
 
     def dismiss(self) -> None:
         """End the agents and with them any worker that is left, and give the CPUs back."""
+        # Killing an actor ends its process, and with the thread that holds the worker the worker itself (agent.py).
         for agent in self._agents:
             with suppress(RayActorError):
                 ray.kill(agent)
@@ -284,6 +294,7 @@ class WorkerGroup:
         try:
             events: list[Event] = ray.get(call)
         except RayActorError as error:
+            # Not asked again: a lost agent stays lost, and the worker died with it.
             seat = self._seats[rank]
             first_line = str(error).strip().splitlines()[0]
             return [
@@ -299,6 +310,7 @@ class WorkerGroup:
         except RayTaskError as error:
             raise ClusterError(str(error.cause)) from error
         except (RayActorError, GetTimeoutError) as error:
+            # Ray unpickles the Agent class on the node, where it fails to import us. It has no class for that.
             if "No module named 'launcher" in str(error) or "No module named 'collectives" in str(error):
                 raise ClusterError(
                     "a node has no narrowgauge, so no worker can be started there: install version "

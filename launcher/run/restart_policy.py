@@ -61,6 +61,7 @@ def decide(attempts: list[Attempt], retries: int) -> Verdict:
         return Verdict(False, f"not started again: {cause.what}")
     if retries == 0:
         return Verdict(False, "the job asks for no retries")
+    # Both rules save hours of a cluster: a start costs a minute, and people leave retries high.
     if _by_script(cause) and last.last_step is None:
         return Verdict(
             False,
@@ -77,6 +78,7 @@ def decide(attempts: list[Attempt], retries: int) -> Verdict:
 
 
 def _by_script(cause: Failure) -> bool:
+    # A death by signal counts as the machine's fault: mostly it is the kernel's out-of-memory killer or an operator.
     return not cause.by_signal and not cause.blames_other and cause.what.partition(":")[0] not in ENVIRONMENT
 
 

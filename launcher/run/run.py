@@ -42,7 +42,7 @@ def run(job: Job, view: PlainView, *, follow_logs: bool = False, context: RunCon
         ClusterError: Ray cannot be started or reached, has no room, or the engine does not compile on a node.
     """
     progress = RunProgress(job, context or RunContext.here(job), view)
-    progress.dir.write_owner()
+    progress.dir.write_owner()  # first, so that `launcher stop` finds this process even while Ray starts
     view.stage(f"run {progress.dir.path}")
     problem: str | None = None
     try:
@@ -51,6 +51,7 @@ def run(job: Job, view: PlainView, *, follow_logs: bool = False, context: RunCon
             _run_attempts(progress, cluster, interrupts, logs)
     except KeyboardInterrupt:
         progress.supervisor.stop(time.time())
+    # The summary is written in every case: without one a run counts as killed.
     except Exception as error:
         problem = str(error) or repr(error)
         raise
@@ -79,7 +80,7 @@ def _run_attempts(progress: RunProgress, cluster: Cluster, interrupts: Interrupt
         verdict = progress.end_attempt()
         if not verdict.again:
             break
-        worker_group.dismiss()
+        worker_group.dismiss()  # gives the CPUs back; the next placement may be on other nodes
         _announce_retry(progress, verdict)
     if progress.job.retries and progress.supervisor.status == "failed":
         progress.view.stage(verdict.why)

@@ -84,6 +84,7 @@ def environment(
         "NARROWGAUGE_RESUME_FROM": resume_from,
         "NARROWGAUGE_SHARES": ",".join(f"{share:g}" for share in shares) or None,
     }
+    # Each rank gets the threads of its CPUs. torch would take all cores, and the ranks of a node would slow each other.
     threads = {"OMP_NUM_THREADS": str(job.workers.cpus), "PYTHONFAULTHANDLER": "1"}
     return {**threads, **job.env, **{name: str(value) for name, value in variables.items() if value is not None}}
 
@@ -102,8 +103,9 @@ def main(arguments: list[str]) -> int:
         attach_new_models()
     try:
         run(arguments[0], arguments[1:])
+    # Not BaseException: sys.exit keeps its status, and a KeyboardInterrupt is the user's.
     except Exception as error:
-        sys.stdout.flush()
+        sys.stdout.flush()  # before the traceback, which goes to the same log
         traceback.print_exception(type(error), error, _from_user_code(error.__traceback__))
         sys.stderr.flush()
         progress.report_exception(error)
