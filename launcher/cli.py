@@ -1,6 +1,6 @@
 """The `launcher` command.
 
-Exit status: 0 all is well, 1 the run failed or a check did, 2 the user's input is wrong, 130 stopped by Ctrl-C.
+Exit status: 0 success, 1 the run or a check failed, 2 the user's input is wrong, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ try:
     from collectives import NarrowgaugeError, __version__
     from launcher.checkpoint.resume import find as find_run
     from launcher.commands import machines, runs
-    from launcher.commands.broken_pipe import lasting
+    from launcher.commands.broken_pipe import ignore_broken_pipe
     from launcher.config import job_file
     from launcher.config.job import Job
     from launcher.errors import ConfigError, LauncherError, PackingError, ReportError, RunError
     from launcher.lab.commands import app as lab
+    from launcher.record.run_state import EXIT_STATUS
 except KeyboardInterrupt:  # a Ctrl-C before there is anything to stop
     sys.exit(130)
-
-EXIT = {"finished": 0, "failed": 1, "stopped": 130}
 
 app = typer.Typer(
     help="Train over narrow links: start, watch and stop jobs on whatever machines there are.",
@@ -37,7 +36,7 @@ machines.add_to(app)
 runs.add_to(app)
 
 
-def _tell_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"narrowgauge {__version__}")
         raise typer.Exit
@@ -46,7 +45,7 @@ def _tell_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     pass
@@ -54,33 +53,30 @@ def options(
 
 @app.command()
 def submit(
-    file: Annotated[Path, typer.Argument(metavar="CONFIG", help="The job file, such as configs/quickstart.yaml.")],
-    overrides: Annotated[
-        list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the job file, such as workers.count=2."),
-    ] = [],  # noqa: B006 - typer copies it
-    logs: Annotated[bool, typer.Option("--logs", help="Show what the workers print, as they print it.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Only the summary on stdout, as JSON.")] = False,
+    file: machines.JobPath,
+    overrides: machines.Overrides = [],  # noqa: B006 - typer copies it
+    logs: Annotated[bool, typer.Option("--logs", help="Show the workers' output as it appears.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the summary on stdout, as JSON.")] = False,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Go on from the newest checkpoint of this run: its folder, or its name."),
+        typer.Option(metavar="RUN", help="Continue from the newest checkpoint of this run: its folder or its name."),
     ] = None,
     detach: Annotated[
-        bool, typer.Option("--detach", help="Hand it to the cluster and return; only the run's name on stdout.")
+        bool, typer.Option("--detach", help="Submit to the cluster and return; print only the run's name on stdout.")
     ] = False,
 ) -> None:
     """Run a job and wait for its end.
 
-    On a cluster, Ctrl-C stops the run, once more leaves it to itself, and it goes on if the terminal is closed.
+    On a cluster, Ctrl-C stops the run, a second Ctrl-C detaches from it, and it continues if the terminal is closed.
     """
     job = job_file.load(file, overrides)
     resumed = find_run(resume, job) if resume is not None else None
-    from launcher.monitor.terminal import open_view, tell_end
-    from launcher.submit import detach as hand_over
-    from launcher.submit import run_job  # after the check: a mistake in the file shouldn't wait for Ray's import
+    from launcher.monitor.terminal import open_view, print_summary
+    from launcher.submit import detach as submit_only
+    from launcher.submit import run_job  # after the check: an error in the file is reported without Ray's import
 
     if detach:
-        hand_over(job, resumed)
+        submit_only(job, resumed)
         return
     progress = sys.stderr if as_json else sys.stdout
     view = open_view(progress)
@@ -88,22 +84,19 @@ def submit(
         summary = run_job(job, view, follow_logs=logs, resumed=resumed)
     finally:
         view.close()
-    tell_end(summary, progress)
+    print_summary(summary, progress)
     if as_json:
         print(json.dumps(summary, indent=2))
-    raise typer.Exit(EXIT[summary["status"]])
+    raise typer.Exit(EXIT_STATUS[summary["status"]])
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(
     words: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="CONFIG", help="The job file whose workers should measure.")],
-    overrides: Annotated[
-        list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the job file, such as workers.count=2."),
-    ] = [],  # noqa: B006 - typer copies it
+    file: Annotated[Path, typer.Argument(metavar="CONFIG", help="The job file whose workers measure.")],
+    overrides: machines.Overrides = [],  # noqa: B006 - typer copies it
 ) -> None:
-    """Time collectives on a job's workers, ours and Gloo in turn; options as of `python -m collectives bench`."""
+    """Time collectives on a job's workers, narrowgauge and Gloo in turn; options of `python -m collectives bench`."""
     job = job_file.load(file, overrides)
     from launcher.commands.bench import bench as run_bench
 
@@ -112,20 +105,17 @@ def bench(
     except (NarrowgaugeError, OSError) as error:
         print(f"launcher bench: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
-    raise typer.Exit(EXIT[summary["status"]])
+    raise typer.Exit(EXIT_STATUS[summary["status"]])
 
 
 @app.command()
 def probe(
-    file: Annotated[Path, typer.Argument(metavar="CONFIG", help="The job file between whose hosts to measure.")],
-    overrides: Annotated[
-        list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the job file, such as workers.count=2."),
-    ] = [],  # noqa: B006 - typer copies it
-    as_json: Annotated[bool, typer.Option("--json", help="Only the topology on stdout, as JSON.")] = False,
+    file: Annotated[Path, typer.Argument(metavar="CONFIG", help="The job file whose hosts are measured.")],
+    overrides: machines.Overrides = [],  # noqa: B006 - typer copies it
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the topology on stdout, as JSON.")] = False,
     save: Annotated[
         Path | None,
-        typer.Option("--save", metavar="FILE", help="Write the topology; a job's collectives.topology takes it."),
+        typer.Option("--save", metavar="FILE", help="Write the topology, for a job's collectives.topology."),
     ] = None,
 ) -> None:
     """Measure the links between a job's hosts: up, down, latency, memory, slow pairs and shared uplinks."""
@@ -137,7 +127,7 @@ def probe(
     except (NarrowgaugeError, OSError) as error:
         print(f"launcher probe: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
-    raise typer.Exit(EXIT[summary["status"]])
+    raise typer.Exit(EXIT_STATUS[summary["status"]])
 
 
 @app.command()
@@ -147,13 +137,11 @@ def report(
     ] = None,
     grafana: Annotated[bool, typer.Option("--grafana", help="Print a Grafana dashboard for all runs instead.")] = False,
 ) -> None:
-    """Make a page about a run, report.html in its folder: while it runs, after its end, or after a crash."""
+    """Write report.html, a page about a run, into its folder: during the run, after its end, or after a crash."""
     from launcher import report as page
 
     if grafana == (folder is not None):
-        print(
-            "launcher report: wanted either a run's folder or --grafana; see `launcher report --help`", file=sys.stderr
-        )
+        print("launcher report: give either a run's folder or --grafana; see `launcher report --help`", file=sys.stderr)
         raise typer.Exit(2)
     try:
         print(page.grafana() if folder is None else page.write(folder))
@@ -163,15 +151,15 @@ def report(
 
 
 @app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="The checks as JSON.")] = False) -> None:
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Check this machine: versions, network, shared memory, the engine, and an all-reduce of two processes."""
-    from launcher.commands.doctor import examine, told
+    from launcher.commands.doctor import examine, format_check
 
     checks = []
     for check in examine():
         checks.append(check)
         if not as_json:
-            print(told(check), flush=True)
+            print(format_check(check), flush=True)
     if as_json:
         print(json.dumps([vars(check) for check in checks], indent=2))
     raise typer.Exit(1 if any(check.state == "wrong" for check in checks) else 0)
@@ -184,12 +172,12 @@ def schema() -> None:
 
 
 def main() -> None:
-    """The console command. Mistakes of the user end in one message and status 2, never in a traceback."""
-    sys.stdout, sys.stderr = lasting(sys.stdout), lasting(sys.stderr)
+    """The console command. Errors of the user end with one message and status 2, never with a traceback."""
+    sys.stdout, sys.stderr = ignore_broken_pipe(sys.stdout), ignore_broken_pipe(sys.stderr)
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit(EXIT["stopped"])
+        sys.exit(EXIT_STATUS["stopped"])
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

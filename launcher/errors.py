@@ -1,14 +1,14 @@
-"""What can go wrong before or around a run. What goes wrong inside one is a `supervisor.Failure`, not an exception.
+"""Errors before or around a run. A failure of a worker is a `run_state.Failure`, not an exception.
 
 LauncherError
-├── ConfigError (ValueError)      the job file, or what it points to, is wrong; nothing was started
-├── ClusterError (RuntimeError)   Ray could not be reached or has no room; nothing was started
-├── PackingError (ValueError)     the working directory can't travel to a cluster; nothing was started
-├── RunError (ValueError)         no such run, or not what can be done with it
-├── LabError (RuntimeError)       a lab can't be made, found or changed; what was half made is gone again
-├── ReportError (ValueError)      not the folder of a run, or its files are not what the launcher wrote
-├── EntrypointError (ValueError)  in a worker: the entrypoint is not there
-└── CheckpointError (RuntimeError)  in a worker: a checkpoint can't be written, read or loaded
+├── ConfigError (ValueError)        the job file, or a file it names, is wrong; nothing was started
+├── ClusterError (RuntimeError)     Ray cannot be started or reached, or has no room; nothing was started
+├── PackingError (ValueError)       the working directory cannot be sent to a cluster; nothing was started
+├── RunError (ValueError)           no such run, or the command does not apply to it
+├── LabError (RuntimeError)         a lab cannot be created, found or changed; a partly created one was removed
+├── ReportError (ValueError)        not the folder of a run, or its files are not what the launcher wrote
+├── EntrypointError (ValueError)    in a worker: the entrypoint does not exist
+└── CheckpointError (RuntimeError)  in a worker: a checkpoint cannot be written, read or loaded
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from dataclasses import dataclass
 
 
 class LauncherError(Exception):
-    """Root of everything that this package raises on purpose."""
+    """Base class of the errors that this package raises on purpose."""
 
 
 class ClusterError(LauncherError, RuntimeError):
-    """Ray could not be started or reached, or has no room for the workers."""
+    """Ray cannot be started or reached, or has no room for the workers."""
 
 
 class PackingError(LauncherError, ValueError):
-    """The working directory is too large to travel, or can't be read."""
+    """The working directory is too large to send, or cannot be read."""
 
 
 class RunError(LauncherError, ValueError):
-    """There is no such run, or it is over, or several have that name."""
+    """There is no such run, several match the name, or the command does not apply to it."""
 
 
 class LabError(LauncherError, RuntimeError):
-    """A lab could not be made, found or changed."""
+    """A lab cannot be created, found or changed."""
 
 
 class ReportError(LauncherError, ValueError):
-    """A run's folder can't be reported on."""
+    """No report can be made of a run's folder."""
 
 
 class EntrypointError(LauncherError, ValueError):
-    """The module, file or function that a worker should run is not there."""
+    """The module, file or function that a worker should run does not exist."""
 
 
 class CheckpointError(LauncherError, RuntimeError):
-    """A checkpoint could not be written or read, or is of another model; raised on all ranks alike."""
+    """A checkpoint cannot be written or read, or is of another model. Raised on all ranks together."""
 
 
 @dataclass(frozen=True)
 class SourcePosition:
-    """Where in the user's input something stands; lines and columns count from 1."""
+    """A position in the user's input; lines and columns count from 1."""
 
     source: str
     line: int | None = None
@@ -65,11 +65,11 @@ class SourcePosition:
 
 
 class ConfigError(LauncherError, ValueError):
-    """One mistake in a job file, told as place, what, got, wanted, nearest and next.
+    """One error in a job file, in lines: position and what, got, wanted, nearest, next.
 
     Attributes:
-        place: file, line and column of the mistake.
-        others: how many more mistakes the same file has.
+        place: file, line and column.
+        others: how many more errors the same file has.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ConfigError(LauncherError, ValueError):
         lines += [f"  wanted:  {wanted}"] if wanted else []
         lines += [f"  nearest: {nearest}"] if nearest else []
         lines += [f"  next:    {next_step}"] if next_step else []
-        lines += [f"  and {others} more mistake{'s' if others > 1 else ''} after this one"] if others else []
+        lines += [f"  and {others} more error{'s' if others > 1 else ''} after this one"] if others else []
         super().__init__("\n".join(lines))
         self.place = place
         self.others = others
@@ -96,7 +96,7 @@ class ConfigError(LauncherError, ValueError):
 
 @dataclass(frozen=True)
 class Contradiction:
-    """Two parts of a lab file that don't fit together. `path` leads to the later one."""
+    """Two parts of a lab file that contradict each other. `path` leads to the later one."""
 
     path: tuple[str | int, ...]
     what: str

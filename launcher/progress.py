@@ -1,11 +1,14 @@
-"""What a training script tells about itself. Under the launcher it goes to the live view and the summary; without one
-(plain python, torchrun) rank 0 prints it.
+"""What a training script reports about itself. Under the launcher it goes to the live view, the metrics and the
+summary; without one (plain python, torchrun) rank 0 prints it.
 
     from launcher import progress
 
     progress.report(step=10, of=300, loss=2.7, tokens=4096)
     progress.note(heldout_loss=2.1)
     torch.save(state, progress.checkpoint_dir() / "last.pt")
+
+Reports travel as lines of JSON through a pipe to the agent beside the worker, not through its output: a script may
+print what it likes, and a line that a library prints can't be taken for a report.
 """
 
 from __future__ import annotations
@@ -24,70 +27,102 @@ from collectives.training import rebalance
 
 REPORT_FD = "NARROWGAUGE_REPORT_FD"
 CHECKPOINT_DIR = "NARROWGAUGE_CHECKPOINT_DIR"
-PLAN_LOOKS_APART_S = 1.0
+PLAN_CHECK_INTERVAL_S = 1.0
 GLOBAL_BATCH = "NARROWGAUGE_GLOBAL_BATCH"
 
 
 def report(step: int, *, of: int | None = None, loss: float | None = None, tokens: int = 0, **values: float) -> None:
-    """Tell how far this rank is. Call it on every rank, each step or every few steps.
+    """Report how far this rank is. Call it on every rank after the optimizer step, each step or every few steps.
+
+    The seconds spent waiting for communication since the last report, and for attached models the samples and the
+    seconds of forward and backward, are added from `collectives.stats()`. A step counts as done for the run once every
+    rank has reported it.
 
     Args:
-        step: steps done, counted from 1.
+        step: steps done, counted from 1; the same on every rank.
         of: the last step that will be done, if known; gives the time left.
-        loss: this rank's loss; the launcher shows the mean over ranks.
+        loss: this rank's loss as a Python float (`loss.item()`); the launcher shows the mean over ranks, weighted by
+            their tokens if all report some.
         tokens: tokens (or samples) that this rank trained on since its last report.
-        values: further numbers to keep in events.jsonl.
+        values: further numbers to keep in events.jsonl. The launcher does not interpret them.
 
-    The seconds spent waiting for communication since the last report are added from `collectives.stats()`.
+    Raises:
+        TypeError: an argument is not a number that JSON can hold, such as a tensor.
+        BrokenPipeError: the agent beside this worker is gone.
     """
-    _teller.report(step, of, loss, tokens, values)
+    _reporter.report(step, of, loss, tokens, values)
 
 
 def note(**values: Any) -> None:
-    """Tell facts for the summary, such as `heldout_loss=2.1`: numbers, texts, lists or mappings of these."""
-    _teller.note(values)
+    """Add facts to the run's summary, such as `heldout_loss=2.1`. Call it on one rank, at any time; where several ranks
+    note the same name, rank 0's latest value is kept, and without one the first.
+
+    Args:
+        values: numbers, texts, booleans, None, or lists and mappings of these. `heldout_loss` has a place of its own in
+            the summary; the others are its `notes`.
+
+    Raises:
+        TypeError: a value that JSON cannot hold, such as a tensor.
+        BrokenPipeError: the agent beside this worker is gone.
+    """
+    _reporter.note(values)
 
 
 def checkpoint_dir() -> Path:
-    """The folder for checkpoints, made if need be: the run's own, or ./checkpoints without a launcher."""
+    """The folder for checkpoints: the run's own, or ./checkpoints without a launcher. Any rank may call it, at any
+    time. On a cluster without shared storage it is a folder of that rank's node.
+
+    Raises:
+        OSError: it does not exist and cannot be made.
+    """
     folder = checkpoint_path()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def checkpoint_path() -> Path:
-    """The same folder, which may not be there."""
+    """The folder that `checkpoint_dir` makes, which may not exist yet."""
     return Path(os.environ.get(CHECKPOINT_DIR, "checkpoints"))
 
 
 def global_batch(default: int) -> int:
-    """Samples of all ranks together in a step, as the job's `global_batch` says; `default` if it says nothing."""
+    """Samples of all ranks together in one step, for example to build a `collectives.Sampler`.
+
+    Args:
+        default: what to give if the job has no `global_batch`, or without a launcher.
+    """
     return int(os.environ.get(GLOBAL_BATCH) or default)
 
 
-def tell(event: str, **content: Any) -> None:
-    """Tell of something but progress; `event` is one of `launcher.record.events.FROM_SCRIPT`, `content` its fields."""
-    _teller.tell(event, content)
+def send_event(event: str, **content: Any) -> None:
+    """Send an event other than a report; for narrowgauge's own modules, such as the checkpoints.
+
+    Args:
+        event: a name in `launcher.record.events.FROM_SCRIPT`.
+        content: the fields of that class, except `rank` and `at`.
+    """
+    _reporter.send_event(event, content)
 
 
-def finished() -> None:
-    """Tell what communication cost in all; the launcher's own worker calls this when the script has ended."""
-    if isinstance(_teller, _ToLauncher) and _rank() == 0:
-        _teller.note({"collectives": collectives.stats()})
+def report_finished() -> None:
+    """Add `collectives.stats()` of rank 0 to the summary; the worker calls this after the script has ended."""
+    if isinstance(_reporter, _ToLauncher) and _rank() == 0:
+        _reporter.note({"collectives": collectives.stats()})
 
 
-def raised(error: BaseException) -> None:
-    """Tell that the script ended by an exception; the launcher's own worker calls this."""
-    if isinstance(_teller, _ToLauncher):
-        kind, message, culprit = described(error)
-        _teller.send("Raised", kind=kind, message=message[:2000], culprit=culprit)
+def report_exception(error: BaseException) -> None:
+    """Report the exception that ended the script; the worker calls this."""
+    if isinstance(_reporter, _ToLauncher):
+        kind, message, culprit = describe_exception(error)
+        _reporter.send("Raised", kind=kind, message=message[:2000], culprit=culprit)
 
 
-def described(error: BaseException) -> tuple[str, str, int | None]:
-    """Class name, message and culprit of an exception, or of the one of ours that torch wrapped.
+def describe_exception(error: BaseException) -> tuple[str, str, int | None]:
+    """Class name, message and culprit of an exception, or of the CollectiveError that torch wrapped.
 
-    An error that goes through torch's C++, as under DistributedDataParallel, comes out as a RuntimeError that has
-    nothing but its text: "...: PeerLost: rank 0 ...\n\nAt:\n  file(line): function".
+    An error that passes through torch's C++, as under DistributedDataParallel, comes out as a RuntimeError of which
+    nothing but the text is left: "...: PeerLost: rank 0 ...\n\nAt:\n  file(line): function". So class and culprit are
+    read from that text.
     """
     kind, message = type(error).__qualname__, str(error).partition("\n\nAt:\n")[0]
     for known in _chain(error):
@@ -96,7 +131,7 @@ def described(error: BaseException) -> tuple[str, str, int | None]:
     wrapped = _WRAPPED.search(message) if isinstance(error, RuntimeError) else None
     if wrapped is None:
         return kind, message, None
-    blamed = _BLAMED.findall(message)  # each quotes the one that it heard, so the last is the first
+    blamed = _BLAMED.findall(message)  # each error quotes the one that it received, so the last one came first
     return wrapped["kind"], wrapped["message"], int(blamed[-1]) if blamed else None
 
 
@@ -110,7 +145,7 @@ _BLAMED = re.compile(r"\(op \d+\): rank (\d+) \(")
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """An exception and those that led to it."""
-    seen: set[int] = set()
+    seen: set[int] = set()  # a `raise ... from` of the user's may make a circle
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
@@ -118,13 +153,14 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 class _ToLauncher:
-    """Sends each message as a line of JSON through the pipe that the launcher left open."""
+    """Sends each message as a line of JSON through the pipe whose writing end the agent passed on."""
 
     def __init__(self, fd: int) -> None:
+        # Line-buffered: a report is on its way before the next step, and a crash loses none.
         self._pipe = os.fdopen(fd, "w", buffering=1, encoding="utf-8")
         self._before: dict[str, float] = {}
         self._planned: Any = None
-        self._plan_looked_at = float("-inf")
+        self._plan_checked_at = float("-inf")
 
     def report(self, step: int, of: int | None, loss: float | None, tokens: int, values: dict[str, float]) -> None:
         since = self._since_last(collectives.stats())
@@ -144,7 +180,7 @@ class _ToLauncher:
         self.plan()
 
     def _since_last(self, stats: dict[str, Any]) -> dict[str, float]:
-        """What the counters have gained since the last call; waits are those of the group that waits most."""
+        """Increase of the counters since the last call; waits are those of the process group that waits most."""
         now: dict[str, float] = {name: value for name, value in stats.items() if name != "waited_for"}
         now |= max(stats["waited_for"].values(), key=lambda waits: sum(waits.values()), default={})
         since = {name: value - self._before.get(name, 0.0) for name, value in now.items()}
@@ -152,19 +188,20 @@ class _ToLauncher:
         return since
 
     def plan(self) -> None:
-        """Tell the plan of the default group, from rank 0, whenever it is another. A group on Gloo has none."""
-        if _rank() == 0 and time.monotonic() >= self._plan_looked_at + PLAN_LOOKS_APART_S:
-            self._plan_looked_at = time.monotonic()
+        """Send the plan of the default group, from rank 0, whenever it has changed. A group on Gloo has none."""
+        # Asked once a second at most: with steps of a few milliseconds the question would cost more than the report.
+        if _rank() == 0 and time.monotonic() >= self._plan_checked_at + PLAN_CHECK_INTERVAL_S:
+            self._plan_checked_at = time.monotonic()
             with suppress(collectives.UsageError):
                 plan = collectives.plan()
-                if plan.topology is not self._planned:  # the engine plans anew when it sees other links
+                if plan.topology is not self._planned:  # the engine replans when links change
                     self._planned = plan.topology
                     self.send("Planned", plan=plan.summary())
 
     def note(self, values: dict[str, Any]) -> None:
         self.send("Noted", values=values)
 
-    def tell(self, event: str, content: dict[str, Any]) -> None:
+    def send_event(self, event: str, content: dict[str, Any]) -> None:
         self.send(event, **content)
 
     def send(self, event: str, **content: Any) -> None:
@@ -173,7 +210,8 @@ class _ToLauncher:
 
 
 class _ToTerminal:
-    """Prints on rank 0; the speeds are those of rank 0 times the number of ranks."""
+    """Prints on rank 0. Without a launcher nobody collects the other ranks' tokens, so rank 0's are multiplied by the
+    number of ranks."""
 
     def __init__(self) -> None:
         self._last: tuple[int, float, float] | None = None
@@ -196,7 +234,7 @@ class _ToTerminal:
             for name, value in values.items():
                 print(f"{name}: {value}", flush=True)
 
-    def tell(self, event: str, content: dict[str, Any]) -> None:
+    def send_event(self, event: str, content: dict[str, Any]) -> None:
         if _rank() == 0:
             print(event.lower(), ", ".join(f"{name} {value}" for name, value in content.items()), flush=True)
 
@@ -206,7 +244,8 @@ def _rank() -> int:
 
 
 def _from_environment() -> _ToLauncher | _ToTerminal:
-    """The launcher's pipe if there is one; it is not handed on to processes that the script starts."""
+    """The launcher's pipe if there is one. Processes that the script starts get neither the variable nor the pipe:
+    their reports would be taken for this rank's, and the agent would wait for them to close it."""
     fd = os.environ.pop(REPORT_FD, None)
     if fd is None:
         return _ToTerminal()
@@ -214,9 +253,9 @@ def _from_environment() -> _ToLauncher | _ToTerminal:
     return _ToLauncher(int(fd))
 
 
-def _tell_balanced(change: rebalance.Rebalanced) -> None:
-    tell("Balanced", old=change.old, new=change.new, speeds=change.speeds, gain=change.gain)
+def _report_balanced(change: rebalance.Rebalanced) -> None:
+    send_event("Balanced", old=change.old, new=change.new, speeds=change.speeds, gain=change.gain)
 
 
-_teller = _from_environment()
-rebalance.listeners.append(_tell_balanced)
+_reporter = _from_environment()
+rebalance.listeners.append(_report_balanced)

@@ -111,7 +111,7 @@ class Checkpoints:
         self._saved = step
         if _rank() == 0:
             seconds = round(time.perf_counter() - began, 3)
-            progress.tell("Saved", step=step, folder=outcome.folder, num_bytes=outcome.num_bytes, seconds=seconds)
+            progress.send_event("Saved", step=step, folder=outcome.folder, num_bytes=outcome.num_bytes, seconds=seconds)
 
     def _write(self, step: int, state: dict[str, Any], ranks: list[bytes]) -> _Outcome:
         """Rank 0's part: the files."""
@@ -168,7 +168,7 @@ class Checkpoints:
             logger.warning("%s", _afresh(outcome, self._own))
         self._saved = outcome.step
         if _rank() == 0:
-            progress.tell("Restored", step=outcome.step, folder=outcome.folder)
+            progress.send_event("Restored", step=outcome.step, folder=outcome.folder)
         return outcome.step
 
     def _read(self, wanted: states.Names) -> tuple[_Outcome, dict[str, Any], list[bytes]]:

@@ -1,7 +1,7 @@
 """`launcher bench`: the bench of `collectives` as the job of a job file's workers, cluster and collectives.
 
 The job's own entrypoint is replaced by `work`, which measures as one rank; rank 0 sends the report to the launcher with
-`progress.note`, so that it gets here from any node.
+`progress.note`, which reaches it from any node.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from collectives.bench import command, limit
 from collectives.bench.report import Report
 from launcher import progress
 from launcher.config.job import Job
-from launcher.monitor.terminal import open_view, tell_end
+from launcher.monitor.terminal import open_view, print_summary
 from launcher.submit import run_job
 
 NOTE = "bench"
-MAX_NAME_LENGTH = 58  # with "-bench" it is still a job's name
+MAX_NAME_LENGTH = 58  # with "-bench" it is still a valid job name
 
 
 def bench(job: Job, words: Sequence[str]) -> dict[str, Any]:
     """Run the bench on a job's workers, show its table (or JSON) on stdout, and write the files asked for.
 
     Args:
-        words: options as `python -m collectives bench` has them.
+        words: options of `python -m collectives bench`.
 
     Returns:
         The run's summary.
 
     Raises:
-        SystemExit: words that are no options.
-        NarrowgaugeError, OSError: options that cannot be.
-        ClusterError: as `run`.
+        SystemExit: unknown options.
+        NarrowgaugeError, OSError: invalid values of options, or a file that cannot be read.
+        ClusterError: from `run`.
     """
     options = _parsed(words, "launcher bench CONFIG")
     settings = command.settings_of(options)
-    limit.given(options.limit, {}, job.workers.count)  # a mistake in the file shouldn't wait for Ray
+    limit.given(options.limit, {}, job.workers.count)  # report an error in the file before Ray starts
     out = sys.stderr if settings.json else sys.stdout
     summary = _run(_as_job(job, options), out)
     if summary["status"] != "finished":
-        tell_end({**summary, "notes": {}}, out)
+        print_summary({**summary, "notes": {}}, out)
         return summary
     report = Report.from_dict(summary["notes"][NOTE])
     print(f"folder {summary['folder']}\n", file=out)
@@ -56,7 +56,7 @@ def bench(job: Job, words: Sequence[str]) -> dict[str, Any]:
 
 def work() -> None:
     """What each worker runs."""
-    collectives.uninstall()  # Gloo is to be torch's own
+    collectives.uninstall()  # the bench compares with torch's own Gloo
     settings = command.settings_of(_parsed(sys.argv[1:], "launcher.commands.bench:work"))
     report = command.measure(settings, lambda text: print(text, flush=True))
     if int(os.environ["RANK"]) == 0:
@@ -70,7 +70,8 @@ def _parsed(words: Sequence[str], program: str) -> argparse.Namespace:
 
 
 def _as_job(job: Job, options: argparse.Namespace) -> Job:
-    """The job with the bench as its entrypoint; the files that are written stay the launcher's business."""
+    """The job with the bench as its entrypoint. Options that write files are left out: the launcher writes them
+    here."""
     args = [
         "--collective",
         options.collective,

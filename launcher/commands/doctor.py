@@ -1,4 +1,4 @@
-"""Is this machine fit to train? Each check says what it found and, if that is not good, what to do.
+"""Checks whether this machine can train. Each check says what it found and, if that is a problem, what to do.
 
 launcher doctor
 python -m launcher.commands.doctor pair      one of the two processes of the all-reduce check; started by it
@@ -34,7 +34,8 @@ PAIR_ELEMENTS = 10007
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, what was found, and what to do if it is not "ok". "look" is for some uses a problem."""
+    """What was checked, what was found, and what to do if it is not "ok". A state of "look" is a problem for some uses:
+    look at it."""
 
     name: str
     state: Literal["ok", "look", "wrong"]
@@ -54,14 +55,14 @@ def examine() -> Iterator[Check]:
         yield _pair()
 
 
-def told(check: Check) -> str:
-    """One check for people."""
+def format_check(check: Check) -> str:
+    """One check as lines of text."""
     line = f"{check.state:<6} {check.name:<15} {check.found}"
     return line + (f"\n{'':<23}-> {check.advice}" if check.advice else "")
 
 
 def _versions() -> Iterator[Check]:
-    """What narrowgauge's own metadata asks for against what is installed."""
+    """The versions that narrowgauge's metadata requires, against those installed."""
     metadata = importlib.metadata.metadata("narrowgauge")
     wanted = [Requirement(f"Python{metadata['Requires-Python']}")]
     wanted += [Requirement(line) for line in importlib.metadata.requires("narrowgauge") or [] if "extra ==" not in line]
@@ -84,7 +85,7 @@ def _ports() -> Check:
     try:
         port = Agent().free_port("127.0.0.1")
     except OSError as error:
-        return Check("ports", "wrong", str(error), f"free some TCP ports of {span} for rank 0's store")
+        return Check("ports", "wrong", str(error), f"free some TCP ports from {span} for rank 0's store")
     return Check("ports", "ok", f"{port} of {span} is free for rank 0's store")
 
 
@@ -103,7 +104,7 @@ def _shared_memory() -> Check:
 
 
 def _interfaces() -> Check:
-    """The address that this machine is reached at, against the one that its own name leads to."""
+    """The address at which this machine is reached, against the one that its own name resolves to."""
     addresses = {
         address.address: name
         for name, found in psutil.net_if_addrs().items()
@@ -124,8 +125,8 @@ def _interfaces() -> Check:
     if by_name == outward:
         return Check("network", "ok", found)
     advice = (
-        f"its name {socket.gethostname()!r} leads to {by_name}; libraries that ask for the name tell others that. "
-        f"The launcher names the interface to them; under torchrun on several machines set "
+        f"its name {socket.gethostname()!r} resolves to {by_name}, which libraries then advertise to other machines. "
+        f"The launcher names the interface for them; under torchrun on several machines set "
         f"NARROWGAUGE_INTERFACE={addresses.get(outward)} and GLOO_SOCKET_IFNAME={addresses.get(outward)}"
     )
     return Check("network", "look", found, advice)
@@ -140,7 +141,7 @@ def _engine() -> Check:
 
 
 def _settings() -> Check:
-    """The NARROWGAUGE_* variables of this shell, which the two processes of the next check would find."""
+    """The NARROWGAUGE_* variables of this shell, which the two processes of the next check inherit."""
     advice = "correct the variable, or unset it"
     names = [name for name in Options.__dataclass_fields__ if os.environ.get(f"NARROWGAUGE_{name.upper()}")]
     try:
@@ -159,7 +160,7 @@ def _settings() -> Check:
 
 def _pair() -> Check:
     """Two processes as two emulated hosts, so that the sum goes over TCP."""
-    name, advice = "all-reduce", "until it is right, `collectives: {backend: gloo}` runs without the engine"
+    name, advice = "all-reduce", "until this passes, `collectives: {backend: gloo}` runs without the engine"
     common = {
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
@@ -208,7 +209,7 @@ def _pair_rank() -> None:
     dist.destroy_process_group()
     if differ or not ops:
         sys.exit(
-            f"{differ} of {PAIR_ELEMENTS} elements differ, {ops} ops went through the engine; wanted 0 and at least 1"
+            f"{differ} of {PAIR_ELEMENTS} elements differ, {ops} operations used the engine; expected 0 and at least 1"
         )
 
 

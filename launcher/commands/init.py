@@ -1,4 +1,4 @@
-"""The job file that `launcher init` writes: (inventory) -> text. `config.load` reads it."""
+"""The job file that `launcher init` writes: (inventory) -> text. `config.job_file` reads it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from launcher.inventory.inventory import Inventory
 
 
 def starter(inventory: Inventory, address: str | None, path: str) -> str:
-    """A job for these machines, every key with its meaning beside it."""
+    """A job file for these machines; every key has a comment with its meaning."""
     devices = sum(found.count for node in inventory.nodes for found in node.accelerators)
     kinds = sorted({found.kind for node in inventory.nodes for found in node.accelerators})
     cores = sum(node.cpus for node in inventory.nodes)

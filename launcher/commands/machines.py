@@ -1,4 +1,4 @@
-"""`launcher inventory`, `launcher plan`, `launcher init`: what there is, what would run where, a file to start from."""
+"""`launcher inventory`, `launcher plan`, `launcher init`: the machines, the placement of a job, a job file to edit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Only the result on stdout,
 
 
 def add_to(app: typer.Typer) -> None:
-    """Make them commands of `launcher`."""
+    """Add the commands to the launcher."""
     for command in (plan, inventory, init):
         app.command()(command)
 
@@ -31,19 +31,19 @@ def plan(
     file: JobPath,
     inventory: Annotated[
         Path | None,
-        typer.Option("--inventory", metavar="FILE", help="Plan for these machines instead of those that are here."),
+        typer.Option("--inventory", metavar="FILE", help="Plan for these machines instead of the available ones."),
     ] = None,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     as_json: AsJson = False,
 ) -> None:
-    """Show what would run where and how fast, and what would make it faster. Starts nothing."""
+    """Show where the ranks would run and how fast, and what would make the job faster. Starts nothing."""
     job = job_file.load(file, overrides, elsewhere=inventory is not None)
     from launcher.planning import describe
     from launcher.planning.plan import make
     from launcher.record.past_speeds import Earlier, earlier
     from launcher.run.survey import gather
 
-    if inventory is not None:  # runs of machines that are elsewhere tell nothing of them
+    if inventory is not None:  # runs on this machine say nothing about those in the file
         farm, before = job_file.load_inventory(inventory), Earlier()
     else:
         farm, before = gather(job), earlier(job)
@@ -60,21 +60,23 @@ def inventory(
         Path | None, typer.Argument(metavar="[CONFIG]", help="A job file, for its cluster and the CPUs of a worker.")
     ] = None,
     address: Annotated[
-        str | None, typer.Option("--address", metavar="HOST:PORT", help='The Ray cluster to look at, or "auto".')
+        str | None, typer.Option("--address", metavar="HOST:PORT", help='The Ray cluster to measure, or "auto".')
     ] = None,
     links: Annotated[
         Path | None, typer.Option("--links", metavar="FILE", help="Add the links that `launcher probe --save` wrote.")
     ] = None,
-    save: Annotated[Path | None, typer.Option("--save", metavar="FILE", help="Write it for `launcher plan`.")] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="FILE", help="Write the inventory for `launcher plan`.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what machines there are and how fast they are, measured now."""
+    """Measure the available machines: accelerators, memory, network interfaces, speeds."""
     from launcher.inventory.describe import told
     from launcher.run.survey import gather
 
     if save is not None and not save.absolute().parent.is_dir():
-        raise ConfigError(SourcePosition(f"--save {save}"), f"no folder {save.parent}", next_step="make it first")
-    found = gather(_looking(file, address))
+        raise ConfigError(SourcePosition(f"--save {save}"), f"no folder {save.parent}", next_step="create it first")
+    found = gather(_job_for(file, address))
     if links is not None:
         found = job_file.with_links(found, links)
     if save is not None:
@@ -82,8 +84,8 @@ def inventory(
     print(found.to_json() if as_json else told(found), end="" if as_json else "\n")
 
 
-def _looking(file: Path | None, address: str | None) -> Job:
-    """The job whose cluster to look at."""
+def _job_for(file: Path | None, address: str | None) -> Job:
+    """The job whose cluster is measured; without a file, one that only names the cluster."""
     overrides = [] if address is None else [f"cluster.address={address}"]
     if file is not None:
         return job_file.load(file, overrides)
@@ -95,19 +97,17 @@ def _looking(file: Path | None, address: str | None) -> Job:
 def init(
     file: Annotated[Path, typer.Argument(metavar="[FILE]", help="The job file to write.")] = Path("job.yaml"),
     address: Annotated[
-        str | None, typer.Option("--address", metavar="HOST:PORT", help='A Ray cluster to write it for, or "auto".')
+        str | None, typer.Option("--address", metavar="HOST:PORT", help='The Ray cluster to write it for, or "auto".')
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if there is one.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a job file to start from, with comments, for the machines that there are."""
+    """Write a commented job file for the available machines, as a start."""
     if file.exists() and not force:
-        raise ConfigError(
-            SourcePosition(str(file)), "there is such a file", next_step="name another one, or add --force"
-        )
+        raise ConfigError(SourcePosition(str(file)), "the file exists", next_step="choose another name, or add --force")
     if not file.absolute().parent.is_dir():
-        raise ConfigError(SourcePosition(str(file)), f"no folder {file.parent}", next_step="make it first")
+        raise ConfigError(SourcePosition(str(file)), f"no folder {file.parent}", next_step="create it first")
     from launcher.commands.init import starter
     from launcher.run.survey import gather
 
-    file.write_text(starter(gather(_looking(None, address), measure=False), address, str(file)), encoding="utf-8")
+    file.write_text(starter(gather(_job_for(None, address), measure=False), address, str(file)), encoding="utf-8")
     print(f"wrote {file}; next: edit entrypoint, then launcher plan {file}, then launcher submit {file}")

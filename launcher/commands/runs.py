@@ -1,4 +1,4 @@
-"""`launcher list | status | logs | stop | top`: runs that are there already, on this machine or on a cluster."""
+"""`launcher list | status | logs | stop | top`: observe and stop runs on this machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -19,83 +19,86 @@ from launcher.record import catalog
 from launcher.record.catalog import Known
 
 if TYPE_CHECKING:
-    from launcher.remote.open_run import Opened
+    from launcher.remote.open_run import OpenRun
     from launcher.remote.ray_jobs import Jobs
 
 STOP_TIMEOUT_S = 30.0
 FORCE_GAP_S = 0.1
-"""Between the two signals that mean force: apart enough to count as two, and before the first has ended the run."""
+"""Between the two SIGTERMs that mean force. Signals of one kind that arrive together are merged into one by the kernel;
+after much longer the first one has ended the run."""
 TOP_REFRESH_S = 1.0
 
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of the run, or its beginning, or its folder.")]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="The run's name, the beginning of its name, or its folder.")
+]
 Address = Annotated[
     str | None,
-    typer.Option("--address", metavar="HOST:PORT", envvar="RAY_ADDRESS", help="The cluster that runs are on, too."),
+    typer.Option("--address", metavar="HOST:PORT", envvar="RAY_ADDRESS", help="Also look for runs on this cluster."),
 ]
-Runs = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where this machine's runs are.")]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+Runs = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="The folder of this machine's runs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 HERE = Path("runs")
 
 
 def add_to(app: typer.Typer) -> None:
-    """The commands as commands of the launcher."""
+    """Add the commands to the launcher."""
     app.command("list")(list_runs)
     for command in (status, logs, stop, top):
         app.command()(command)
 
 
 def list_runs(address: Address = None, folder: Runs = HERE, as_json: AsJson = False) -> None:
-    """List the runs of this machine's folder of runs, and of a cluster."""
-    from launcher.monitor.columns import listed
+    """List the runs in this machine's folder of runs and on a cluster."""
+    from launcher.monitor.columns import format_list
     from launcher.remote.open_run import rows
 
-    found, unreachable = rows(catalog.here(folder), address)
+    found, unreachable = rows(catalog.local_runs(folder), address)
     if as_json:
         print(json.dumps([vars(row) for row in found], indent=2))
     else:
-        print("\n".join(listed(found)) if found else f"no runs in {folder.resolve()}")
+        print("\n".join(format_list(found)) if found else f"no runs in {folder.resolve()}")
     if unreachable:
         raise ClusterError("; ".join(unreachable))
 
 
 def status(run: RunName, address: Address = None, folder: Runs = HERE, as_json: AsJson = False) -> None:
-    """Show a run: its state, its ranks, their hosts, addresses and interfaces, and what failed."""
-    from launcher.monitor.columns import status_lines
+    """Show a run: state, ranks, their hosts, addresses and interfaces, and the failure."""
+    from launcher.monitor.columns import format_status
     from launcher.record.replay import Reader
 
-    with _opened(run, address, folder) as opened:
-        opened.catch_up()
-        reader = Reader(opened.folder)
+    with _open(run, address, folder) as observed:
+        observed.catch_up()
+        reader = Reader(observed.folder)
         reader.new_lines()
-        told = opened.told(reader)
-    print(json.dumps(told, indent=2) if as_json else "\n".join(status_lines(told, reader.replay)))
+        found = observed.status(reader)
+    print(json.dumps(found, indent=2) if as_json else "\n".join(format_status(found, reader.replay)))
 
 
 def logs(
     run: RunName,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run is over.")] = False,
-    rank: Annotated[int | None, typer.Option("--rank", metavar="N", min=0, help="Only this rank's.")] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Keep printing until the run is over.")] = False,
+    rank: Annotated[int | None, typer.Option("--rank", metavar="N", min=0, help="Only this rank.")] = None,
     address: Address = None,
     folder: Runs = HERE,
 ) -> None:
-    """Show what the workers of a run printed; with --rank one rank's log as it is."""
+    """Print the output of a run's workers; with --rank, one rank's log unchanged."""
     from launcher.record.replay import Reader
     from launcher.record.tail import LogTails
 
-    with _opened(run, address, folder) as opened:
-        opened.follow() if follow else opened.catch_up()
-        reader = Reader(opened.folder)
+    with _open(run, address, folder) as observed:
+        observed.follow() if follow else observed.catch_up()
+        reader = Reader(observed.folder)
         count = reader.replay.world_size
         if rank is not None and rank >= count:
-            raise RunError(f"no rank {rank} in {opened.known.name}; it has {count}, from 0 to {count - 1}")
+            raise RunError(f"no rank {rank} in {observed.known.name}; it has {count}, from 0 to {count - 1}")
         tails = LogTails(reader.dir, range(count) if rank is None else [rank])
         while True:
-            over = not follow or opened.over
+            over = not follow or observed.over  # asked first: lines written before the end are still printed
             for which, line in tails.new_lines(rest=over):
                 print(line if rank is not None else f"[rank {which}] {line}", flush=True)
             if over:
                 break
-            opened.advance(0.25)
+            observed.advance(0.25)
 
 
 def stop(
@@ -104,53 +107,59 @@ def stop(
     address: Address = None,
     folder: Runs = HERE,
 ) -> None:
-    """Stop a run, and wait until it has ended."""
-    with _opened(run, address, folder) as opened:
-        known, state = opened.known, opened.state()
+    """Stop a run and wait until it has ended."""
+    with _open(run, address, folder) as observed:
+        known, state = observed.known, observed.state()
         if state in catalog.OVER:
             raise RunError(f"{known.name} is over: {state}")
-        if opened.jobs is not None:
-            opened.jobs.stop(known.name, force=force)
+        if observed.jobs is not None:
+            observed.jobs.stop(known.name, force=force)
         else:
-            _stop_here(opened.folder, force)
-        print(f"{known.name}: {opened.state()}")
+            _stop_here(observed.folder, force)
+        print(f"{known.name}: {observed.state()}")
 
 
 def top(run: RunName, address: Address = None, folder: Runs = HERE) -> None:
-    """Watch where each rank's time goes: its share, computing, waiting and for whom. In a pipe it tells once."""
+    """Watch where each rank's time goes: batch share, compute, wait, and the rank waited for. In a pipe it prints
+    once."""
     from rich.live import Live
     from rich.text import Text
 
-    from launcher.monitor.columns import top_lines
+    from launcher.monitor.columns import format_top
     from launcher.record.replay import Reader
 
-    with _opened(run, address, folder) as opened:
-        watching = sys.stdout.isatty() and opened.state() not in catalog.OVER
-        opened.follow() if watching else opened.catch_up()
-        reader = Reader(opened.folder)
+    with _open(run, address, folder) as observed:
+        watching = sys.stdout.isatty() and observed.state() not in catalog.OVER
+        observed.follow() if watching else observed.catch_up()
+        reader = Reader(observed.folder)
 
-        def shown() -> str:
+        def snapshot() -> str:
             reader.new_lines()
-            return "\n".join(top_lines(opened.known.name, opened.state(), reader.seats(), reader.replay))
+            return "\n".join(format_top(observed.known.name, observed.state(), reader.seats(), reader.replay))
 
         if not watching:
-            print(shown())
+            print(snapshot())
             return
-        with Live(Text(shown()), auto_refresh=False) as live:
-            while not opened.over:
-                opened.advance(TOP_REFRESH_S)
-                live.update(Text(shown()), refresh=True)
-            live.update(Text(shown()), refresh=True)
+        with Live(Text(snapshot()), auto_refresh=False) as live:
+            while not observed.over:
+                observed.advance(TOP_REFRESH_S)
+                live.update(Text(snapshot()), refresh=True)
+            live.update(Text(snapshot()), refresh=True)
 
 
-def _opened(word: str, address: str | None, folder: Path) -> AbstractContextManager[Opened]:
-    """The run that the user means."""
-    from launcher.remote.open_run import Opened
+def _open(word: str, address: str | None, folder: Path) -> AbstractContextManager[OpenRun]:
+    """The run that a word of the user's names: a folder, or a name among the runs of this machine and of a cluster.
+
+    Raises:
+        RunError: it names none, or several.
+        ClusterError: the cluster cannot be reached.
+    """
+    from launcher.remote.open_run import OpenRun
 
     path = Path(word)
     if (path / "config.yaml").is_file():
-        return Opened(catalog.of_folder(path.resolve()))
-    known = {run.name: run for run in catalog.here(folder)}
+        return OpenRun(catalog.from_folder(path.resolve()))
+    known = {run.name: run for run in catalog.local_runs(folder)}
     jobs: Jobs | None = None
     if address is not None:
         from launcher.remote.ray_jobs import Jobs
@@ -159,21 +168,23 @@ def _opened(word: str, address: str | None, folder: Path) -> AbstractContextMana
         for found in jobs.all():
             known.setdefault(found.id, Known(found.id, None, address, written_here=False))
     where = f"in {folder.resolve()}" + (f" or on the cluster at {address!r}" if address else "")
-    return Opened(catalog.the_one(word, list(known.values()), where), jobs)
+    return OpenRun(catalog.resolve_name(word, list(known.values()), where), jobs)
 
 
 def _stop_here(folder: Path, force: bool) -> None:
-    """Tell the launcher that carries out a run on this machine to stop it, and wait until it has.
+    """Have the launcher process that carries out a run on this machine stop it, and wait for its end.
+
+    That process and not the workers gets the signal: it stops them in order, and writes the summary.
 
     Raises:
         RunError: it runs on another machine.
-        ClusterError: it doesn't end.
+        ClusterError: it does not end.
     """
     owner: dict[str, Any] | None = catalog.read(folder / "launcher.json")
     if owner is None or owner["host"] != socket.gethostname():
         raise RunError(
             f"{folder.name} is not carried out on this machine, {socket.gethostname()}, but on "
-            f"{owner['host'] if owner else 'one that is not known yet'}; stop it there"
+            f"{owner['host'] if owner else 'an unknown one'}; stop it there"
         )
     process = catalog.process_of(owner)
     deadline = time.monotonic() + STOP_TIMEOUT_S
@@ -184,7 +195,7 @@ def _stop_here(folder: Path, force: bool) -> None:
     while catalog.process_of(owner) is not None:
         if time.monotonic() > deadline:
             raise ClusterError(
-                f"process {owner['pid']}, the launcher of {folder.name}, still runs {STOP_TIMEOUT_S:.0f} s after it "
-                "was told to stop"
+                f"process {owner['pid']}, the launcher of {folder.name}, is still running {STOP_TIMEOUT_S:.0f} s "
+                "after it was asked to stop"
             )
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""What `launcher list`, `status` and `top` show: pure functions from what is known to lines, and to JSON."""
+"""What `launcher list`, `status` and `top` show: pure functions from a replay to JSON and to lines of text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from launcher.monitor.terminal import as_text, duration, in_short
+from launcher.monitor.terminal import first_sentence, format_duration, format_line
 from launcher.record.catalog import State
 from launcher.record.replay import RankProgress, Replay
 from launcher.record.seats import RankPlacement
@@ -15,7 +15,7 @@ from launcher.record.seats import RankPlacement
 
 @dataclass(frozen=True)
 class RunRow:
-    """A run in the list. None is not known."""
+    """A run in the list. None means unknown."""
 
     run: str
     state: State
@@ -26,13 +26,13 @@ class RunRow:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with columns as wide as they must be."""
+    """Lines whose columns are as wide as their widest cells."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def listed(rows: Sequence[RunRow]) -> list[str]:
-    """`launcher list`."""
+def format_list(rows: Sequence[RunRow]) -> list[str]:
+    """The table of `launcher list`."""
     head = ("run", "state", "started", "ranks", "step", "cluster")
     return aligned(
         [
@@ -55,10 +55,15 @@ def listed(rows: Sequence[RunRow]) -> list[str]:
 def status(
     row: RunRow, seats: Sequence[RankPlacement], replay: Replay, failure: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """All that `launcher status` tells, as JSON has it."""
+    """The JSON of `launcher status`.
+
+    Args:
+        seats: empty as long as the ranks are not placed.
+        failure: as in a summary.
+    """
     paces = replay.paces()
     if row.state == "stopped":
-        replay.stopped()
+        replay.mark_stopped()
     return {
         **asdict(row),
         "progress": asdict(replay.tally.last) if replay.tally.last else None,
@@ -67,12 +72,16 @@ def status(
     }
 
 
-def status_lines(told: dict[str, Any], replay: Replay) -> list[str]:
-    """`launcher status`."""
-    where = told["address"] or "this machine"
-    age = f", started {duration(time.time() - told['started_at'])} ago" if told["started_at"] else ""
-    lines = [f"{told['run']}: {told['state']}, on {where}{age}"]
-    lines += [as_text(replay.tally.last)] if replay.tally.last else []
+def format_status(found: dict[str, Any], replay: Replay) -> list[str]:
+    """The text of `launcher status`.
+
+    Args:
+        found: its JSON, from `status`.
+    """
+    where = found["address"] or "this machine"
+    age = f", started {format_duration(time.time() - found['started_at'])} ago" if found["started_at"] else ""
+    lines = [f"{found['run']}: {found['state']}, on {where}{age}"]
+    lines += [format_line(replay.tally.last)] if replay.tally.last else []
     head = ("rank", "host", "address", "interface", "state", "step", "loss", "share")
     lines += aligned(
         [
@@ -88,22 +97,22 @@ def status_lines(told: dict[str, Any], replay: Replay) -> list[str]:
                     f"{rank['loss']:.4f}" if rank["loss"] is not None else "",
                     _percent(rank["share"]),
                 )
-                for rank in told["ranks"]
+                for rank in found["ranks"]
             ),
         ]
     )
-    failure = told["failure"]
+    failure = found["failure"]
     if failure is not None:
         who = f"rank {failure['rank']} on {failure['host']}: " if failure["rank"] is not None else ""
-        lines += [f"failed: {who}{in_short(failure['what'])}"]
+        lines += [f"failed: {who}{first_sentence(failure['what'])}"]
     return lines
 
 
-def top_lines(run: str, state: State, seats: Sequence[RankPlacement], replay: Replay) -> list[str]:
-    """`launcher top`: where each rank's time goes between its last two reports."""
+def format_top(run: str, state: State, seats: Sequence[RankPlacement], replay: Replay) -> list[str]:
+    """The text of `launcher top`: where each rank's time went between its last two reports."""
     head = ("rank", "host", "state", "step", "share", "compute ms/step", "wait ms/step", "Mbit/s", "waits for")
     if state == "stopped":
-        replay.stopped()
+        replay.mark_stopped()
     rows = []
     for rank, pace in enumerate(replay.paces()):
         found = _rank(rank, seats, replay, pace)
@@ -120,7 +129,7 @@ def top_lines(run: str, state: State, seats: Sequence[RankPlacement], replay: Re
                 f"{pace.waits_for[0]}, {pace.waits_for[1]:.0%} of the time" if pace.waits_for else "",
             )
         )
-    progress = [as_text(replay.tally.last)] if replay.tally.last else []
+    progress = [format_line(replay.tally.last)] if replay.tally.last else []
     return [f"{run}: {state}", *progress, *aligned([head, *rows])]
 
 

@@ -1,4 +1,4 @@
-"""Who else wants to see the events of a run: metrics for Prometheus, scalars for TensorBoard."""
+"""Receivers of a run's events besides its record and its view: metrics for Prometheus, scalars for TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from launcher.record.tally import Line
 
 
 class Watcher(Protocol):
-    """Gets each event, together with the lines of progress that it completed, and a last call at the end."""
+    """Called in the loop of the run, for each event with the lines of progress that it completed, and once at the end.
+    It must not block: an exporter that waits for a server would hold up the supervisor, too."""
 
     def on(self, event: Event, lines: Sequence[Line]) -> None: ...
 
@@ -21,10 +22,10 @@ class Watcher(Protocol):
 
 
 def watchers(job: Job, run_dir: RunDir, seats: Sequence[RankPlacement]) -> list[Watcher]:
-    """Those of this job; Ray must be up.
+    """The exporters of this job. Ray must be initialized.
 
     Raises:
-        OSError: the folder of the scalars can't be made.
+        OSError: the folder for TensorBoard cannot be made.
     """
     from launcher.monitor.prometheus import RayMetrics
 

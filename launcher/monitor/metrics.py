@@ -1,6 +1,7 @@
-"""The metrics of a run, as Prometheus will see them: their names, and what events do to them. No I/O and no Ray.
+"""The metrics of a run for Prometheus: their names, and how events update them. No I/O and no Ray.
 
-The same table is in docs/metrics.md. Ray puts "ray_" before each name.
+docs/metrics.md has the same table. Ray puts "ray_" before each name. Sums are counters and not gauges, so that a scrape
+that is missed loses nothing: rates and averages are left to the query.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from launcher.record.tally import Line
 
 @dataclass(frozen=True)
 class Metric:
-    """A gauge is the last value, a counter the sum of the run. `of_rank`: tagged rank and host, besides run."""
+    """A gauge is the last value, a counter the sum over the run. With `of_rank` it has the tags rank and host besides
+    run."""
 
     name: str
     kind: Literal["gauge", "counter"]
@@ -25,7 +27,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Update:
-    """Set a gauge to `value`, or add it to a counter. `rank` None: of the whole run."""
+    """Set a gauge to `value`, or add it to a counter. A `rank` of None means the whole run."""
 
     metric: str
     value: float
@@ -34,16 +36,18 @@ class Update:
 
 METRICS = (
     Metric("narrowgauge_step", "gauge", False, "Steps done."),
-    Metric("narrowgauge_steps", "gauge", False, "The last step that will be done, where the script tells."),
+    Metric("narrowgauge_steps", "gauge", False, "The last step that will be done, if the script reports it."),
     Metric("narrowgauge_loss", "gauge", False, "Loss, mean over ranks."),
-    Metric("narrowgauge_step_seconds", "gauge", False, "Seconds that a step took, since the report before."),
-    Metric("narrowgauge_tokens_per_second", "gauge", False, "Tokens (or samples) of all ranks in a second."),
+    Metric("narrowgauge_step_seconds", "gauge", False, "Seconds per step since the report before."),
+    Metric("narrowgauge_tokens_per_second", "gauge", False, "Tokens (or samples) of all ranks per second."),
     Metric("narrowgauge_wait_ratio", "gauge", False, "Share of the time spent waiting for communication, 0 to 1."),
-    Metric("narrowgauge_plan_seconds", "gauge", False, "Predicted seconds of the all-reduce that the plan is about."),
-    Metric("narrowgauge_plans_total", "counter", False, "Plans that were taken; more than one if links changed."),
+    Metric(
+        "narrowgauge_plan_seconds", "gauge", False, "Predicted seconds of the all-reduce that the plan was made for."
+    ),
+    Metric("narrowgauge_plans_total", "counter", False, "Plans that took effect; more than one if links changed."),
     Metric("narrowgauge_compute_seconds_total", "counter", True, "Seconds of forward and backward (attached models)."),
     Metric("narrowgauge_wait_seconds_total", "counter", True, "Seconds spent waiting for communication."),
-    Metric("narrowgauge_message_bytes_total", "counter", True, "Bytes of all messages given to collectives."),
+    Metric("narrowgauge_message_bytes_total", "counter", True, "Bytes of all messages passed to collectives."),
     Metric("narrowgauge_tokens_total", "counter", True, "Tokens (or samples) trained on."),
     Metric("narrowgauge_batch_ratio", "gauge", True, "Share of the batch by samples (or tokens), 0 to 1."),
 )
@@ -57,7 +61,7 @@ class RunMetrics:
         self._amounts: dict[int, float] = {}
 
     def on(self, event: Event, lines: Sequence[Line]) -> list[Update]:
-        """`lines` are what the event completed, as `Tally.on` gives them."""
+        """The updates for an event and the lines of progress that it completed (`Tally.on`)."""
         updates = [update for line in lines for update in _of_line(line)]
         if isinstance(event, Planned):
             predicted = event.plan.get("predicted_s")
@@ -79,6 +83,7 @@ class RunMetrics:
         amount = report.samples or report.tokens
         if amount > 0:
             self._amounts[report.rank] = amount
+        # Once a round and not at each report: ratios out of reports of different steps would not add up to 1.
         if len(self._amounts) == self._world_size and report.rank == max(self._amounts):
             total = sum(self._amounts.values())
             for rank, each in self._amounts.items():

@@ -1,6 +1,7 @@
-"""Hands the metrics of a run to Ray, whose agent on the submitting node offers them to Prometheus some 10 s later.
+"""Passes the metrics of a run to Ray, whose agent on the driver's node exports them to Prometheus about 10 s later.
 
-Beside cluster.py this is the only file that imports ray: metrics need no cluster of ours, only that Ray is up.
+Ray's own exporter and not one of ours: its port is known to those who scrape the cluster already, and it outlives the
+run.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from launcher.record.tally import Line
 
 
 class RayMetrics:
-    """A watcher of one run; Ray must be up."""
+    """The watcher of one run. Ray must be initialized."""
 
     def __init__(self, run: str, seats: Sequence[RankPlacement]) -> None:
-        self._meter = RunMetrics(len(seats))
+        self._metrics = RunMetrics(len(seats))
         self._run = {"run": run}
         self._of_rank = [{**self._run, "rank": str(seat.rank), "host": seat.host} for seat in seats]
-        self._made: dict[str, Any] = {
+        self._instruments: dict[str, Any] = {
             metric.name: (Gauge if metric.kind == "gauge" else Counter)(
                 metric.name, metric.meaning, tag_keys=("run", "rank", "host") if metric.of_rank else ("run",)
             )
@@ -31,13 +32,13 @@ class RayMetrics:
         }
 
     def on(self, event: Event, lines: Sequence[Line]) -> None:
-        for update in self._meter.on(event, lines):
-            made = self._made[update.metric]
+        for update in self._metrics.on(event, lines):
+            instrument = self._instruments[update.metric]
             tags = self._run if update.rank is None else self._of_rank[update.rank]
-            if isinstance(made, Gauge):
-                made.set(update.value, tags)
+            if isinstance(instrument, Gauge):
+                instrument.set(update.value, tags)
             else:
-                made.inc(update.value, tags)
+                instrument.inc(update.value, tags)
 
     def close(self) -> None:
-        """Nothing to do: Ray sends what there is when it ends."""
+        """Nothing to do: Ray sends the last values at its shutdown."""

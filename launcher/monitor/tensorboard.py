@@ -1,9 +1,10 @@
-"""Scalars for TensorBoard, written by the launcher from what the ranks report.
+"""Scalars for TensorBoard, written by the launcher from the reports of the ranks.
 
-    loss, tokens_per_s, step_s, wait_share      of the run, as the live view has them
-    compute_s/rank-N, wait_s/rank-N             of each rank, seconds a step
+    loss, tokens_per_s, step_s, wait_share      of the run, as the live view shows them
+    compute_s/rank-N, wait_s/rank-N             of each rank, seconds per step
 
-Only tensorboard's record format is used, not its writer, which would import TensorFlow where that is installed.
+Only tensorboard's record format is used, not its writer, which imports TensorFlow where that is installed: seconds of
+start-up and hundreds of MB, for nothing that is needed here.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from launcher.record.events import Event, Reported
 from launcher.record.tally import Line
 
 FLUSH_S = 2.0
+"""Between two flushes; TensorBoard reloads every few seconds."""
 
 
 class Scalars:
-    """A watcher of one run that writes one events file into `folder`.
+    """The watcher of one run; writes one events file into `folder`.
 
     Raises:
-        OSError: the folder or the file can't be made.
+        OSError: the folder or the file cannot be made.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,8 +39,7 @@ class Scalars:
         self._out = RecordWriter((folder / name).open("xb"))
         self._steps: dict[int, int] = {}
         self._out.write(Entry(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-        self._flush_at = 0.0
-        self._flush()
+        self._flush()  # TensorBoard shows a run as soon as its file has the version
 
     def on(self, event: Event, lines: Sequence[Line]) -> None:
         for line in lines:

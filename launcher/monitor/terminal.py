@@ -1,4 +1,8 @@
-"""What a person sees of a run: a live view in a terminal, plain lines in a pipe."""
+"""What a user sees of a run: a live view in a terminal, plain lines in a pipe.
+
+A view has no thread: the loop of the run calls `refresh` several times a second. With a thread of rich's own the view
+would be drawn in the middle of an update, and after a crash of the launcher over its traceback.
+"""
 
 from __future__ import annotations
 
@@ -15,44 +19,45 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.record.events import Balanced, Event, Restored
-from launcher.record.run_dir import last_words
+from launcher.record.run_dir import last_traceback
 from launcher.record.run_state import RunState
 from launcher.record.seats import RankPlacement
 from launcher.record.tally import Line, Tally
 
-LINES_APART_S = 1.0
+MIN_INTERVAL_S = 1.0
 
 
 class PlainView:
-    """One line for each stage, and for progress the first, the last and in between at most one a second."""
+    """One line for each stage. Of the lines of progress it prints the first and the last, and between them at most one
+    a second: a job of small steps would fill the log of a CI job."""
 
     def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._out = out
         self._clock = clock
-        self._told_at = float("-inf")
+        self._printed_at = float("-inf")
         self._held: Line | None = None
 
     def stage(self, text: str) -> None:
-        """What is being done now."""
+        """What the launcher is doing now."""
         self.print(text)
 
     def seats(self, seats: Sequence[RankPlacement]) -> None:
-        """Where the ranks sit."""
-        for line in seating(seats):
+        """The placement of the ranks."""
+        for line in format_placement(seats):
             self.print("  " + line)
 
     def lines(self, lines: Sequence[Line]) -> None:
-        """Progress that became known."""
+        """Lines of progress completed since the last call."""
         for line in lines:
             self._held = line
-            self._tell_due()
+            self._print_due()
 
     def refresh(self, state: RunState, tally: Tally) -> None:
-        """A look at the whole, several times a second."""
-        self._tell_due()
+        """Show the current state; called several times a second."""
+        self._print_due()
 
     def print(self, text: str) -> None:
-        """Anything else, such as output of a worker."""
+        """A line as it is; also while a live view is drawn."""
         print(text, file=self._out, flush=True)
 
     def log(self, rank: int, line: str) -> None:
@@ -60,18 +65,19 @@ class PlainView:
         self.print(f"[rank {rank}] {line}")
 
     def close(self) -> None:
-        """No more to come."""
-        self._told_at = float("-inf")
-        self._tell_due()
+        """Print the last line of progress, if it is held back, and end the view."""
+        self._printed_at = float("-inf")
+        self._print_due()
 
-    def _tell_due(self) -> None:
-        if self._held is not None and self._clock() >= self._told_at + LINES_APART_S:
-            self.print(as_text(self._held))
-            self._held, self._told_at = None, self._clock()
+    def _print_due(self) -> None:
+        # The newest line only: those in between are skipped, not queued.
+        if self._held is not None and self._clock() >= self._printed_at + MIN_INTERVAL_S:
+            self.print(format_line(self._held))
+            self._held, self._printed_at = None, self._clock()
 
 
 class LiveView(PlainView):
-    """A table of the ranks under one line of progress, drawn anew several times a second."""
+    """A table of the ranks under one line of progress, redrawn several times a second."""
 
     def __init__(self, out: TextIO) -> None:
         super().__init__(out)
@@ -85,12 +91,13 @@ class LiveView(PlainView):
         super().seats(seats)
 
     def lines(self, lines: Sequence[Line]) -> None:
-        pass
+        """Not printed: the view shows the last one."""
 
     def refresh(self, state: RunState, tally: Tally) -> None:
         self._live.update(Group(*self._progress(tally), self._ranks(state, tally)), refresh=True)
 
     def print(self, text: str) -> None:
+        # No markup: a path or an exception with [brackets] is not a style of rich's.
         self._live.console.print(text, markup=False, highlight=False)
 
     def close(self) -> None:
@@ -102,7 +109,7 @@ class LiveView(PlainView):
         done = tally.last.step / tally.last.of if tally.last.of else None
         width = max(10, min(50, self._console.width - 12))
         bar = f"{'━' * round(done * width)}{'╌' * (width - round(done * width))} {done:.0%}" if done is not None else ""
-        return [Text(as_text(tally.last), style="bold"), *([Text(bar, style="cyan")] if bar else [])]
+        return [Text(format_line(tally.last), style="bold"), *([Text(bar, style="cyan")] if bar else [])]
 
     def _ranks(self, state: RunState, tally: Tally) -> Table:
         table = Table("rank", "host", "state", "step", "loss", box=None, padding=(0, 2, 0, 0), header_style="dim")
@@ -117,12 +124,14 @@ class LiveView(PlainView):
         return table
 
 
-def remarks(event: Event) -> list[str]:
-    """What a person should hear of an event beside progress."""
+def event_messages(event: Event) -> list[str]:
+    """Lines to print for an event other than progress."""
     if isinstance(event, Restored):
-        return [f"going on after step {event.step}, from {event.folder}"]
+        return [f"resuming after step {event.step}, from {event.folder}"]
     if isinstance(event, Balanced):
-        return [f"shares of the batch: {event.old} -> {event.new}, the slowest rank computes {event.gain:.0%} shorter"]
+        return [
+            f"shares of the batch: {event.old} -> {event.new}, {event.gain:.0%} less compute time on the slowest rank"
+        ]
     return []
 
 
@@ -131,26 +140,26 @@ def open_view(out: TextIO) -> PlainView:
     return LiveView(out) if out.isatty() else PlainView(out)
 
 
-def as_text(line: Line) -> str:
+def format_line(line: Line) -> str:
     """One line of progress, with units."""
     parts = [f"step {line.step}" + (f"/{line.of}" if line.of else "")]
     parts += [f"loss {line.loss:.4f}"] if line.loss is not None else []
     parts += [f"{line.tokens_per_s:,.0f} tokens/s"] if line.tokens_per_s is not None else []
     parts += [f"{1000 * line.step_s:.0f} ms/step"] if line.step_s is not None else []
     parts += [f"waiting {line.wait_share:.0%}"] if line.wait_share is not None else []
-    parts += [f"{duration(line.left_s)} left"] if line.left_s else []
+    parts += [f"{format_duration(line.left_s)} left"] if line.left_s else []
     return "  ".join(parts)
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people: "48 s", "2 min 05 s", "3 h 10 min"."""
+def format_duration(seconds: float) -> str:
+    """Seconds as "48 s", "2 min 05 s", "3 h 10 min"."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def seating(seats: Sequence[RankPlacement]) -> list[str]:
+def format_placement(seats: Sequence[RankPlacement]) -> list[str]:
     """A line for each host: "host-0 on box-1 (10.0.0.1): ranks 0, 1"."""
 
     def ranks(block: Sequence[RankPlacement]) -> str:
@@ -166,9 +175,9 @@ def seating(seats: Sequence[RankPlacement]) -> list[str]:
     ]
 
 
-def tell_end(summary: dict[str, Any], out: TextIO = sys.stdout) -> None:
-    """The end of a run in a few lines; of a failed one the cause, its traceback and its log come last."""
-    print(f"\n{summary['name']} {summary['status']} after {duration(summary['wall_s'])}", file=out)
+def print_summary(summary: dict[str, Any], out: TextIO = sys.stdout) -> None:
+    """Print how a run ended. The cause of a failure, its traceback and its log come last, where a user looks first."""
+    print(f"\n{summary['name']} {summary['status']} after {format_duration(summary['wall_s'])}", file=out)
     for label, text in _figures(summary):
         print(f"  {label:<10} {text}", file=out)
     for name, value in summary["notes"].items():
@@ -177,19 +186,20 @@ def tell_end(summary: dict[str, Any], out: TextIO = sys.stdout) -> None:
     failure = summary["failure"]
     if failure is None or summary["status"] == "stopped":
         return
+    # A user's eyes are at the end of the output. So the consequences come first, then the traceback, then the cause.
     for other in failure["others"]:
-        print(f"  then       rank {other['rank']} ({other['host']}): {in_short(other['what'])}", file=out)
+        print(f"  then       rank {other['rank']} ({other['host']}): {first_sentence(other['what'])}", file=out)
     if failure["log"] is None:
         print(f"\n{failure['what']}", file=out)
         return
-    said = last_words(Path(failure["log"]).read_text(encoding="utf-8", errors="replace"))
-    if said:
-        print(f"\nlast words of rank {failure['rank']} on {failure['host']}:\n", file=out)
-        print(_indented(said), file=out)
+    traceback = last_traceback(Path(failure["log"]).read_text(encoding="utf-8", errors="replace"))
+    if traceback:
+        print(f"\nend of the log of rank {failure['rank']} on {failure['host']}:\n", file=out)
+        print(_indented(traceback), file=out)
     print(f"\nrank {failure['rank']} on {failure['host']}: {failure['what']}\nits log: {failure['log']}", file=out)
 
 
-def in_short(what: str) -> str:
+def first_sentence(what: str) -> str:
     """The first sentence of a failure."""
     return str(re.split(r"[.;] |\n", what, maxsplit=1)[0])
 

@@ -1,4 +1,4 @@
-"""Which runs there are, on this machine and on a cluster, and which one a word means."""
+"""Which runs exist on this machine, their states, and which one a name on the command line means."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from launcher.errors import RunError
 
 State = Literal["waiting", "running", "finished", "failed", "stopped", "killed", "unknown"]
 OVER: tuple[State, ...] = ("finished", "failed", "stopped", "killed")
-"""killed: whoever carried it out is gone and left no summary. unknown: it is on another machine."""
+"""killed: the process that carried it out is gone without a summary. unknown: that process is on another machine."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Known:
 
     Args:
         name: of its folder, `<name of the job>-<id>`.
-        folder: here, if there is one.
-        address: of the cluster that it was handed to, if it was.
-        written_here: the folder is written by whoever carries the run out, so it is up to date.
+        folder: on this machine, if there is one.
+        address: of the cluster that it was submitted to, if it was.
+        written_here: the folder is written by the process that carries out the run, and so is up to date.
     """
 
     name: str
@@ -35,45 +35,46 @@ class Known:
     written_here: bool = True
 
 
-def here(runs_dir: Path) -> list[Known]:
-    """The runs that have a folder in `runs_dir`, oldest first."""
+def local_runs(runs_dir: Path) -> list[Known]:
+    """The runs with a folder in `runs_dir`, oldest first."""
     folders = [path.parent for path in runs_dir.glob("*/config.yaml")] if runs_dir.is_dir() else []
-    return [of_folder(folder) for folder in sorted(folders, key=lambda folder: folder.stat().st_ctime)]
+    return [from_folder(folder) for folder in sorted(folders, key=lambda folder: folder.stat().st_ctime)]
 
 
-def of_folder(folder: Path) -> Known:
-    """The run that has this folder."""
+def from_folder(folder: Path) -> Known:
+    """The run of this folder."""
     cluster = read(folder / "cluster.json")
+    # A driver on shared storage writes launcher.json here. Without that the folder has only what the submitter wrote.
     written = cluster is None or (folder / "launcher.json").exists() or (folder / "summary.json").exists()
     return Known(folder.name, folder, cluster["address"] if cluster else None, written)
 
 
-def the_one(word: str, known: Sequence[Known], where: str) -> Known:
-    """The run that a word means: its whole name, or the beginning of its name that no other has.
+def resolve_name(word: str, known: Sequence[Known], where: str) -> Known:
+    """The run that a word names: by its whole name, or by a beginning of its name that no other run has.
 
     Args:
-        where: it was looked for, for people.
+        where: the runs were searched for, as text for the error.
 
     Raises:
-        RunError: none does, or several do.
+        RunError: it names none, or several.
     """
     exact = [run for run in known if run.name == word]
-    fitting = exact or [run for run in known if run.name.startswith(word)]
-    if len(fitting) == 1:
-        return fitting[0]
-    names = [run.name for run in (fitting or known)]
+    matching = exact or [run for run in known if run.name.startswith(word)]
+    if len(matching) == 1:
+        return matching[0]
+    names = [run.name for run in (matching or known)]
     shown = ", ".join(names[-5:]) + (f" and {len(names) - 5} older" if len(names) > 5 else "")
-    if fitting:
-        raise RunError(f"{len(fitting)} runs begin with {word!r}: {shown}; give more of the name")
+    if matching:
+        raise RunError(f"{len(matching)} runs begin with {word!r}: {shown}; give more of the name")
     raise RunError(
         f"no run {word!r} {where}; "
-        + (f"there: {shown}" if known else "there is none")
-        + "; `--runs FOLDER` and `--address HOST:PORT` say where else to look"
+        + (f"found: {shown}" if known else "there is none")
+        + "; use `--runs FOLDER` and `--address HOST:PORT` to search elsewhere"
     )
 
 
-def state_here(folder: Path) -> State:
-    """What a run that this machine, or one with the same folder, carries out is doing."""
+def local_state(folder: Path) -> State:
+    """The state of a run that is carried out on this machine, or on another one with the same folder."""
     summary = read(folder / "summary.json")
     if summary is not None:
         state: State = summary["status"]
@@ -86,8 +87,8 @@ def state_here(folder: Path) -> State:
     return "running" if process_of(owner) else "killed"
 
 
-def state_there(ray_state: str, summary: dict[str, Any] | None) -> State:
-    """What a run on a cluster is doing, by what Ray says of its job and by its summary, if there is one."""
+def cluster_state(ray_state: str, summary: dict[str, Any] | None) -> State:
+    """The state of a run on a cluster, by its summary if there is one, else by Ray's state of its job."""
     if summary is not None:
         state: State = summary["status"]
         return state
@@ -96,7 +97,8 @@ def state_there(ray_state: str, summary: dict[str, Any] | None) -> State:
 
 
 def process_of(owner: dict[str, Any]) -> psutil.Process | None:
-    """The process that carries out a run on this machine, if it lives: pids are used again, so its age counts, too."""
+    """The process that carries out a run on this machine, if it is alive. Pids are reused, so the start time must match
+    as well; a zombie is over, though its parent has not collected it yet."""
     try:
         process = psutil.Process(owner["pid"])
         same = abs(process.create_time() - owner["started_at"]) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
@@ -106,7 +108,7 @@ def process_of(owner: dict[str, Any]) -> psutil.Process | None:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """A JSON file of a run, if it is there."""
+    """The content of a JSON file of a run; None if it does not exist."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

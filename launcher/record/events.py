@@ -1,4 +1,5 @@
-"""What happens to the workers of a run, as plain values: workers say it, the supervisor decides on it.
+"""What happens to the workers of a run, as plain values. Workers and their agents send events, the supervisor acts on
+them, events.jsonl keeps them, and every view of a run is made from them.
 
 `at` is wall-clock time in seconds since 1970, by the clock of the node where it happened.
 """
@@ -22,7 +23,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Started(Event):
-    """The worker's process runs. `interface` is the network interface that its traffic takes, if it is known."""
+    """The worker's process is running. `interface` is the network interface of its traffic, if known."""
 
     pid: int
     log: str
@@ -31,11 +32,11 @@ class Started(Event):
 
 @dataclass(frozen=True)
 class Reported(Event):
-    """The script told its progress. `of` is the last step that the script will do, if it knows.
+    """The script reported progress. `of` is the last step that the script will do, if it says so.
 
-    This rank's own since its last report: `tokens`, `wait_s` (seconds spent waiting for communication), `num_bytes` (of
-    all collectives' messages), `waits` (seconds that its engine slept because of each other rank, by what that is
-    called: "rank 2 (box-7)"), and of attached models `samples` and `compute_s` (seconds of forward and backward).
+    Of this rank since its last report: `tokens`, `wait_s` (seconds spent waiting for communication), `num_bytes` (of
+    all collectives' messages), `waits` (seconds that its engine slept because of each other rank, by that rank's name,
+    as "rank 2 (box-7)"), and for attached models `samples` and `compute_s` (seconds of forward and backward).
     """
 
     step: int
@@ -52,7 +53,7 @@ class Reported(Event):
 
 @dataclass(frozen=True)
 class Noted(Event):
-    """The script told facts for the summary, such as heldout_loss."""
+    """The script added facts to the summary, such as heldout_loss."""
 
     values: dict[str, Any]
 
@@ -66,7 +67,7 @@ class Planned(Event):
 
 @dataclass(frozen=True)
 class Saved(Event):
-    """A checkpoint was written: steps done, its folder, bytes of its files, seconds that training stood still."""
+    """A checkpoint was written: steps done, its folder, bytes of its files, seconds for which training paused."""
 
     step: int
     folder: str
@@ -76,7 +77,7 @@ class Saved(Event):
 
 @dataclass(frozen=True)
 class Restored(Event):
-    """The script goes on from a checkpoint, with this many steps done."""
+    """The script resumes from a checkpoint of this many steps."""
 
     step: int
     folder: str
@@ -85,7 +86,7 @@ class Restored(Event):
 @dataclass(frozen=True)
 class Balanced(Event):
     """Shares of the global batch changed, from `old` to `new` samples of each rank. `speeds` are samples per second of
-    each rank; `gain` is how much shorter the slowest rank computes, as a fraction."""
+    each rank; `gain` is the reduction of the slowest rank's compute time, as a fraction."""
 
     old: list[int]
     new: list[int]
@@ -95,8 +96,8 @@ class Balanced(Event):
 
 @dataclass(frozen=True)
 class Retried(Event):
-    """The workers are started again. `attempt` counts from 1 and is the one that begins; `why` is what ended the one
-    before, by `rank`."""
+    """The workers are started again. `attempt` is the number of the attempt that begins, from 1; `why` and `rank` say
+    what ended the one before."""
 
     attempt: int
     why: str
@@ -104,7 +105,7 @@ class Retried(Event):
 
 @dataclass(frozen=True)
 class Raised(Event):
-    """The script ended by an exception. `culprit` is the rank that the exception blames, if any."""
+    """The script ended with an exception. `culprit` is the rank that the exception blames, if any."""
 
     kind: str
     message: str
@@ -120,14 +121,15 @@ class Exited(Event):
 
 @dataclass(frozen=True)
 class Lost(Event):
-    """The worker's node, or the process that watched the worker there, is gone; the worker went with it."""
+    """The worker's node or its agent is gone, and the worker with it."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Logged(Event):
-    """Text for the worker's log: its output on a node that doesn't share the run folder, or a remark about it."""
+    """Text for the worker's log: its output on a node that does not share the run's folder, or a remark of the
+    agent."""
 
     text: str
 
@@ -143,7 +145,7 @@ def to_json(event: Event) -> dict[str, Any]:
 
 
 def from_script(message: Any) -> Event:
-    """An event out of what a script sent.
+    """The event that a script has sent. It may not send those that only the launcher can know, such as its own exit.
 
     Raises:
         ValueError: it is not the JSON form of an event that scripts may send.
@@ -168,9 +170,10 @@ def from_json(message: Any) -> Event:
 
 
 def _made(kind: type[Event], message: dict[str, Any]) -> Event:
-    """
+    """An event of this kind.
+
     Raises:
-        ValueError: fields that the kind does not have or that it misses, or values that do not fit.
+        ValueError: unknown or missing fields, or values of the wrong type.
     """
     fields = {name: value for name, value in message.items() if name != "event"}
     hints = _hints(cast(Hashable, kind))  # mypy takes a class's hash for that of its instances
@@ -186,11 +189,12 @@ def _made(kind: type[Event], message: dict[str, Any]) -> Event:
 
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
-    """Of the fields; to evaluate them takes most of a millisecond, and every report of every rank comes by."""
+    """Types of the fields. Evaluating them takes most of a millisecond, and every report of every rank needs them."""
     return get_type_hints(kind)
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a value from JSON is what a field wants; a whole number will do for any number."""
+    """Whether a value from JSON has a field's type; an int fits a float. A bool does not fit an int, though Python says
+    so, hence `type` and not `isinstance`."""
     kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,))]
     return type(value) in kinds or (type(value) is int and float in kinds)

@@ -1,7 +1,8 @@
-"""How fast the last run of a job was, read from its folder: samples per second of each node, and what a step takes
+"""How fast the last run of a job was, from its folder: samples per second of each node, and the seconds of a step
 besides forward, backward and waiting.
 
-Samples are those that weights were set for, else the tokens reported over the workload's tokens_per_sample."""
+Samples are those that the attached model counted, else the reported tokens / the workload's tokens_per_sample.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +21,14 @@ from launcher.record.run_dir import RunDir
 
 @dataclass(frozen=True)
 class Earlier:
-    """What an earlier run tells.
+    """Speeds from an earlier run.
 
     Attributes:
         rates: samples per second of one worker, by "node/device".
         other_s: seconds of a step for optimizer, data and the like; the median rank's.
         step_bytes: of all messages of a step; None if there were none.
         rank_samples: of one rank in a step, the mean over ranks; None if unknown.
-        run: name of its folder; None if there is none that tells anything.
+        run: name of its folder; None if no run has such figures.
     """
 
     rates: Mapping[str, Rate] = field(default_factory=dict)
@@ -38,10 +39,10 @@ class Earlier:
 
 
 def earlier(job: Job, runs: Path | None = None) -> Earlier:
-    """Of the latest run of the same name whose reports have samples in them.
+    """Speeds from the latest run of the same name whose reports contain samples.
 
     Args:
-        runs: the folder of runs to look in; None takes the job's.
+        runs: the folder of runs; None takes the job's.
     """
     found_in = (runs or Path(job.runs_dir)).glob(f"{job.name}-*/events.jsonl")
     own = [path for path in found_in if RunDir.of(path.parent).name == job.name]
@@ -63,7 +64,7 @@ def earlier(job: Job, runs: Path | None = None) -> Earlier:
 def from_reports(
     reports: Sequence[Reported], places: Mapping[int, str], run: str, tokens_per_sample: float | None = None
 ) -> Earlier:
-    """What the reports of a run tell; each rank's first one is left out, since it carries start-up costs.
+    """Speeds from the reports of a run; each rank's first one is left out, since it contains start-up costs.
 
     Args:
         places: "node/device" of each rank.

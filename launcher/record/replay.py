@@ -1,5 +1,5 @@
-"""A run as it is now, out of its folder: the events are applied again to the state and the tally, by which the
-supervisor decided in the first place. No I/O but reading."""
+"""The current state of a run, from its folder: its events are applied again to the same classes by which the supervisor
+decided, so that an observer arrives at the same state and the same lines. No I/O but reading."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from launcher.record.tally import Line, Tally
 
 @dataclass(frozen=True)
 class RankProgress:
-    """Of one rank between its last two reports. None is not known (yet).
+    """Of one rank between its last two reports. None means not known (yet).
 
     Args:
-        share: its part of all ranks' samples, or of their tokens where the model isn't attached.
-        compute_s: seconds of forward and backward for a step.
-        wait_s: seconds waited for communication for a step.
-        bytes_per_s: bytes of messages for a second.
-        waits_for: the rank that it waited for most, as the engine calls it, and the part of the time.
+        share: its fraction of all ranks' samples, or of their tokens if the model is not attached.
+        compute_s: seconds of forward and backward per step.
+        wait_s: seconds waited for communication per step.
+        bytes_per_s: bytes of messages per second.
+        waits_for: the name of the rank that it waited for most, and the fraction of the time.
     """
 
     share: float | None = None
@@ -51,13 +51,13 @@ class Replay:
         self.begin()
 
     def begin(self) -> None:
-        """Know nothing of the workers that are to start."""
+        """Reset what is known of the workers, for a new attempt."""
         self.state = RunState(self.world_size)
         self.tally = Tally(self.world_size)
         self.before.clear()
 
     def on(self, event: Event) -> list[Line]:
-        """Take in an event; gives the lines of progress that it completes."""
+        """Apply an event; gives the lines of progress that it completes."""
         if isinstance(event, Retried):
             self.begin()
             return []
@@ -65,16 +65,17 @@ class Replay:
             self.interfaces[event.rank] = event.interface
         if isinstance(event, Reported) and event.rank in self.tally.latest:
             self.before[event.rank] = self.tally.latest[event.rank]
+        # The time of the event stands for the supervisor's clock; deadlines come out the same up to the nodes' clocks.
         self.state.apply(event, event.at)
         return self.tally.on(event)
 
-    def stopped(self) -> None:
-        """The run was stopped, which events don't say; its workers didn't fail, then."""
+    def mark_stopped(self) -> None:
+        """Count failures as stops: the run was interrupted, which the events do not record."""
         for worker in self.state.workers:
             worker.state = "stopped" if worker.state == "failed" else worker.state
 
     def paces(self) -> list[RankProgress]:
-        """One for each rank."""
+        """The progress of each rank."""
         latest = self.tally.latest
         weights = {rank: _weight(report, self.before.get(rank)) for rank, report in latest.items()}
         total = sum(weights.values())
@@ -85,7 +86,7 @@ class Replay:
 
 
 def _weight(last: Reported, before: Reported | None) -> float:
-    """Samples for a step, or tokens."""
+    """Samples or tokens per step."""
     return (last.samples or last.tokens) / max(last.step - before.step if before else 1, 1)
 
 
@@ -114,9 +115,9 @@ class Reader:
         self._stages = Tail(self.dir.stages)
 
     def new_lines(self) -> list[Line]:
-        """Take in the new events; gives the lines of progress that they complete.
+        """Apply the new events; gives the lines of progress that they complete.
 
-        A job with `workers: {max: ...}` may have fewer ranks than it asked for; the plan, which is there before any
+        A job with `workers: {max: ...}` may have fewer ranks than it asked for. The plan, which is written before any
         event, says how many.
         """
         seats = len(self.seats())
@@ -126,7 +127,7 @@ class Reader:
         return [line for event in events for line in self.replay.on(event)]
 
     def new_stages(self) -> list[str]:
-        """What the launcher did on a cluster."""
+        """New messages of the launcher, on a cluster."""
         return self._stages.new_lines()
 
     def summary(self) -> dict[str, Any] | None:
@@ -134,7 +135,7 @@ class Reader:
         return _json(self.dir.summary)
 
     def seats(self) -> list[RankPlacement]:
-        """Where the ranks sit, if that is decided."""
+        """The placement of the ranks; empty until it is decided."""
         plan = _json(self.dir.plan) or {"seats": []}
         return [RankPlacement(**{**seat, "node": Node(**seat["node"])}) for seat in plan["seats"]]
 

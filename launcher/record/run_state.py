@@ -1,11 +1,15 @@
-"""What events say about a run: each rank's state, the failures, and which of them is the cause. No I/O, no clock.
+"""The state of a run after its events: each rank's state, the failures, and which of them is the cause. No I/O, no
+clock.
 
-The supervisor decides with it while the run goes on; a replay of the recorded events arrives at the same state later.
+The supervisor decides with it during the run; a replay of the recorded events arrives at the same state later.
 
-Which failure is the cause? Survivors of a dead rank fail too, sometimes before the death itself is noticed. So an
-exception that blames another rank never is the cause if there is any other failure, and a death by signal, which is
-noticed later than the exceptions it causes, gets a head start. If all blame others, and one of the blamed had ended
-with status 0, then that early end is the cause, though by itself it is no failure.
+Which failure is the cause? Survivors of a dead rank fail too, sometimes before the death itself is noticed:
+
+1. An exception that blames another rank is never the cause if there is any other failure.
+2. Of the others the earliest is, where a death by signal counts as half a second earlier than it was noticed. Its peers
+   see their sockets close when the kernel tears the process down; its agent sees the exit status only after that.
+3. If all failures blame others, and one of the blamed ranks had ended with status 0, that early end is the cause. By
+   itself it is no failure: a rank may finish before its peers, as long as they need nothing more from it.
 """
 
 from __future__ import annotations
@@ -13,20 +17,23 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from launcher.record.events import Event, Exited, Lost, Raised, Started
 
 GRACE_S = 5.0
-"""From the first failure to SIGTERM for those who have not ended."""
+"""From the first failure to SIGTERM for the workers still alive; more than an engine takes to raise PeerLost."""
 SIGNAL_HEAD_START_S = 0.5
+"""How much earlier than noticed a death by signal counts; see above."""
 
 Status = Literal["finished", "failed", "stopped"]
+EXIT_STATUS: dict[Status, int] = {"finished": 0, "failed": 1, "stopped": 130}
+"""Of the command that carried the run out; 130 is what a shell gives for a program ended by SIGINT."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """How one worker failed. `blames` is the rank that its exception named; `rank` None is the run as a whole."""
+    """How one worker failed. `blames` is the rank that its exception named; a `rank` of None means the whole run."""
 
     rank: int | None
     at: float
@@ -63,9 +70,9 @@ class RunState:
         world_size: number of ranks.
         workers: by rank.
         failures: in the order in which they were noticed.
-        interrupted: the user wanted the run to end.
-        stop_at: when those who still run are told to stop; None as long as nothing has failed.
-        stopping: they have been told: who ends from now on was stopped and did not fail.
+        interrupted: the user stopped the run.
+        stop_at: when SIGTERM is due for the workers still alive; None as long as nothing has failed.
+        stopping: that time has passed: a worker that ends from now on was stopped and did not fail.
     """
 
     world_size: int
@@ -84,7 +91,7 @@ class RunState:
 
     @property
     def status(self) -> Status:
-        """What to call the run once it has ended."""
+        """Of the run, once it has ended."""
         if self.interrupted:
             return "stopped"
         return "failed" if self.failures else "finished"
@@ -94,17 +101,24 @@ class RunState:
         """The failure that led to the others."""
 
         def order(failure: Failure) -> tuple[bool, float]:
+            # `at` of an exception is the failing node's clock, which may differ from the others' by more than a failure
+            # takes to spread. Hence blame decides first, and the time only between failures that blame nobody.
             return failure.blames_other, failure.at - (SIGNAL_HEAD_START_S if failure.by_signal else 0.0)
 
         first = min(self.failures, key=order, default=None)
         return (self._early_end() or first) if first and first.blames_other else first
 
     def apply(self, event: Event, now: float) -> None:
-        """Take in what happened to a rank. Deadlines count from `now`, since the clocks of nodes differ."""
+        """Apply an event. Deadlines count from `now`, since the clocks of nodes differ.
+
+        `Exited` and `Lost` count only for a worker that is alive: when a node dies, both may arrive, in either order.
+        """
         worker = self.workers[event.rank]
         if isinstance(event, Started):
             worker.state, worker.pid, worker.log = "running", event.pid, event.log
         elif isinstance(event, Raised):
+            # An exit status follows and completes the failure. A culprit outside of the run would be an index error
+            # later.
             known = event.culprit is not None and 0 <= event.culprit < self.world_size
             worker.raised = event if known else replace(event, culprit=None)
         elif isinstance(event, Exited) and worker.alive:
@@ -116,16 +130,16 @@ class RunState:
         self.pass_time(now)
 
     def pass_time(self, now: float) -> None:
-        """Once the grace period is over, whoever still runs is told to stop."""
+        """Begin to stop the workers once the grace period is over."""
         self.stopping |= self.stop_at is not None and now >= self.stop_at and not self.ended
 
     def interrupt(self, now: float) -> None:
-        """The user wants the run to end, without a grace period."""
+        """The user stops the run, without a grace period."""
         self.interrupted, self.stop_at = True, now
         self.pass_time(now)
 
     def _early_end(self) -> Failure | None:
-        """The end of a rank that is blamed although it finished."""
+        """The end of a rank that finished and that another one, still at work, blames."""
         for failure in sorted(self.failures, key=lambda failure: failure.at):
             finished_at = self.workers[failure.blames].finished_at if failure.blames is not None else None
             if finished_at is not None:
@@ -135,14 +149,14 @@ class RunState:
 
     def _end(self, rank: int, now: float, failure: Failure | None) -> None:
         worker = self.workers[rank]
-        if failure is None:
+        if failure is None:  # also while stopping: a script may catch SIGTERM, save, and exit with status 0
             worker.state = "finished"
         elif self.stopping:
             worker.state = "stopped"
         else:
             worker.state = "failed"
             self.failures.append(failure)
-            if self.stop_at is None:
+            if self.stop_at is None:  # later failures don't prolong the grace period
                 self.stop_at = now + GRACE_S
 
 
@@ -151,12 +165,17 @@ def _failure(exited: Exited, raised: Raised | None) -> Failure | None:
         return None
     if exited.code < 0:
         return Failure(exited.rank, exited.at, f"killed by {signal_name(-exited.code)}", by_signal=True)
-    if raised is None:
+    if raised is None:  # sys.exit, or a crash in C that left no exception
         return Failure(exited.rank, exited.at, f"exit status {exited.code}")
     return Failure(exited.rank, raised.at, f"{raised.kind}: {raised.message}", blames=raised.culprit)
 
 
+def launcher_failure(what: str) -> dict[str, Any]:
+    """A failure of the run as a whole, as its summary has it; no rank is to blame, and none has a log of it."""
+    return {"rank": None, "host": None, "what": what, "log": None, "others": []}
+
+
 def signal_name(number: int) -> str:
-    """A signal for people: "signal 9 (SIGKILL)"."""
+    """As in messages: "signal 9 (SIGKILL)"."""
     known: Sequence[int] = [member.value for member in signal.Signals]
     return f"signal {number} ({signal.Signals(number).name})" if number in known else f"signal {number}"

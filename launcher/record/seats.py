@@ -1,4 +1,4 @@
-"""Nodes and seats: which rank sits where."""
+"""Nodes, and the placement of ranks on them; plan.json keeps these as its `seats`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the Ray cluster, how many CPUs it lets Ray give away, how much memory, and what it
-    calls an accelerator: GPU, NPU, or None."""
+    """A node of the Ray cluster: the CPUs and bytes of memory that Ray may assign, and Ray's name for its kind of
+    accelerator: GPU, NPU, or None."""
 
     id: str
     name: str
@@ -24,7 +24,7 @@ class RankPlacement:
 
     Attributes:
         device: "cpu" or the kind of accelerator.
-        share: samples of each global batch; None where the launcher doesn't decide that.
+        share: samples of each global batch; None if the launcher does not decide that.
     """
 
     rank: int

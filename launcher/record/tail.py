@@ -1,4 +1,4 @@
-"""What was added to the logs of a run since the last look."""
+"""Reads what has been added to growing text files."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from launcher.record.run_dir import RunDir
 
 
 class Tail:
-    """Whole lines that are added to a file, which need not be there yet."""
+    """Complete lines as they are added to a file, which need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._read = 0
 
     def new_lines(self, *, rest: bool = False) -> list[str]:
-        """Lines since the last call; with `rest`, a last one without its end, too."""
+        """Lines since the last call.
+
+        Args:
+            rest: also an incomplete last line; for a file that grows no more.
+        """
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
             file.seek(self._read)
             text = file.read()
+        # Cut in bytes, before decoding: a character of several bytes may be half there.
         whole = text if rest else text[: text.rfind(b"\n") + 1]
         self._read += len(whole)
         return whole.decode("utf-8", errors="replace").splitlines()

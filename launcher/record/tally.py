@@ -1,4 +1,4 @@
-"""Adds up what the ranks report: (events) -> lines to show while it runs, figures for the summary. No I/O.
+"""Adds up the ranks' reports: (events) -> lines to show during the run, figures for the summary. No I/O.
 
 Definitions, over the steps after the first report (the first one carries start-up costs):
 
@@ -6,7 +6,9 @@ Definitions, over the steps after the first report (the first one carries start-
     tokens_per_s     = tokens of all ranks / the same time
     comm_wait_s      = mean over ranks of the seconds waited for communication / steps between
     comm_wait_share  = comm_wait_s / step_s
-    loss             = mean of the losses of all ranks that reported the step, by their tokens if all have some
+    loss             = mean of the losses of all ranks that reported the step, weighted by tokens if all report some
+
+Times are those of the lowest rank that reported, usually rank 0, so that differences between clocks cancel.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from launcher.record.events import Event, Noted, Planned, Reported
 
 @dataclass(frozen=True)
 class Line:
-    """Progress since the line before; `step_s` is for one step. None is not known (yet)."""
+    """Progress since the previous line; `step_s` is seconds per step. None means not known (yet)."""
 
     step: int
     at: float
@@ -33,7 +35,7 @@ class Line:
 
 @dataclass
 class Tally:
-    """What was reported so far; grows with the number of ranks, not of steps."""
+    """The sums so far; memory grows with the number of ranks, not of steps."""
 
     world_size: int
     first: Line | None = None
@@ -46,7 +48,7 @@ class Tally:
     _waited_s: float = 0.0
 
     def on(self, event: Event) -> list[Line]:
-        """Take in an event; gives the lines that it completes."""
+        """Apply an event; gives the lines that it completes."""
         if isinstance(event, Planned):
             self.plan = event.plan
         elif isinstance(event, Noted):
@@ -61,7 +63,7 @@ class Tally:
         return []
 
     def rest(self) -> list[Line]:
-        """The lines of steps that not every rank reported, once no more reports come."""
+        """The lines of steps that not every rank has reported; call it once no more reports will come."""
         return self._close(sorted(self._open))
 
     def figures(self) -> dict[str, Any]:
@@ -82,7 +84,8 @@ class Tally:
         return found
 
     def _complete(self) -> list[int]:
-        """Steps that every rank has reported, or that rank 0 has gone past."""
+        """Steps that every rank has reported, or that rank 0 has gone past: a rank that reports every tenth step, or
+        none, must not hold back the lines of the others."""
         at_first = self.latest[0].step if 0 in self.latest else 0
         return [step for step in sorted(self._open) if len(self._open[step]) == self.world_size or step < at_first]
 
@@ -119,7 +122,7 @@ class Tally:
 
 
 def _mean_loss(reports: list[Reported]) -> float | None:
-    """Shares of a batch may differ, so a rank counts by its tokens, unless some rank doesn't tell them."""
+    """Weighted by tokens, since shares of a batch may differ; unweighted if some rank reports no tokens."""
     if not reports:
         return None
     weights = [report.tokens for report in reports]

@@ -1,8 +1,11 @@
-"""A run on a cluster, from outside: hand it over, watch it, fetch it.
+"""A run on a cluster, from outside: submit it, follow it, fetch its folder.
 
-`submit` makes the run's folder here, sends the working directory, and has the cluster start `driver.py`. From
-then on the run needs nothing of this machine. A `RunFollower` gives the run's folder as it grows, from the feed
-(`feed.py`), to whoever looks: this terminal, or another one on another machine.
+`submit` makes the run's folder here, sends the working directory, and has the cluster start `driver.py`. From then on
+the run needs nothing of this machine: it may sleep, lose the network or close the terminal. The folder made here is
+only completed when somebody follows the run to its end or looks at it later.
+
+A `RunFollower` keeps a temporary copy of the run's folder, which grows with the feed (`feed.py`). This terminal and any
+other one on any machine read that copy by the same code as a local run.
 """
 
 from __future__ import annotations
@@ -41,26 +44,31 @@ REFRESH_S = 0.25
 
 
 def submit(job: Job, submitted_at: float, view: PlainView, resumed: Path | None = None) -> tuple[Jobs, RunDir]:
-    """Hand a run over to the cluster at the job's address.
+    """Submit a run to the cluster at the job's address.
 
     Args:
-        resumed: the folder of the run whose checkpoints this one goes on with.
+        submitted_at: when the user submitted it, in seconds since 1970.
+        resumed: the folder of the run whose checkpoints this one continues from.
+
+    Returns:
+        The cluster, and the run's folder on this machine.
 
     Raises:
-        ClusterError: the cluster can't be reached, or doesn't take it.
-        PackingError: the working directory can't travel.
+        ClusterError: the cluster cannot be reached, or rejects the job.
+        PackingError: the working directory is too large, or cannot be read.
     """
     jobs = Jobs(str(job.cluster.address))
     with tempfile.TemporaryDirectory(prefix="narrowgauge-") as scratch:
         archive = Path(scratch) / "working_dir.zip"
         num_bytes = pack(Path.cwd(), archive, exclude=job.cluster.exclude, runs_dir=Path(job.runs_dir))
+        # After packing, which may fail: a run that was not submitted leaves no folder.
         run_dir = RunDir.create(job, resumed)
-        token = secrets.token_hex(8)
+        token = secrets.token_hex(8)  # by which the driver recognizes shared storage
         run_dir.write_cluster({"address": job.cluster.address, "token": token})
-        told = {
+        metadata = {
             "version": __version__,
             "id": run_dir.id,
-            "job": _from_here(job).model_dump(),
+            "job": _with_relative_paths(job).model_dump(),
             "folder": str(run_dir.path),
             "token": token,
             "resumed": str(resumed) if resumed else None,
@@ -69,25 +77,29 @@ def submit(job: Job, submitted_at: float, view: PlainView, resumed: Path | None 
             "from": socket.gethostname(),
         }
         size = f"{num_bytes / 1024**2:.1f} MiB of files"
-        view.stage(f"handing {run_dir.path.name} to the cluster at {job.cluster.address}, with {size}")
+        view.stage(f"submitting {run_dir.path.name} to the cluster at {job.cluster.address}, with {size}")
         try:
-            jobs.submit(run_dir.path.name, COMMAND, archive, job.env, told)
-        except BaseException:
+            jobs.submit(run_dir.path.name, COMMAND, archive, job.env, metadata)
+        except BaseException:  # a run that no cluster has would be listed as waiting forever
             shutil.rmtree(run_dir.path)
             raise
     return jobs, run_dir
 
 
 class RunFollower:
-    """A run on a cluster, as a folder on this machine that follows it; the folder goes when the block ends."""
+    """A temporary folder on this machine that follows a run on a cluster; it is removed when the block ends.
+
+    One thread reads from the cluster, and blocks in that; the caller's thread writes the folder in `advance`, so that
+    nobody reads a file while it is written.
+    """
 
     def __init__(self, jobs: Jobs, found: ClusterRun) -> None:
         self._jobs, self._found = jobs, found
-        self._pieces: queue.Queue[str | BaseException | None] = queue.Queue()
+        self._received: queue.Queue[str | BaseException | None] = queue.Queue()
         self.over = False
 
     def __enter__(self) -> RunFollower:
-        job = Job.model_validate(self._found.told["job"])
+        job = Job.model_validate(self._found.metadata["job"])
         self._scratch = tempfile.TemporaryDirectory(prefix="narrowgauge-")
         self.folder = Path(self._scratch.name) / self._found.id
         self.folder.mkdir()
@@ -99,25 +111,25 @@ class RunFollower:
         self._scratch.cleanup()
 
     def catch_up(self) -> None:
-        """Take in all that there is now."""
-        self._mirror.take(self._jobs.output(self._found.id))
+        """Apply all output so far."""
+        self._mirror.write(self._jobs.output(self._found.id))
         self.over = self._found.over
 
     def start(self) -> None:
-        """Follow the run from now on; `advance` takes in what came."""
+        """Follow the run from now on; `advance` applies what has arrived."""
         threading.Thread(target=self._follow, daemon=True).start()
 
     def advance(self, timeout_s: float) -> None:
-        """Take in what has come, or wait that long for something.
+        """Apply what has arrived; if nothing has, wait for it, at most `timeout_s` seconds.
 
         Raises:
-            ClusterError: as of `Jobs.follow`.
+            ClusterError: from `Jobs.follow`.
         """
         pieces = []
         try:
-            pieces.append(self._pieces.get(timeout=timeout_s))
+            pieces.append(self._received.get(timeout=timeout_s))
             while True:
-                pieces.append(self._pieces.get_nowait())
+                pieces.append(self._received.get_nowait())
         except queue.Empty:
             pass
         for piece in pieces:
@@ -126,37 +138,41 @@ class RunFollower:
             if piece is None:
                 self.over = True
             else:
-                self._mirror.take(piece)
-        self.over = self.over or (self.folder / "summary.json").exists()  # the last thing that a driver tells
+                self._mirror.write(piece)
+        # The summary is the last line of a feed. Ray itself ends the stream only some seconds later.
+        self.over = self.over or (self.folder / "summary.json").exists()
 
     @property
-    def others(self) -> list[str]:
-        """What was printed on the driver's output that was no part of the feed, such as a traceback."""
-        return list(self._mirror.others)
+    def other_lines(self) -> list[str]:
+        """The last lines of the driver's output that do not belong to the feed, such as a traceback."""
+        return list(self._mirror.other_lines)
 
     def summary(self) -> dict[str, Any]:
-        """How the run ended, which it has.
+        """How the run ended; call it after that.
 
         Raises:
-            ClusterError: its driver couldn't tell, since it never began or was killed.
+            ClusterError: there is no summary, since the driver did not start or was killed; the message says why.
         """
         path = self.folder / "summary.json"
         if path.exists():
             return dict(json.loads(path.read_text(encoding="utf-8")))
         found = self._jobs.one(self._found.id)
-        raise ClusterError(early_end(found, self.others))
+        raise ClusterError(explain_missing_summary(found, self.other_lines))
 
-    def settle(self, run_dir: Path) -> dict[str, Any]:
-        """Keep the folder of a run that is over as `run_dir`, with a page and with its own paths in the summary, unless
-        the driver has written there itself.
+    def save_to(self, run_dir: Path) -> dict[str, Any]:
+        """Save the folder of a run that is over as `run_dir`, with report.html and with this machine's paths in the
+        summary. On shared storage the driver has written there itself, and nothing is changed.
 
         Returns:
             The summary.
+
+        Raises:
+            ClusterError: there is none (`summary`).
         """
         summary = self.summary()
         if (run_dir / "launcher.json").exists():
             return summary
-        summary = dict(_moved(summary, summary["folder"], str(run_dir)))
+        summary = dict(_move_paths(summary, summary["folder"], str(run_dir)))
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         shutil.copytree(self.folder, run_dir, dirs_exist_ok=True)
         report.write(run_dir)
@@ -165,66 +181,73 @@ class RunFollower:
     def _follow(self) -> None:
         try:
             for piece in self._jobs.follow(self._found.id):
-                self._pieces.put(piece)
-            self._pieces.put(None)
-        except BaseException as error:
-            self._pieces.put(error)
+                self._received.put(piece)
+            self._received.put(None)
+        except BaseException as error:  # raised again in the caller's thread
+            self._received.put(error)
 
 
 def follow(jobs: Jobs, run_dir: RunDir, view: PlainView, *, follow_logs: bool) -> dict[str, Any]:
-    """Show a run until its end, keep its folder, and give its summary. The first Ctrl-C stops the run, the second
-    leaves it to itself.
+    """Show a run until its end, and save its folder. The first Ctrl-C stops the run, the second detaches from it.
+
+    Returns:
+        The run's summary.
 
     Raises:
         ClusterError: it ended without a summary, or the cluster is out of reach.
         KeyboardInterrupt: at the second Ctrl-C.
     """
     name = run_dir.path.name
-    with _ctrl_c() as presses, RunFollower(jobs, jobs.one(name)) as watch:
-        watch.start()
-        reader = Reader(watch.folder)
+    with _ctrl_c() as presses, RunFollower(jobs, jobs.one(name)) as follower:
+        follower.start()
+        reader = Reader(follower.folder)
         logs = LogTails(reader.dir, range(reader.replay.world_size)) if follow_logs else None
-        seated = stopping = False
-        while not watch.over:
-            watch.advance(REFRESH_S)
+        placed = stopping = False
+        while not follower.over:
+            follower.advance(REFRESH_S)
+            # Outside of the signal handler: the request to the cluster takes a moment, and may fail.
             if presses and not stopping:
                 stopping = True
-                view.stage("stopping; once more to leave it to itself")
-                jobs.tell_to_stop(name)
-                reader.replay.state.interrupt(time.time())
+                view.stage("stopping; press Ctrl-C again to detach")
+                jobs.request_stop(name)
+                reader.replay.state.interrupt(time.time())  # so that the view shows stopped, not failed
             if len(presses) > 1:
                 raise KeyboardInterrupt
             for text in reader.new_stages():
                 view.stage(text)
             seats = reader.seats()
-            if seats and not seated:
-                seated = True
+            if seats and not placed:
+                placed = True
                 view.seats(seats)
             view.lines(reader.new_lines())
-            for rank, line in logs.new_lines(rest=watch.over) if logs else ():
+            for rank, line in logs.new_lines(rest=follower.over) if logs else ():
                 view.log(rank, line)
-            if seated:
+            if placed:
                 view.refresh(reader.replay.state, reader.replay.tally)
         view.lines(reader.replay.tally.rest())
-        return watch.settle(run_dir.path)
+        return follower.save_to(run_dir.path)
 
 
-def early_end(found: ClusterRun, output: list[str]) -> str:
-    """Why a driver that left no summary ended, for people."""
-    said = "\n".join(line for line in output[-15:] if line.strip())
-    if "No module named" in said and ("launcher" in said or "collectives" in said):
+def explain_missing_summary(found: ClusterRun, output: list[str]) -> str:
+    """A message that says why a driver ended without a summary.
+
+    Args:
+        output: the last lines of its output that do not belong to the feed.
+    """
+    text = "\n".join(line for line in output[-15:] if line.strip())
+    if "No module named" in text and ("launcher" in text or "collectives" in text):
         return (
             "the head's `python` has no narrowgauge: install it in the environment that Ray runs in, on every node, "
-            f"and have that environment's `python` first in PATH when Ray is started; it said:\n{said}"
+            f"and start Ray with that environment's `python` first in PATH; its output:\n{text}"
         )
     if found.state == "STOPPED":
         return f"the run {found.id} was stopped before it had begun"
-    wrote = f"; it wrote:\n{said}" if said else ""
+    wrote = f"; its output:\n{text}" if text else ""
     return f"the driver of {found.id} ended without a summary, {found.state}: {found.message.strip()}{wrote}"
 
 
-def _from_here(job: Job) -> Job:
-    """The job with paths of the working directory as they are seen from there."""
+def _with_relative_paths(job: Job) -> Job:
+    """The job with paths inside the working directory made relative: it is unpacked elsewhere on the cluster."""
 
     def relative(path: str) -> str:
         inside = Path(path).is_absolute() and Path(path).is_relative_to(Path.cwd())
@@ -235,12 +258,12 @@ def _from_here(job: Job) -> Job:
     return job.model_copy(update={"entrypoint": relative(job.entrypoint), "collectives": collectives})
 
 
-def _moved(value: Any, old: str, new: str) -> Any:
-    """A JSON value in which paths below one folder lie below another."""
+def _move_paths(value: Any, old: str, new: str) -> Any:
+    """A JSON value with all paths below the folder `old` changed to paths below `new`."""
     if isinstance(value, dict):
-        return {key: _moved(item, old, new) for key, item in value.items()}
+        return {key: _move_paths(item, old, new) for key, item in value.items()}
     if isinstance(value, list):
-        return [_moved(item, old, new) for item in value]
+        return [_move_paths(item, old, new) for item in value]
     if isinstance(value, str) and (value == old or value.startswith(old + "/")):
         return new + value[len(old) :]
     return value
@@ -248,7 +271,8 @@ def _moved(value: Any, old: str, new: str) -> Any:
 
 @contextmanager
 def _ctrl_c() -> Iterator[list[float]]:
-    """A list that grows at each Ctrl-C. Any other signal ends this process and leaves the run alone."""
+    """A list that grows with each Ctrl-C. SIGTERM and SIGHUP keep their default: they end this process and not the run,
+    which is what somebody who closes a terminal expects of a run on a cluster."""
     presses: list[float] = []
 
     def pressed(number: int, frame: FrameType | None) -> None:

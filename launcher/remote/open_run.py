@@ -1,4 +1,9 @@
-"""A run that somebody looks at, wherever it is: its folder, whether it is over, and how to wait for more."""
+"""A run to be observed, wherever it is: its folder, whether it is over, and how to wait for more.
+
+Three cases, which the commands need not distinguish: the run is carried out here; on a cluster that shares this
+machine's storage, so that its folder is up to date; or on a cluster without that, whose folder is followed through the
+feed.
+"""
 
 from __future__ import annotations
 
@@ -15,82 +20,91 @@ from launcher.record import catalog
 from launcher.record.catalog import Known, State
 from launcher.record.replay import Reader
 from launcher.record.run_dir import RunDir
-from launcher.remote.client import RunFollower, early_end
+from launcher.record.run_state import launcher_failure
+from launcher.remote.client import RunFollower, explain_missing_summary
 from launcher.remote.ray_jobs import ClusterRun, Jobs
 
 
-class Opened:
-    """A run, for the time of a block."""
+class OpenRun:
+    """A run, for the duration of a block."""
 
     def __init__(self, known: Known, jobs: Jobs | None = None) -> None:
-        """
+        """Find out where the run is observed.
+
+        Args:
+            jobs: its cluster, if the caller is connected to it already.
+
         Raises:
-            ClusterError: its cluster can't be reached, and without it nothing is known.
+            ClusterError: its cluster cannot be reached. A run that has a summary here needs no cluster.
         """
         self.known = known
         self._summary = catalog.read(known.folder / "summary.json") if known.folder else None
-        asks = known.address is not None and self._summary is None
-        self.jobs = (jobs or Jobs(str(known.address))) if asks else None
+        needs_cluster = known.address is not None and self._summary is None
+        self.jobs = (jobs or Jobs(str(known.address))) if needs_cluster else None
         self._found = self.jobs.one(known.name) if self.jobs else None
-        self._watch = (
+        self._follower = (
             RunFollower(self.jobs, self._found) if self.jobs and self._found and not known.written_here else None
         )
 
-    def __enter__(self) -> Opened:
-        if self._watch is not None:
-            self._watch.__enter__()
+    def __enter__(self) -> OpenRun:
+        if self._follower is not None:
+            self._follower.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._watch is not None:
-            if self._watch.over and self.known.folder is not None and (self._watch.folder / "summary.json").exists():
-                self._watch.settle(self.known.folder)
-            self._watch.__exit__(*error)
+        if self._follower is not None:
+            if (
+                self._follower.over
+                and self.known.folder is not None
+                and (self._follower.folder / "summary.json").exists()
+            ):
+                self._follower.save_to(self.known.folder)
+            self._follower.__exit__(*error)
 
     @property
     def folder(self) -> Path:
         """The run's folder, or a copy that follows it."""
-        if self._watch is not None:
-            return self._watch.folder
+        if self._follower is not None:
+            return self._follower.folder
         assert self.known.folder is not None
         return self.known.folder
 
     @property
     def over(self) -> bool:
-        """Whether no more comes."""
-        return self._watch.over if self._watch is not None else self.state() in catalog.OVER
+        """Whether nothing more will come."""
+        return self._follower.over if self._follower is not None else self.state() in catalog.OVER
 
     def catch_up(self) -> None:
-        """Take in what there is now."""
-        if self._watch is not None:
-            self._watch.catch_up()
+        """Bring the folder up to date, once."""
+        if self._follower is not None:
+            self._follower.catch_up()
 
     def follow(self) -> None:
-        """Follow the run from now on."""
-        if self._watch is not None:
-            self._watch.start()
+        """Keep the folder up to date from now on; see `advance`."""
+        if self._follower is not None:
+            self._follower.start()
 
     def advance(self, timeout_s: float) -> None:
-        """Wait for more, at most that long."""
-        if self._watch is not None:
-            self._watch.advance(timeout_s)
+        """Wait for more, at most `timeout_s` seconds."""
+        if self._follower is not None:
+            self._follower.advance(timeout_s)
         else:
             time.sleep(timeout_s)
 
     def state(self) -> State:
-        """What the run is doing now."""
+        """The run's state now, by its summary, its process, or its cluster."""
         if self.jobs is None:
-            return catalog.state_here(self.folder)
+            return catalog.local_state(self.folder)
         self._found = self.jobs.one(self.known.name)
-        return catalog.state_there(self._found.state, catalog.read(self.folder / "summary.json"))
+        return catalog.cluster_state(self._found.state, catalog.read(self.folder / "summary.json"))
 
-    def told(self, reader: Reader) -> dict[str, Any]:
-        """What `launcher status` tells."""
+    def status(self, reader: Reader) -> dict[str, Any]:
+        """What `launcher status` shows, as `columns.status` has it, and where the run's folder is."""
         state, summary = self.state(), reader.summary()
         failure = summary["failure"] if summary else None
         if summary is None and self._found is not None and self._found.over:
-            what = early_end(self._found, self._watch.others if self._watch else [])
-            failure = {"rank": None, "host": None, "what": what, "log": None, "others": []}
+            what = explain_missing_summary(self._found, self._follower.other_lines if self._follower else [])
+            failure = launcher_failure(what)
         latest = reader.replay.tally.last
         row = RunRow(
             self.known.name,
@@ -100,28 +114,34 @@ class Opened:
             latest.step if latest else None,
             self.known.address,
         )
-        return {**as_status(row, reader.seats(), reader.replay, failure), "folder": self._kept(summary)}
+        return {**as_status(row, reader.seats(), reader.replay, failure), "folder": self._lasting_folder(summary)}
 
-    def _kept(self, summary: dict[str, Any] | None) -> str | None:
+    def _lasting_folder(self, summary: dict[str, Any] | None) -> str | None:
         if self.known.folder is not None:
             return str(self.known.folder)
         return str(summary["folder"]) if summary else None
 
 
 def rows(local: Sequence[Known], address: str | None) -> tuple[list[RunRow], list[str]]:
-    """The lines of `launcher list`, oldest run first, and what is wrong with clusters that can't be asked."""
+    """The rows of `launcher list`, oldest run first, and the errors of clusters that cannot be reached.
+
+    Args:
+        local: runs with a folder on this machine.
+        address: a further cluster to ask, besides those of the local runs.
+    """
     clusters: dict[str, list[ClusterRun]] = {}
     unreachable: list[str] = []
-    open_ones = {run.address for run in local if run.address and not (run.folder and _summary(run.folder))}
-    for each in sorted({*open_ones, *([address] if address else [])}):
+    unfinished = {run.address for run in local if run.address and not (run.folder and _summary(run.folder))}
+    for each in sorted({*unfinished, *([address] if address else [])}):
         try:
             clusters[each] = Jobs(each).all()
         except ClusterError as error:
             unreachable.append(str(error))
+    # A run of this machine on a cluster is in both; its row is made from both.
     there = {found.id: (each, found) for each, all_found in clusters.items() for found in all_found}
-    listed = [_row_here(run, there.get(run.name)) for run in local]
-    listed += [_row_there(*there[name]) for name in there if name not in {run.name for run in local}]
-    return sorted(listed, key=lambda row: row.started_at or 0.0), unreachable
+    format_list = [_row_here(run, there.get(run.name)) for run in local]
+    format_list += [_row_there(*there[name]) for name in there if name not in {run.name for run in local}]
+    return sorted(format_list, key=lambda row: row.started_at or 0.0), unreachable
 
 
 def _row_here(run: Known, there: tuple[str, ClusterRun] | None) -> RunRow:
@@ -129,9 +149,9 @@ def _row_here(run: Known, there: tuple[str, ClusterRun] | None) -> RunRow:
     summary = _summary(run.folder)
     state: State
     if run.address is None or summary:
-        state = catalog.state_here(run.folder)
+        state = catalog.local_state(run.folder)
     else:
-        state = catalog.state_there(there[1].state, None) if there else "unknown"
+        state = catalog.cluster_state(there[1].state, None) if there else "unknown"
     step = summary["steps"] if summary else None
     ranks = summary["world_size"] if summary else None
     if summary is None:
@@ -142,12 +162,12 @@ def _row_here(run: Known, there: tuple[str, ClusterRun] | None) -> RunRow:
 
 
 def _row_there(address: str, found: ClusterRun) -> RunRow:
-    ranks = found.told["job"]["workers"]["count"]
-    return RunRow(found.id, catalog.state_there(found.state, None), found.started_at, ranks, None, address)
+    ranks = found.metadata["job"]["workers"]["count"]
+    return RunRow(found.id, catalog.cluster_state(found.state, None), found.started_at, ranks, None, address)
 
 
 def started_at(run: Known) -> float | None:
-    """When a run was made, by its id, in seconds since 1970."""
+    """When a run was submitted, by its id, in seconds since 1970."""
     try:
         return datetime.strptime(RunDir.of(Path(run.name)).id[:15], "%Y%m%d-%H%M%S").timestamp()
     except ValueError:

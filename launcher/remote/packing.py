@@ -1,12 +1,12 @@
-"""What of the working directory travels to a cluster, and the archive that it travels in.
+"""Which files of the working directory are sent to a cluster, and the archive that holds them.
 
-Everything below the folder goes, except what can be made anew or belongs to one machine: version control, virtual
-environments, caches, the runs, and what the job's `cluster.exclude` names. Folders that are symbolic links stay behind,
-too: they usually lead to data. What remains must be small; if it isn't, the largest files are named, since data does
-not belong in an archive that every node unpacks.
+Everything below the folder is sent, except what can be made again or belongs to one machine: version control, virtual
+environments, caches, the runs, and the job's `cluster.exclude`. Symbolic links to folders are left out, too: they
+usually lead to data. The rest must be small; if it is not, the error names the largest files, since data does not
+belong in an archive that every node unpacks.
 
-The archive depends on nothing but names, contents and which files may be executed, so that nodes which have unpacked
-it once don't do so again.
+The archive depends only on names, contents and executable bits, not on times. Ray names it by its hash, so that nodes
+which have unpacked it once do not do so again.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from pathlib import Path, PurePosixPath
 from launcher.errors import PackingError
 
 LIMIT_BYTES = 90 * 1024**2
-"""Ray's head takes requests of up to 100 MiB."""
+"""Ray's head accepts requests of up to 100 MiB."""
 LIMIT_FILES = 20_000
-_LEFT_OUT = (".git", ".hg", ".svn", "__pycache__", "node_modules", ".mypy_cache", ".ruff_cache", ".pytest_cache")
-_OLDEST = (1980, 1, 1, 0, 0, 0)
+_EXCLUDED = (".git", ".hg", ".svn", "__pycache__", "node_modules", ".mypy_cache", ".ruff_cache", ".pytest_cache")
+_TIME = (1980, 1, 1, 0, 0, 0)
+"""Of every entry, the earliest that a zip file can hold."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,24 @@ class PackedFile:
 
 
 def pack(folder: Path, archive: Path, *, exclude: Sequence[str], runs_dir: Path) -> int:
-    """Write the archive, and give its size in bytes.
+    """Write the archive.
 
     Args:
         folder: the working directory.
         archive: the zip file to be written.
-        exclude: patterns as of `cluster.exclude`.
-        runs_dir: the folder of runs, which stays behind wherever it is.
+        exclude: patterns as in `cluster.exclude`.
+        runs_dir: the folder of runs, which is left out.
+
+    Returns:
+        Its size in bytes.
 
     Raises:
-        PackingError: it is too much, or a file can't be read.
+        PackingError: the files are too large or too many, or one cannot be read.
     """
     files = chosen(found_in(folder, exclude, runs_dir))
     try:
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as out:
-            out.writestr(_entry(PurePosixPath(".narrowgauge"), 0o644), "")  # so that it is never empty
+            out.writestr(_entry(PurePosixPath(".narrowgauge"), 0o644), "")  # so that the archive is never empty
             for file in files:
                 source = folder / file.path
                 mode = 0o755 if os.access(source, os.X_OK) else 0o644
@@ -66,7 +70,8 @@ def chosen(files: Iterator[PackedFile]) -> list[PackedFile]:
     """The files in the order of their names.
 
     Raises:
-        PackingError: they are too many or too large; the message names the largest. The rest isn't looked at then.
+        PackingError: they are too many or too large; the message names the largest so far. The search ends there, since
+            somebody may have submitted from a home folder.
     """
     taken: list[PackedFile] = []
     total = 0
@@ -79,18 +84,19 @@ def chosen(files: Iterator[PackedFile]) -> list[PackedFile]:
 
 
 def left_out(path: PurePosixPath, exclude: Sequence[str]) -> bool:
-    """Whether a file or folder stays behind. A pattern is one of a name, or of a path from the working directory."""
-    return path.name in _LEFT_OUT or any(
+    """Whether a file or folder is left out. A pattern is matched against the name and the path from the working
+    directory."""
+    return path.name in _EXCLUDED or any(
         fnmatch.fnmatchcase(path.name, pattern) or fnmatch.fnmatchcase(str(path), pattern.removesuffix("/"))
         for pattern in exclude
     )
 
 
 def found_in(folder: Path, exclude: Sequence[str], runs_dir: Path) -> Iterator[PackedFile]:
-    """All files that go."""
+    """All files to send."""
     for at, folders, names in os.walk(folder):
         here = PurePosixPath(Path(at).relative_to(folder).as_posix())
-        folders[:] = [
+        folders[:] = [  # os.walk enters only these
             name
             for name in sorted(folders)
             if not left_out(here / name, exclude)
@@ -107,15 +113,16 @@ def _too_much(files: Sequence[PackedFile], total: int) -> str:
     largest = sorted(files, key=lambda file: -file.num_bytes)[:5]
     named = "\n".join(f"  {file.num_bytes / 1024**2:8.1f} MiB  {file.path}" for file in largest)
     return (
-        f"the working directory is too large to travel to the cluster: over {total / 1024**2:.0f} MiB in "
-        f"{len(files)} files, at most {LIMIT_BYTES / 1024**2:.0f} MiB in {LIMIT_FILES} files may. The largest so far:\n"
-        f"{named}\nSubmit from the folder of the code alone, name what stays behind in the job's cluster.exclude, and "
-        "have data where every node finds it"
+        f"the working directory is too large to send to the cluster: over {total / 1024**2:.0f} MiB in "
+        f"{len(files)} files; the limit is {LIMIT_BYTES / 1024**2:.0f} MiB in {LIMIT_FILES} files. "
+        f"The largest so far:\n{named}\n"
+        "Submit from a folder that holds only the code, list what to leave out in the job's cluster.exclude, and keep "
+        "data where every node can read it"
     )
 
 
 def _entry(path: PurePosixPath, mode: int) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(str(path), _OLDEST)
+    entry = zipfile.ZipInfo(str(path), _TIME)
     entry.external_attr = mode << 16
     entry.compress_type = zipfile.ZIP_DEFLATED
     return entry

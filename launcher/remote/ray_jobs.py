@@ -1,7 +1,13 @@
 """Ray's jobs API: by HTTP to the dashboard of a cluster's head, from any machine that reaches it.
 
-This is the second file that imports ray. `cluster.py` is inside the cluster and needs a Ray node on its own machine;
-this one is outside and needs none.
+`run/cluster.py` is inside the cluster and needs a Ray node on its own machine; this file is outside and needs none.
+
+A job of ours is known by its metadata, where `client.py` puts the job file and all that the driver needs. Ray stores it
+with the job, so that any observer can read what runs there.
+
+Stopping: Ray sends SIGTERM to a driver and SIGKILL some seconds later, three by default. The driver takes SIGTERM as a
+Ctrl-C: it ends its workers in order and writes the summary. That takes longer, so a job is submitted with more
+patience. Ray has no second kind of stop. For `--force` a key in the head's key-value store says what the SIGTERM means.
 """
 
 from __future__ import annotations
@@ -28,29 +34,32 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.job_submission import JobSubmissionClient
 
 from launcher.errors import ClusterError
+from launcher.inventory.reachability import check_listening
 
-KNOCK_TIMEOUT_S = 5.0
+KV_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 40.0
 STOP_PATIENCE_S = 20
-"""From the SIGTERM that Ray sends to a driver to SIGKILL. The driver needs `supervisor.TERM_S` and a little more."""
+"""From the SIGTERM that Ray sends to a driver to SIGKILL. The driver needs `supervisor.TERM_S` for its workers, and
+some seconds for the summary and the report."""
 RECONNECT_S = 60.0
-"""How long a head may be out of reach before following a run is given up."""
+"""How long the head may be out of reach before `follow` fails."""
 METADATA = "narrowgauge"
-for _talkative in ("dashboard_sdk", "job.sdk"):  # they tell of uploads and closed connections
-    logging.getLogger(f"ray.dashboard.modules.{_talkative}").setLevel(logging.ERROR)
+"""The key of a job's metadata that holds ours, as JSON: Ray takes strings only."""
+for _name in ("dashboard_sdk", "job.sdk"):  # they log every upload and closed connection
+    logging.getLogger(f"ray.dashboard.modules.{_name}").setLevel(logging.ERROR)
 _OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 @dataclass(frozen=True)
 class ClusterRun:
-    """A run that was handed to the cluster. `state` is Ray's: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    """A run that was submitted to the cluster. `state` is Ray's: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
 
     id: str
     state: str
     message: str
     started_at: float | None
-    told: dict[str, Any]
-    """What its submitter said of it, see `remote.py`."""
+    metadata: dict[str, Any]
+    """From the submitter, see `client.submit`."""
 
     @property
     def over(self) -> bool:
@@ -58,92 +67,116 @@ class ClusterRun:
 
 
 NO_AGENT_YET, AGENTS_TIMEOUT_S = "No available agent", 40.0
+"""Ray's error while the agents of a new cluster are starting, and how long that may take."""
 
 
 class Jobs:
     """The runs of one cluster."""
 
     def __init__(self, address: str) -> None:
-        """Reach the head.
+        """Connect to the head.
 
         Args:
-            address: as of a job's `cluster.address`.
+            address: as in a job's `cluster.address`: host:port, the dashboard's URL, or "auto".
 
         Raises:
-            ClusterError: that was not possible.
+            ClusterError: that failed; the message says what to do.
         """
         self.address = address
         self._gcs = None if "://" in address else _head(address)
         url = _dashboard(self._gcs) if self._gcs else address
-        _knock(url.partition("://")[2], f"reach the dashboard of the Ray cluster at {address!r}, {url}")
-        with _told(f"reach the Ray cluster at {address!r}"), _no_other_address():
+        with _explained(f"reach the dashboard of the Ray cluster at {address!r}, {url}"):
+            check_listening(url.partition("://")[2])
+        with _explained(f"reach the Ray cluster at {address!r}"), _no_other_address():
             self._client = JobSubmissionClient(url)
 
-    def submit(self, run: str, command: str, archive: Path, env: dict[str, str], told: dict[str, Any]) -> None:
-        """Have the head start a command, in the unpacked archive, as the job with that name.
+    def submit(self, run: str, command: str, archive: Path, env: dict[str, str], metadata: dict[str, Any]) -> None:
+        """Start a command in the unpacked archive, as the Ray job `run`.
 
-        A cluster that has just been started takes jobs only after some seconds; it gets them.
+        A cluster that has just been started accepts no jobs for some seconds; this waits for it.
+
+        Args:
+            run: name of the run, and id of the job.
+            command: of the driver.
+            archive: the packed working directory.
+            env: variables for the driver and its workers.
+            metadata: for the driver and for observers; JSON.
+
+        Raises:
+            ClusterError: the cluster rejects the job, or cannot be reached.
         """
+        # Ray reads this variable from the environment of the job, not of the head.
         env = {**env, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_PATIENCE_S)}
         until = time.monotonic() + AGENTS_TIMEOUT_S
-        with _told(f"submit to the Ray cluster at {self.address!r}"):
+        with _explained(f"submit to the Ray cluster at {self.address!r}"):
             while True:
                 try:
                     self._client.submit_job(
                         entrypoint=command,
                         submission_id=run,
                         runtime_env={"working_dir": str(archive), "env_vars": env},
-                        metadata={METADATA: json.dumps(told)},
+                        metadata={METADATA: json.dumps(metadata)},
                     )
                     return
-                except RuntimeError as error:  # the client has no other kind
+                except RuntimeError as error:  # Ray's client raises no other class
                     if NO_AGENT_YET not in str(error) or time.monotonic() > until:
                         raise
                 time.sleep(1.0)
 
     def all(self) -> list[ClusterRun]:
-        """All runs of ours that the cluster remembers, oldest first."""
-        with _told(f"list the jobs of the Ray cluster at {self.address!r}"):
-            found = [job for job in self._client.list_jobs() if METADATA in (job.metadata or {})]
-        return sorted(map(_found, found), key=lambda run: run.started_at or 0.0)
-
-    def one(self, run: str) -> ClusterRun:
-        """What the cluster knows of a run."""
-        with _told(f"ask the Ray cluster at {self.address!r} for the run {run}"):
-            return _found(self._client.get_job_info(run))
-
-    def stop(self, run: str, *, force: bool = False) -> ClusterRun:
-        """Have a run's driver told to stop, and wait until it is over.
-
-        Args:
-            force: the workers are killed at once, without the seconds that they get to end by themselves.
+        """The launcher's runs that the cluster remembers, oldest first.
 
         Raises:
-            ClusterError: it goes on, or the cluster can't be reached.
+            ClusterError: it cannot be reached.
         """
-        with _told(f"stop the run {run}"):
-            if force:
-                self._ask_for_force(run)
+        with _explained(f"list the jobs of the Ray cluster at {self.address!r}"):
+            found = [job for job in self._client.list_jobs() if METADATA in (job.metadata or {})]
+        return sorted(map(_cluster_run, found), key=lambda run: run.started_at or 0.0)
+
+    def one(self, run: str) -> ClusterRun:
+        """What the cluster knows of a run.
+
+        Raises:
+            ClusterError: it has no such run, or cannot be reached.
+        """
+        with _explained(f"ask the Ray cluster at {self.address!r} for the run {run}"):
+            return _cluster_run(self._client.get_job_info(run))
+
+    def stop(self, run: str, *, force: bool = False) -> ClusterRun:
+        """Stop a run and wait until it is over.
+
+        Args:
+            force: kill the workers at once, without the seconds to end by themselves.
+
+        Raises:
+            ClusterError: it is still running after `STOP_TIMEOUT_S`, or the cluster cannot be reached.
+        """
+        with _explained(f"stop the run {run}"):
+            if force:  # before the SIGTERM, at which the driver looks for it
+                self._request_force(run)
             self._client.stop_job(run)
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while not (found := self.one(run)).over:
             if time.monotonic() > deadline:
-                raise ClusterError(f"{run} still is {found.state} {STOP_TIMEOUT_S:.0f} s after it was told to stop")
+                raise ClusterError(f"{run} is still {found.state} {STOP_TIMEOUT_S:.0f} s after it was asked to stop")
             time.sleep(0.2)
         return found
 
-    def tell_to_stop(self, run: str) -> None:
-        """As `stop`, but without waiting."""
-        with _told(f"stop the run {run}"):
+    def request_stop(self, run: str) -> None:
+        """As `stop`, without waiting."""
+        with _explained(f"stop the run {run}"):
             self._client.stop_job(run)
 
     def output(self, run: str) -> str:
         """All that the run's driver has printed so far."""
-        with _told(f"read the output of {run}"):
+        with _explained(f"read the output of {run}"):
             return str(self._client.get_job_logs(run))
 
     def follow(self, run: str) -> Iterator[str]:
-        """What the run's driver prints, from its beginning to its end, in pieces. A lost connection is made anew.
+        """The output of the run's driver from its beginning to its end, in pieces, reconnecting where necessary.
+
+        Ray sends the output from its beginning to every connection. After a reconnection the characters given already
+        are skipped.
 
         Raises:
             ClusterError: the head has been out of reach for `RECONNECT_S`.
@@ -159,9 +192,10 @@ class Jobs:
                     given += len(new)
                     if new:
                         yield new
+                # The stream of a running job may end, too, when a proxy closes it or the head restarts.
                 if self.one(run).over:
                     return
-            except Exception as error:  # aiohttp's, requests' and Ray's, for one and the same thing
+            except Exception as error:  # aiohttp's, requests' or Ray's, for the same cause
                 lost_at = lost_at or time.monotonic()
                 if time.monotonic() > lost_at + RECONNECT_S:
                     raise ClusterError(
@@ -170,15 +204,15 @@ class Jobs:
                     ) from error
             time.sleep(1.0)
 
-    def _ask_for_force(self, run: str) -> None:
-        """Ray's jobs know one way to stop; the driver looks here for the other one."""
+    def _request_force(self, run: str) -> None:
+        """Leave a note for the driver that the SIGTERM to come means force; it goes through the head, not the
+        dashboard."""
         if self._gcs is None:
-            raise ClusterError(
-                f"--force needs the address of the head itself, host:port; got the dashboard's, {self.address}"
-            )
-        GcsClient(address=self._gcs).internal_kv_put(_key(run), b"1", True, timeout=KNOCK_TIMEOUT_S)
+            raise ClusterError(f"--force needs the head's own address, host:port; got the dashboard's, {self.address}")
+        GcsClient(address=self._gcs).internal_kv_put(_force_key(run), b"1", True, timeout=KV_TIMEOUT_S)
 
     def _pieces(self, run: str) -> Iterator[str]:
+        # An async generator of Ray's, for which this thread needs an event loop of its own.
         pieces: Any = self._client.tail_job_logs(run)
         loop = asyncio.new_event_loop()
         try:
@@ -193,63 +227,59 @@ class Jobs:
             loop.close()
 
 
-def force_is_wanted(run: str) -> bool:
-    """In a driver: whether who stops this run wants that by force. Forgets it, so that nothing stays."""
+def force_requested(run: str) -> bool:
+    """In a driver, after a SIGTERM: whether it was sent by `stop(force=True)`. Removes the note."""
     client = GcsClient(address=os.environ["RAY_ADDRESS"])
-    wanted = client.internal_kv_get(_key(run), timeout=KNOCK_TIMEOUT_S) is not None
+    wanted = client.internal_kv_get(_force_key(run), timeout=KV_TIMEOUT_S) is not None
     if wanted:
-        client.internal_kv_del(_key(run), False, timeout=KNOCK_TIMEOUT_S)
+        client.internal_kv_del(_force_key(run), False, timeout=KV_TIMEOUT_S)
     return wanted
 
 
-def _key(run: str) -> bytes:
+def _force_key(run: str) -> bytes:
     return f"narrowgauge:force:{run}".encode()
 
 
-def _found(job: Any) -> ClusterRun:
-    told: dict[str, Any] = json.loads(job.metadata[METADATA])
+def _cluster_run(job: Any) -> ClusterRun:
+    metadata: dict[str, Any] = json.loads(job.metadata[METADATA])
     started_at = job.start_time / 1000 if job.start_time else None
-    return ClusterRun(job.submission_id, str(job.status.value), job.message or "", started_at, told)
+    return ClusterRun(job.submission_id, str(job.status.value), job.message or "", started_at, metadata)
 
 
 def _head(address: str) -> str:
-    """host:port of a cluster's head, which "auto" leaves to be found."""
+    """host:port of a cluster's head; "auto" asks Ray for the one that this machine belongs to."""
     if address == "auto":
-        with _told("find a Ray cluster for the address 'auto'", "give its host:port, or set RAY_ADDRESS to that"):
+        with _explained("find a Ray cluster for the address 'auto'", "give its host:port, or set RAY_ADDRESS to that"):
             address = services.canonicalize_bootstrap_address_or_die("auto")
     return address
 
 
 def _dashboard(address: str) -> str:
-    """The URL of the dashboard of a cluster whose head listens at host:port.
+    """The URL of the dashboard of the cluster whose head listens at host:port.
 
     Raises:
-        ClusterError: nobody listens there, or there is no dashboard, or it can't be reached from here.
+        ClusterError: nothing listens there, the cluster has no dashboard, or only its own machine can reach it.
     """
-    _knock(address, f"reach the Ray cluster at {address!r}")
+    with _explained(f"reach the Ray cluster at {address!r}"):
+        check_listening(address)
     host = address.rpartition(":")[0].strip("[]")
-    with _told(f"ask the Ray cluster at {address!r} for its dashboard"):
+    with _explained(f"ask the Ray cluster at {address!r} for its dashboard"):
         known = GcsClient(address=address).internal_kv_get(
-            ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD, timeout=KNOCK_TIMEOUT_S
+            ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD, timeout=KV_TIMEOUT_S
         )
     advice = f"start the head with `ray start --head --include-dashboard=true --dashboard-host={host}`"
     if not known:
         raise ClusterError(
-            f"the Ray cluster at {address!r} has no dashboard, and jobs are handed to a cluster through it; {advice}"
+            f"the Ray cluster at {address!r} has no dashboard, through which jobs are submitted; {advice}"
         )
     there = known.decode()
+    # Ray's default: the head's own users reach such a dashboard, everybody else gets a refused connection.
     if _is_loopback(there.rpartition(":")[0]) and not _is_here(host):
         raise ClusterError(
-            f"the dashboard of the Ray cluster at {address!r} listens on {there}, for its own machine alone; {advice}"
+            f"the dashboard of the Ray cluster at {address!r} listens on {there}, reachable only from its own machine; "
+            f"{advice}"
         )
     return f"http://{there}"
-
-
-def _knock(address: str, what: str) -> None:
-    """See that somebody listens at host:port, since Ray itself would try for minutes."""
-    host, _, port = address.rstrip("/").rpartition(":")
-    with _told(what):
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_TIMEOUT_S).close()
 
 
 def _is_loopback(host: str) -> bool:
@@ -265,8 +295,9 @@ def _is_here(host: str) -> bool:
 
 
 @contextmanager
-def _told(what: str, advice: str = "start it there by `ray start --head`") -> Iterator[None]:
-    """Whatever goes wrong inside, in one message."""
+def _explained(what: str, advice: str = "start it there with `ray start --head`") -> Iterator[None]:
+    """Turn any exception inside into a ClusterError of one line. Ray's client has no classes that distinguish causes,
+    and some of its messages end with the head's whole traceback."""
     try:
         yield
     except ClusterError:
@@ -278,7 +309,7 @@ def _told(what: str, advice: str = "start it there by `ray start --head`") -> It
 
 @contextmanager
 def _no_other_address() -> Iterator[None]:
-    """Ray prefers these variables to the address that it is given."""
+    """Unset the variables that Ray's client prefers to the address it is given."""
     names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from launcher.errors import ReportError
 from launcher.record.events import Event, Noted, from_json
-from launcher.record.run_dir import RunDir, last_words
+from launcher.record.run_dir import RunDir, last_traceback
 
 LAST_WORDS_BYTES = 64 * 1024
 
@@ -114,4 +114,4 @@ def _logs(folder: Path) -> Iterator[tuple[int, str]]:
             log.seek(max(0, path.stat().st_size - LAST_WORDS_BYTES))
             text = log.read().decode("utf-8", errors="replace")
         if rank.isdigit() and text.strip():
-            yield int(rank), last_words(text)
+            yield int(rank), last_traceback(text)

@@ -1,4 +1,14 @@
-"""What a run does when the user, or whoever else, wants it to end."""
+"""How a run receives SIGINT, SIGTERM and SIGHUP: from Ctrl-C, `launcher stop`, Ray's `stop_job` or a closed terminal.
+
+    from the start         the first one is remembered, the second raises KeyboardInterrupt
+    raise_from_now()       raises KeyboardInterrupt, at once if one is remembered
+    count_from_now()       only counted; `take` gives the number
+
+Ray must not be cut off while it starts: what it has launched so far, such as its GCS server, would be left behind
+without a parent. Hence the first stage. From then until the workers run there is nothing to wind down, and leaving the
+blocks that are entered ends everything, so an exception is the shortest way out. After that the supervisor has to end
+the workers in order, and an exception in the middle of its loop would lose events.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +21,14 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupts:
-    """Ctrl-C, SIGTERM and SIGHUP, in three stages. While Ray comes up, the first one waits, since a Ray that is cut off
-    in the middle leaves processes behind. Then, until the workers run, one raises KeyboardInterrupt. After that they
-    are only counted, so that nothing is cut off, and `take` gives how many came."""
+    """Handlers for the time of a block; the ones before are restored at its end. Signal handlers run between two byte
+    codes of the main thread, so the counter needs no lock."""
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
         self._count = 0
-        self._patience = 1
+        self._tolerated = 1
+        """How many signals are counted before the next one raises."""
 
     def __enter__(self) -> Interrupts:
         self._before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
@@ -30,18 +40,22 @@ class Interrupts:
             signal.signal(number, handler)
 
     def raise_from_now(self) -> None:
-        """The second stage: raises at once if there was one already."""
-        self._install()  # once more, as Ray takes SIGTERM for itself when it starts
-        self._patience = 0
+        """Begin the second stage.
+
+        Raises:
+            KeyboardInterrupt: a signal has come already.
+        """
+        self._install()  # again, since Ray installs a SIGTERM handler of its own when it starts
+        self._tolerated = 0
         if self._count:
             raise KeyboardInterrupt
 
     def count_from_now(self) -> None:
-        """The third stage."""
-        self._patience = sys.maxsize
+        """Begin the third stage."""
+        self._tolerated = sys.maxsize
 
     def take(self) -> int:
-        """How many came since the last call."""
+        """Number of signals since the last call."""
         count, self._count = self._count, 0
         return count
 
@@ -51,6 +65,8 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._count += 1
-        if self._count > self._patience:
-            self._patience = sys.maxsize
+        if self._count > self._tolerated:
+            # Raise once: the second Ctrl-C of an impatient user must not interrupt the cleanup that the first one
+            # began.
+            self._tolerated = sys.maxsize
             raise KeyboardInterrupt

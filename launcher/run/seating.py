@@ -1,4 +1,8 @@
-"""What `submit` knows of a job before it runs, without measuring: (job, cluster) -> plan, and from that the seats."""
+"""What `submit` predicts of a job before it runs, without measuring: (job, cluster) -> plan -> placement.
+
+`launcher plan` measures the machines and takes its time; a submit uses what earlier measurements and runs have left, so
+that the start of a run is not delayed.
+"""
 
 from __future__ import annotations
 
@@ -17,29 +21,30 @@ from launcher.run.cluster import Cluster
 
 
 @dataclass(frozen=True)
-class Foreseen:
-    """The plan, and if the launcher `chooses` the placement, its seats."""
+class Prediction:
+    """The plan, and if the launcher `chooses` the placement, its ranks in `seats`."""
 
     plan: JobPlan
     seats: list[RankPlacement]
     chooses: bool
 
 
-def foresee(job: Job, cluster: Cluster, before: Earlier, remembered: str | None = None) -> Foreseen | None:
-    """By what is remembered of the cluster's nodes, and by the last run; None if nothing is known to go by.
+def predict(job: Job, cluster: Cluster, before: Earlier, remembered: str | None = None) -> Prediction | None:
+    """The plan by remembered measurements of the cluster's nodes and by the last run; None without either.
 
     Args:
-        before: what the last run tells.
-        remembered: what the machine that submitted the job remembers, as of `known_machines.remembered`.
+        before: speeds from the last run.
+        remembered: what the submitting machine remembers of the cluster, from `known_machines.remembered`.
 
     Raises:
-        ClusterError: the launcher is to choose the places, and there is no room for the workers, or no memory for the
-            batch.
+        ClusterError: the launcher is to choose the placement, and the nodes have no room for the workers or no memory
+            for the batch.
     """
     nodes = by_address(cluster.nodes())
     inventory = known(job, nodes, remembered)
     if job.workers.per == "gpu" and not any(machine.accelerators for machine in inventory.nodes):
         inventory = told_by(job, cluster.look(job.workers.cpus, measure=False))
+    # Emulated hosts of the local cluster share one machine; there is nothing to choose between.
     chooses = searched(job) and not cluster.own
     if not chooses and not before.rates:
         return None
@@ -48,19 +53,19 @@ def foresee(job: Job, cluster: Cluster, before: Earlier, remembered: str | None 
     except ClusterError:
         if chooses:
             raise
-        return None  # a job that says where its workers go needs no forecast
+        return None  # a job that places its workers itself can run without a prediction
     names = [machine.name for machine in inventory.nodes]
     seats = _seats(made, dict(zip(names, nodes, strict=True))) if chooses else []
-    return Foreseen(made, seats, chooses)
+    return Prediction(made, seats, chooses)
 
 
-def told(found: Foreseen | None) -> list[str]:
-    """A few lines for the start of a run."""
+def format_prediction(found: Prediction | None) -> list[str]:
+    """A few lines to show at the start of a run."""
     return [] if found is None else short(found.plan)
 
 
 def _seats(plan: JobPlan, nodes: Mapping[str, Node]) -> list[RankPlacement]:
-    """The seats of the plan's ranks; a node's ranks are neighbours."""
+    """The placement of the plan's ranks; ranks of a node are consecutive."""
     blocks = [list(block) for _, block in groupby(plan.places, lambda place: place.node)]
     return [
         RankPlacement(

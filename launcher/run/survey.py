@@ -1,4 +1,4 @@
-"""Looks at the machines that are there: this one, or all nodes of a job's cluster."""
+"""Measures the machines that are available: this one, or all nodes of a job's cluster."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from launcher.planning.known_machines import remember, told_by
 
 
 def gather(job: Job, *, measure: bool = True) -> Inventory:
-    """Look at this machine, or at all nodes of the job's cluster.
+    """The inventory of this machine, or of all nodes of the job's cluster. A measured one is remembered for the next
+    submit.
+
+    Args:
+        measure: also measure speeds, which takes some seconds; else only what the system reports.
 
     Raises:
-        ClusterError: Ray is not there, or a node could not be looked at.
+        ClusterError: Ray cannot be reached, or a node could not be examined.
     """
     if job.cluster.address is None:
         try:
@@ -24,7 +28,7 @@ def gather(job: Job, *, measure: bool = True) -> Inventory:
             raise ClusterError(str(error)) from None
         where = "this machine"
     else:
-        from launcher.run.cluster import Cluster  # Ray takes a second to import
+        from launcher.run.cluster import Cluster  # importing Ray takes a second
 
         with Cluster(job) as cluster:
             texts = cluster.look(job.workers.cpus, measure)

@@ -1,4 +1,4 @@
-"""A worker: the process that runs the user's script as one rank, and the environment it finds.
+"""A worker: the process that runs the user's script as one rank, and its environment.
 
     python -u -m launcher.run.worker ENTRYPOINT [ARGS...]
 
@@ -44,15 +44,16 @@ def environment(
     resume_from: Path | None = None,
     shares: Sequence[float] = (),
 ) -> dict[str, str]:
-    """What one rank finds in its environment; the job's own `env` can't override any of it.
+    """The environment of one rank; the job's own `env` overrides OMP_NUM_THREADS and
+    PYTHONFAULTHANDLER alone.
 
     Args:
-        master: address and port where rank 0 keeps the store.
-        token: the secret of this run.
+        master: address and port of rank 0's store.
+        token: the secret of this attempt, by which ranks recognize each other.
         checkpoints: what `progress.checkpoint_dir()` gives.
-        traces: where traces go if the job wants them.
-        resume_from: checkpoints of another run, which the script goes on with if its own folder has none.
-        shares: each rank's part of a global batch to begin with; empty where nothing is known of speeds.
+        traces: where traces go if the job asks for them.
+        resume_from: checkpoints to continue from if `checkpoints` has none.
+        shares: each rank's initial samples of a global batch; empty if no speeds are known.
     """
     chosen = job.collectives
     variables = {
@@ -83,6 +84,7 @@ def environment(
         "NARROWGAUGE_RESUME_FROM": resume_from,
         "NARROWGAUGE_SHARES": ",".join(f"{share:g}" for share in shares) or None,
     }
+    # Each rank gets the threads of its CPUs. torch would take all cores, and the ranks of a node would slow each other.
     threads = {"OMP_NUM_THREADS": str(job.workers.cpus), "PYTHONFAULTHANDLER": "1"}
     return {**threads, **job.env, **{name: str(value) for name, value in variables.items() if value is not None}}
 
@@ -90,7 +92,8 @@ def environment(
 def main(arguments: list[str]) -> int:
     """Run the entrypoint and give exit status 0; an exception is printed, reported, and ends the process with 1."""
     _die_with_parent()
-    _show_stacks_when_told_to_stop()
+    _dump_stacks_on_sigterm()
+    # Ray's worker processes block SIGINT, and the mask is inherited; a script's own handler would never run.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if os.environ["NARROWGAUGE_BACKEND"] != "gloo":
         collectives.install(replace=("gloo", "nccl"))
@@ -100,14 +103,15 @@ def main(arguments: list[str]) -> int:
         attach_new_models()
     try:
         run(arguments[0], arguments[1:])
+    # Not BaseException: sys.exit keeps its status, and a KeyboardInterrupt is the user's.
     except Exception as error:
-        sys.stdout.flush()
+        sys.stdout.flush()  # before the traceback, which goes to the same log
         traceback.print_exception(type(error), error, _from_user_code(error.__traceback__))
         sys.stderr.flush()
-        progress.raised(error)
-        sys.last_value = error  # as Python does where nobody catches it; exit handlers tell the peers
+        progress.report_exception(error)
+        sys.last_value = error  # as for an uncaught one; the engine's exit handler looks here and aborts the peers
         _end_now(1)
-    progress.finished()
+    progress.report_finished()
     return 0
 
 
@@ -140,23 +144,25 @@ def run(entrypoint: str, arguments: list[str]) -> None:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends, however that happens."""
+    """Have the kernel kill this process when the thread that started it ends, however that happens. An agent killed by
+    SIGKILL, or a node's Ray that is stopped, can't clean up; this needs nobody's cooperation."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    # The agent may have died between fork and prctl; then no signal comes any more.
     if os.getppid() != int(os.environ.pop(PARENT)):
         os._exit(1)
 
 
-def _show_stacks_when_told_to_stop() -> None:
-    """Have SIGTERM write to the log where every thread is, even in a C call, before it ends the process. Children made
-    by fork, such as those of a multiprocessing pool, which are ended by SIGTERM every day, keep quiet."""
+def _dump_stacks_on_sigterm() -> None:
+    """Have SIGTERM write the stack of every thread to the log, even from within a C call, before it ends the process.
+    Children made by fork do not: a multiprocessing pool ends its processes by SIGTERM, and nothing is wrong then."""
     faulthandler.register(signal.SIGTERM, all_threads=True, chain=True)
     os.register_at_fork(after_in_child=lambda: faulthandler.unregister(signal.SIGTERM))
 
 
 def _end_now(status: int) -> NoReturn:
-    """Run the exit handlers and end, without the seconds that the interpreter takes to tidy up its memory and without
-    waiting for threads: the other ranks and the user want to know."""
+    """Run the exit handlers and exit, without waiting for threads and without the seconds that the interpreter takes to
+    free its memory: the other ranks and the user are waiting for the exit status."""
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -164,7 +170,7 @@ def _end_now(status: int) -> NoReturn:
 
 
 def _from_user_code(frames: TracebackType | None) -> TracebackType | None:
-    """The traceback without the frames of this file and of runpy; all of it if nothing else is there."""
+    """The traceback without the frames of this file and of runpy; all of it if there are no others."""
     ours = (__file__, runpy.__file__, "<frozen runpy>", importlib.__file__)
     frame = frames
     while frame is not None and frame.tb_frame.f_code.co_filename in ours:

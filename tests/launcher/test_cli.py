@@ -79,7 +79,7 @@ def test_output_that_nobody_reads() -> None:
         cwd=REPOSITORY,
     )
     os.close(write)
-    assert (done.returncode, done.stderr) == (0, "nobody reads the output any more; going on without it\n")
+    assert (done.returncode, done.stderr) == (0, "the reader of the output is gone; the run continues\n")
 
 
 @pytest.mark.parametrize("module", ["typer", "launcher.config", "ray"])
@@ -98,7 +98,7 @@ def test_ctrl_c_during_the_imports_is_quiet(tmp_path: Path, module: str) -> None
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
-def test_a_mistake_is_told_without_waiting_for_ray_or_torch() -> None:
+def test_an_error_is_reported_without_waiting_for_ray_or_torch() -> None:
     program = "import sys, launcher.cli, launcher.run.agent; print([n for n in ('ray', 'torch') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.stdout.strip() == "[]"
@@ -106,7 +106,7 @@ def test_a_mistake_is_told_without_waiting_for_ray_or_torch() -> None:
 
 @pytest.mark.parametrize(
     ("library", "files"),
-    [("ray", ["cluster.py", "jobs.py", "ray_metrics.py"]), ("yaml", ["config.py"]), ("jinja2", ["page.py"])],
+    [("ray", ["cluster.py", "prometheus.py", "ray_jobs.py"]), ("yaml", ["job_file.py"]), ("jinja2", ["page.py"])],
 )
 def test_fences(library: str, files: list[str]) -> None:
     statement = re.compile(rf"^\s*(import|from) {library}\b", re.MULTILINE)

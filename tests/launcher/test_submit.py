@@ -32,7 +32,7 @@ TINY_GPT = {
 
 
 class Submitted:
-    """A running `launcher submit`, in a session of its own; what it starts can be told by a mark in the environment."""
+    """A running `launcher submit`, in a session of its own; what it starts has a mark in its environment."""
 
     def __init__(self, folder: Path, job: dict[str, Any], *arguments: str) -> None:
         self.runs = folder / "runs"
@@ -166,7 +166,7 @@ def test_a_run_goes_on_when_nobody_reads_its_output(tmp_path: Path) -> None:
     submitted.process.stdout.close()
     assert submitted.process.wait(timeout=240) == 0
     assert submitted.process.stderr is not None
-    assert submitted.process.stderr.read() == "nobody reads the output any more; going on without it\n"
+    assert submitted.process.stderr.read() == "the reader of the output is gone; the run continues\n"
     assert (submitted.summary["status"], submitted.summary["steps"]) == ("finished", 5)
 
 

@@ -14,7 +14,7 @@ from launcher.checkpoint import resume
 from launcher.config import job_file
 from launcher.config.job import Cluster, Job
 from launcher.errors import ConfigError
-from launcher.record.run_dir import RunDir, last_words
+from launcher.record.run_dir import RunDir, last_traceback
 from tests.launcher.test_submit import SCRIPTED, TINY_GPT, Submitted
 
 STEPS = 60
@@ -66,7 +66,7 @@ def test_after_the_whole_job_was_killed(undisturbed: dict[tuple[int, int], float
     assert status == 0, out + err
     (restored,) = second.events("Restored")
     assert restored["step"] >= 20
-    assert f"going on after step {restored['step']}, from {first.folder}/checkpoints/step-" in out
+    assert f"resuming after step {restored['step']}, from {first.folder}/checkpoints/step-" in out
     assert second.summary["resumed_from"] == str(first.folder)
     assert second.summary["steps"] == STEPS
     gone_on = losses(second)
@@ -163,7 +163,7 @@ def test_runs_that_cannot_be_resumed(tmp_path: Path) -> None:
 
 def test_last_words_are_those_of_the_last_attempt() -> None:
     first = "Traceback (most recent call last):\nValueError: first\n"
-    assert last_words(f"{first}======== attempt 2 ========\nsecond\n") == "second"
+    assert last_traceback(f"{first}======== attempt 2 ========\nsecond\n") == "second"
 
 
 def test_on_a_cluster_checkpoints_may_be_out_of_sight(tmp_path: Path) -> None:

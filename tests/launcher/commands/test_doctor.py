@@ -71,7 +71,7 @@ def test_a_name_that_leads_to_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     check = doctor._interfaces()
     assert check.state == "look"
     if "loopback only" not in check.found:
-        assert "leads to 127.0.1.1" in str(check.advice)
+        assert "resolves to 127.0.1.1" in str(check.advice)
         assert "NARROWGAUGE_INTERFACE=" in str(check.advice)
 
 
@@ -104,5 +104,5 @@ def test_a_variable_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch, name: s
 
 
 def test_a_check_for_people() -> None:
-    assert doctor.told(Check("ports", "ok", "fine")) == "ok     ports           fine"
-    assert doctor.told(Check("ports", "wrong", "none", "free some")).endswith("-> free some")
+    assert doctor.format_check(Check("ports", "ok", "fine")) == "ok     ports           fine"
+    assert doctor.format_check(Check("ports", "wrong", "none", "free some")).endswith("-> free some")

@@ -37,7 +37,7 @@ def test_the_jobs_workers_run_the_probe_instead() -> None:
     assert (job.collectives.topology, job.collectives.timeout_s) == (None, 20.0)
 
 
-def test_mistakes_are_told_before_ray_starts(tmp_path: Path) -> None:
+def test_errors_are_reported_before_ray_starts(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no folder .*missing; make it first"):
         probe.probe(JOB, tmp_path / "missing" / "links.json", False)
     with pytest.raises(UsageError, match="emulate: these links are as fast as the job file says"):

@@ -34,7 +34,7 @@ def finished(tmp_path: Path) -> RunDir:
     run.write_plan({"seats": [{**seat, "rank": rank, "local_rank": rank} for rank in (0, 1)], "collectives": None})
     for rank in (0, 1):
         run.append(Started(rank, 100.0, 42 + rank, str(run.log(rank)), "eth0"))
-        run.add_to_log(rank, f"I am {rank}\nwithout end")
+        run.append_to_log(rank, f"I am {rank}\nwithout end")
     for step in (10, 20):
         for rank in (0, 1):
             run.append(
@@ -52,15 +52,15 @@ def finished(tmp_path: Path) -> RunDir:
     return run
 
 
-def test_what_is_told_of_a_run_that_is_over(finished: RunDir) -> None:
+def test_what_is_shown_of_a_run_that_is_over(finished: RunDir) -> None:
     where = ("--runs", str(finished.path.parent))
     (row,) = json.loads(launcher("list", "--json", *where).stdout)
     assert (row["run"], row["state"], row["ranks"], row["step"]) == (finished.path.name, "finished", 2, 20)
     assert abs(row["started_at"] - time.time()) < 60
     assert re.search(rf"{finished.path.name}  finished  \S+ \S+  2      20    local", launcher("list", *where).stdout)
 
-    told = json.loads(launcher("status", "demo", "--json", *where).stdout)
-    ranks = told["ranks"]
+    shown = json.loads(launcher("status", "demo", "--json", *where).stdout)
+    ranks = shown["ranks"]
     assert [(rank["host"], rank["address"], rank["interface"], rank["state"], rank["step"]) for rank in ranks] == [
         ("box-1", "10.0.0.1", "eth0", "finished", 20)
     ] * 2
@@ -84,7 +84,7 @@ def test_what_is_told_of_a_run_that_is_over(finished: RunDir) -> None:
     ("arguments", "status", "words"),
     [
         (["stop", "demo"], 2, r"demo-\S+ is over: finished"),
-        (["status", "other"], 2, r"no run 'other' in /.*runs; there: demo-"),
+        (["status", "other"], 2, r"no run 'other' in /.*runs; found: demo-"),
         (["logs", "demo", "--rank", "2"], 2, r"no rank 2 in demo-\S+; it has 2, from 0 to 1"),
         (["status", "demo", "--address", "127.0.0.1:1"], 1, r"cannot reach the Ray cluster at '127.0.0.1:1'"),
         (["list", "--address", "127.0.0.1:1"], 1, r"cannot reach the Ray cluster at '127.0.0.1:1'"),
@@ -126,9 +126,9 @@ def test_a_local_run_is_watched_and_stopped_from_another_terminal(tmp_path: Path
     followed: list[str] = []
     follower = threading.Thread(target=lambda: followed.append(launcher("logs", "scripted", "-f", *where).stdout))
     follower.start()
-    told = json.loads(launcher("status", "scripted", "--json", *where).stdout)
-    assert told["state"] == "running"
-    assert [(rank["state"], rank["address"], rank["interface"]) for rank in told["ranks"]] == [
+    shown = json.loads(launcher("status", "scripted", "--json", *where).stdout)
+    assert shown["state"] == "running"
+    assert [(rank["state"], rank["address"], rank["interface"]) for rank in shown["ranks"]] == [
         ("running", "127.0.0.1", "lo")
     ] * 2
     assert [row["state"] for row in json.loads(launcher("list", "--json", *where).stdout)] == ["running"]

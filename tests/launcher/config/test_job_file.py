@@ -192,7 +192,7 @@ def test_a_folder_for_runs_is_not_made_by_looking(tmp_path: Path) -> None:
 
 def test_the_first_mistake_is_told_and_the_others_counted(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD + "colour: red\nsize: large\n")
-    with pytest.raises(ConfigError, match=r"line 4(.|\n)*'colour'(.|\n)*and 1 more mistake") as caught:
+    with pytest.raises(ConfigError, match=r"line 4(.|\n)*'colour'(.|\n)*and 1 more error") as caught:
         job_file.load(path, machine=BIG)
     assert caught.value.others == 1
 

@@ -38,7 +38,7 @@ def test_a_failed_run_has_a_page_that_says_why(tmp_path: Path) -> None:
     assert not (run.folder / "tensorboard").exists()
 
 
-def test_a_page_that_cannot_be_made_is_told_and_is_no_failure(tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_made_is_reported_and_is_no_failure(tmp_path: Path) -> None:
     script = tmp_path / "spoils.py"
     script.write_text(
         "import os, pathlib\n"

@@ -14,7 +14,15 @@ import pytest
 from collectives import PeerLost
 from launcher import progress
 from launcher.config.job import Workers
-from launcher.monitor.terminal import LiveView, PlainView, as_text, duration, open_view, seating, tell_end
+from launcher.monitor.terminal import (
+    LiveView,
+    PlainView,
+    format_duration,
+    format_line,
+    format_placement,
+    open_view,
+    print_summary,
+)
 from launcher.planning.placement import place
 from launcher.record.events import Exited, Reported, Started
 from launcher.record.seats import Node
@@ -37,22 +45,22 @@ BOX = Node("a", "box", "127.0.0.1", 8)
     ],
 )
 def test_a_line_of_progress(line: Line, text: str) -> None:
-    assert as_text(line) == text
+    assert format_line(line) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(3.2, "3 s"), (59.9, "60 s"), (61, "1 min 01 s"), (3599, "59 min 59 s"), (7500, "2 h 05 min")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_seating() -> None:
-    assert seating(place([BOX], Workers(count=3, hosts=2), emulate_hosts=True)) == [
+    assert format_placement(place([BOX], Workers(count=3, hosts=2), emulate_hosts=True)) == [
         "host-0 (emulated) on box (127.0.0.1): ranks 0, 1",
         "host-1 (emulated) on box (127.0.0.1): rank 2",
     ]
-    assert seating(place([BOX], Workers(count=2), emulate_hosts=True)) == ["box (127.0.0.1): ranks 0, 1"]
+    assert format_placement(place([BOX], Workers(count=2), emulate_hosts=True)) == ["box (127.0.0.1): ranks 0, 1"]
 
 
 def test_a_pipe_gets_plain_lines() -> None:
@@ -123,7 +131,7 @@ def test_the_cause_of_a_failure_and_its_log_come_last(tmp_path: Path) -> None:
         },
     }
     out = io.StringIO()
-    tell_end(summary, out)
+    print_summary(summary, out)
     lines = out.getvalue().rstrip().splitlines()
     assert "demo failed after 12 s" in lines
     assert "  then       rank 0 (host-0): PeerLost: rank 1 died" in lines
@@ -150,7 +158,7 @@ _QUOTE = "rank 0 (a), all_reduce (op 3): rank 2 (c) gave up: rank 2 (c), all_red
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "expected"),
     [
         (ValueError("boom"), ("ValueError", "boom", None)),
         (PeerLost("rank 1 died", culprit=1), ("PeerLost", "rank 1 died", 1)),
@@ -165,8 +173,8 @@ _QUOTE = "rank 0 (a), all_reduce (op 3): rank 2 (c) gave up: rank 2 (c), all_red
         (RuntimeError("shapes differ"), ("RuntimeError", "shapes differ", None)),
     ],
 )
-def test_what_is_told_of_an_exception(error: BaseException, told: tuple[str, str, int | None]) -> None:
-    assert progress.described(error) == told
+def test_an_exception_is_described(error: BaseException, expected: tuple[str, str, int | None]) -> None:
+    assert progress.describe_exception(error) == expected
 
 
 @pytest.mark.parametrize(("rank", "shown"), [("0", True), ("1", False)])

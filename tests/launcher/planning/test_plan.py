@@ -192,7 +192,7 @@ def test_init_overwrites_nothing(tmp_path: Path) -> None:
     path.write_text("mine")
     done = CliRunner().invoke(app, ["init", str(path)])
     assert isinstance(done.exception, ConfigError)
-    assert "there is such a file" in str(done.exception)
+    assert "the file exists" in str(done.exception)
     assert path.read_text() == "mine"
 
 

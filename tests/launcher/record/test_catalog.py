@@ -13,7 +13,7 @@ import pytest
 
 from launcher.errors import RunError
 from launcher.record import catalog
-from launcher.record.catalog import Known, state_here, state_there, the_one
+from launcher.record.catalog import Known, cluster_state, local_state, resolve_name
 
 KNOWN = [Known(name, None, None) for name in ("gpt-20260101-120000-aaaa", "gpt-20260102-120000-bbbb", "vit-2")]
 
@@ -23,25 +23,25 @@ KNOWN = [Known(name, None, None) for name in ("gpt-20260101-120000-aaaa", "gpt-2
     [("vit-2", "vit-2"), ("v", "vit-2"), ("gpt-20260102", KNOWN[1].name), (KNOWN[0].name, KNOWN[0].name)],
 )
 def test_the_one(word: str, expected: str) -> None:
-    assert the_one(word, KNOWN, "here").name == expected
+    assert resolve_name(word, KNOWN, "here").name == expected
 
 
 def test_a_whole_name_is_meant_even_if_others_begin_with_it() -> None:
-    assert the_one("a", [Known("a", None, None), Known("ab", None, None)], "here").name == "a"
+    assert resolve_name("a", [Known("a", None, None), Known("ab", None, None)], "here").name == "a"
 
 
 @pytest.mark.parametrize(
     ("word", "known", "message"),
     [
         ("gpt", KNOWN, r"2 runs begin with 'gpt': gpt-2.*aaaa, gpt-2.*bbbb; give more of the name"),
-        ("bert", KNOWN, r"no run 'bert' here; there: gpt-.*vit-2; `--runs FOLDER` and `--address HOST:PORT`"),
+        ("bert", KNOWN, r"no run 'bert' here; found: gpt-.*vit-2; use `--runs FOLDER` and `--address HOST:PORT`"),
         ("bert", [], r"no run 'bert' here; there is none; "),
-        ("x", [Known(f"r{i}", None, None) for i in range(9)], r"there: r4, r5, r6, r7, r8 and 4 older"),
+        ("x", [Known(f"r{i}", None, None) for i in range(9)], r"found: r4, r5, r6, r7, r8 and 4 older"),
     ],
 )
 def test_none_or_several(word: str, known: list[Known], message: str) -> None:
     with pytest.raises(RunError, match=message):
-        the_one(word, known, "here")
+        resolve_name(word, known, "here")
 
 
 def owner(**changes: Any) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def owner(**changes: Any) -> dict[str, Any]:
 def test_state_here(tmp_path: Path, files: dict[str, Any], expected: str) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
-    assert state_here(tmp_path) == expected
+    assert local_state(tmp_path) == expected
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_state_here(tmp_path: Path, files: dict[str, Any], expected: str) -> Non
     ],
 )
 def test_state_there(ray: str, summary: dict[str, Any] | None, expected: str) -> None:
-    assert state_there(ray, summary) == expected
+    assert cluster_state(ray, summary) == expected
 
 
 def test_a_child_that_has_ended_but_was_not_waited_for_is_gone() -> None:

@@ -10,7 +10,7 @@ import pytest
 from launcher.config import job_file
 from launcher.config.job import Job
 from launcher.record.events import Exited, Reported, from_script, to_json
-from launcher.record.run_dir import RunDir, last_words
+from launcher.record.run_dir import RunDir, last_traceback
 
 
 @pytest.fixture
@@ -66,8 +66,8 @@ def test_a_script_may_not_send_anything_else(message: dict[str, object]) -> None
 def test_the_last_words_are_the_last_traceback() -> None:
     log = "step 1\nTraceback (most recent call last):\n  old\nKeyError\nstep 2\n"
     assert (
-        last_words(log + "Traceback (most recent call last):\n  new\nE: x\n")
+        last_traceback(log + "Traceback (most recent call last):\n  new\nE: x\n")
         == "Traceback (most recent call last):\n  new\nE: x"
     )
-    assert last_words("\n".join(map(str, range(50)))) == "\n".join(map(str, range(30, 50)))
-    assert last_words("") == ""
+    assert last_traceback("\n".join(map(str, range(50)))) == "\n".join(map(str, range(30, 50)))
+    assert last_traceback("") == ""

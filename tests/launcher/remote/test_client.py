@@ -11,7 +11,7 @@ from launcher.config.job import Job
 from launcher.planning.known_machines import packed, unpacked
 from launcher.record.events import Exited, Started
 from launcher.record.run_dir import RunDir
-from launcher.remote.client import LinkMonitor, _from_here, _moved, early_end
+from launcher.remote.client import RunFollower, _move_paths, _with_relative_paths, explain_missing_summary
 from launcher.remote.driver import earlier, folder
 from launcher.remote.feed import FedRunDir, Feed
 from launcher.remote.ray_jobs import ClusterRun, Jobs
@@ -26,17 +26,17 @@ from launcher.remote.ray_jobs import ClusterRun, Jobs
             "the head's `python` has no narrowgauge",
         ),
         ("FAILED", ["ModuleNotFoundError: No module named 'collectives'"], "the head's `python` has no narrowgauge"),
-        ("FAILED", ["boom"], "the driver of x-1 ended without a summary, FAILED: why; it wrote:\nboom"),
+        ("FAILED", ["boom"], "the driver of x-1 ended without a summary, FAILED: why; its output:\nboom"),
         ("STOPPED", [], "the run x-1 was stopped before it had begun"),
     ],
 )
-def test_early_end(state: str, output: list[str], words: str) -> None:
-    assert early_end(ClusterRun("x-1", state, "why", None, {}), output).startswith(words)
+def test_a_missing_summary_is_explained(state: str, output: list[str], words: str) -> None:
+    assert explain_missing_summary(ClusterRun("x-1", state, "why", None, {}), output).startswith(words)
 
 
 def test_paths_in_a_summary_move_with_its_folder() -> None:
     there = {"folder": "/far/x-1", "failure": {"log": "/far/x-1/logs/rank-0.log"}, "other": ["/far/x-12", 3, None]}
-    assert _moved(there, "/far/x-1", "/here/y") == {
+    assert _move_paths(there, "/far/x-1", "/here/y") == {
         "folder": "/here/y",
         "failure": {"log": "/here/y/logs/rank-0.log"},
         "other": ["/far/x-12", 3, None],
@@ -48,23 +48,23 @@ def test_a_path_below_the_working_directory_travels_with_it(tmp_path: Path, monk
     job = Job(
         name="x", entrypoint=str(tmp_path / "a.py"), workers={"count": 1}, collectives={"topology": "/data/t.json"}
     )
-    assert _from_here(job).entrypoint == "a.py"
-    assert _from_here(job).collectives.topology == "/data/t.json"
+    assert _with_relative_paths(job).entrypoint == "a.py"
+    assert _with_relative_paths(job).collectives.topology == "/data/t.json"
 
 
 def test_a_run_is_kept_in_the_submitters_folder_only_if_it_is_that_very_folder(tmp_path: Path) -> None:
     job = Job(name="demo", entrypoint="a.py", workers={"count": 1}, runs_dir=str(tmp_path / "runs"))
     theirs = RunDir.create(job)
     theirs.write_cluster({"address": "x:1", "token": "secret"})
-    told = {"folder": str(theirs.path), "id": theirs.id, "token": "secret"}
-    assert folder(told, job, tmp_path).path == theirs.path
-    ours = folder({**told, "token": "another"}, job, tmp_path)
+    metadata = {"folder": str(theirs.path), "id": theirs.id, "token": "secret"}
+    assert folder(metadata, job, tmp_path).path == theirs.path
+    ours = folder({**metadata, "token": "another"}, job, tmp_path)
     assert ours.path == tmp_path / "narrowgauge" / theirs.path.name
     assert ours.logs.is_dir()
 
 
 def test_a_fetched_run_has_its_page(tmp_path: Path) -> None:
-    """What a driver elsewhere told of a run, kept as the submitter's folder."""
+    """What a driver elsewhere sent of a run, saved as the submitter's folder."""
     job = Job(name="demo", entrypoint="a.py", workers={"count": 1}, runs_dir=str(tmp_path / "runs"))
     ours, output = RunDir.create(job), io.StringIO()
     theirs = FedRunDir.fed(RunDir(tmp_path / "far" / ours.path.name, ours.name, ours.id), Feed(output))
@@ -73,7 +73,7 @@ def test_a_fetched_run_has_its_page(tmp_path: Path) -> None:
     theirs.append(Exited(0, 2.0, 0))
     theirs.write_summary({"status": "finished", "folder": str(theirs.path), "failure": None})
 
-    class Told(Jobs):
+    class AnsweringJobs(Jobs):
         """The head's answers, without a head."""
 
         def __init__(self) -> None: ...
@@ -81,9 +81,11 @@ def test_a_fetched_run_has_its_page(tmp_path: Path) -> None:
         def output(self, run: str) -> str:
             return output.getvalue()
 
-    with LinkMonitor(Told(), ClusterRun(ours.path.name, "SUCCEEDED", "", None, {"job": job.model_dump()})) as watch:
+    with RunFollower(
+        AnsweringJobs(), ClusterRun(ours.path.name, "SUCCEEDED", "", None, {"job": job.model_dump()})
+    ) as watch:
         watch.catch_up()
-        assert watch.settle(ours.path)["folder"] == str(ours.path)
+        assert watch.save_to(ours.path)["folder"] == str(ours.path)
     assert "finished" in (ours.path / "report.html").read_text()
     assert [line.partition(",")[0] for line in ours.events.read_text().splitlines()] == [
         '{"event": "Started"',
@@ -103,9 +105,11 @@ def test_checkpoints_to_resume_from_are_where_the_submitter_sees_them_or_where_a
 
 
 def test_what_is_remembered_of_a_large_farm_fits_into_an_environment_variable() -> None:
-    told = "".join(f'{{"name": "box-{i}", "address": "10.0.{i // 256}.{i % 256}", "cpus": 16}}\n' for i in range(1000))
-    small = packed(told)
+    remembered = "".join(
+        f'{{"name": "box-{i}", "address": "10.0.{i // 256}.{i % 256}", "cpus": 16}}\n' for i in range(1000)
+    )
+    small = packed(remembered)
     assert small is not None
     assert len(small) < 32_000
-    assert unpacked(small) == told
+    assert unpacked(small) == remembered
     assert unpacked(packed(None)) is None

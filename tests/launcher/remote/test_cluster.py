@@ -169,10 +169,10 @@ def test_a_run_outlives_its_terminal_and_leaves_nothing(tmp_path: Path, address:
     (row,) = [row for row in json.loads(launcher("list", "--json", *at, folder=elsewhere).stdout) if "step" in row][-1:]
     assert (row["state"], row["ranks"], row["address"]) == ("running", 4, address)
     run = row["run"]
-    told = json.loads(launcher("status", run, "--json", *at, folder=elsewhere).stdout)
-    assert told["state"] == "running"
-    assert {rank["state"] for rank in told["ranks"]} == {"running"}
-    assert not [rank for rank in told["ranks"] if rank["address"].startswith("127.") or not rank["interface"]]
+    shown = json.loads(launcher("status", run, "--json", *at, folder=elsewhere).stdout)
+    assert shown["state"] == "running"
+    assert {rank["state"] for rank in shown["ranks"]} == {"running"}
+    assert not [rank for rank in shown["ranks"] if rank["address"].startswith("127.") or not rank["interface"]]
     follower = subprocess.Popen(
         [sys.executable, "-m", "launcher.cli", "logs", run, "-f", "--rank", "2", *at],
         cwd=elsewhere,

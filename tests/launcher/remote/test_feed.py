@@ -86,8 +86,8 @@ def test_a_folder_arrives_as_it_is(tmp_path: Path, size: int) -> None:
     mirror = Mirror(tmp_path / "copy")
     text = out.getvalue()
     for start in range(0, len(text), size):
-        mirror.take(text[start : start + size])
-    assert list(mirror.others) == ["WARNING: something of Ray's"]
+        mirror.write(text[start : start + size])
+    assert list(mirror.other_lines) == ["WARNING: something of Ray's"]
     for file in ("launcher.log", "plan.json", "events.jsonl", "summary.json", "logs/rank-1.log"):
         assert (mirror.folder / file).read_text() == (run.path / file).read_text(), file
     events = [from_json(json.loads(line)) for line in (mirror.folder / "events.jsonl").read_text().splitlines()]
@@ -110,6 +110,6 @@ def test_a_folder_arrives_as_it_is(tmp_path: Path, size: int) -> None:
 )
 def test_other_lines_are_kept_aside_and_write_nothing(tmp_path: Path, line: str) -> None:
     mirror = Mirror(tmp_path / "a" / "copy")
-    mirror.take(line + "\n")
-    assert list(mirror.others) == [line]
+    mirror.write(line + "\n")
+    assert list(mirror.other_lines) == [line]
     assert list(tmp_path.iterdir()) == []

@@ -99,8 +99,8 @@ def test_the_command(tmp_path: Path) -> None:
     ("words", "told"),
     [
         (["no-such-run"], "launcher report: no-such-run: found nothing; wanted the folder of a run"),
-        ([], "launcher report: wanted either a run's folder or --grafana"),
-        (["x", "--grafana"], "launcher report: wanted either a run's folder or --grafana"),
+        ([], "launcher report: give either a run's folder or --grafana"),
+        (["x", "--grafana"], "launcher report: give either a run's folder or --grafana"),
     ],
 )
 def test_the_command_refuses(words: list[str], told: str) -> None:

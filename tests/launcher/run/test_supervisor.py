@@ -38,7 +38,7 @@ ENDS: dict[str, tuple[list[Event], str, int | None, str]] = {
         2,
         "signal 11 (SIGSEGV)",
     ),
-    "a survivor that blames is told first": (
+    "a survivor that blames is reported first": (
         [*peer_lost(0, 5.0, 1), *peer_lost(2, 5.0, 1), *crash(1, 6.0)],
         "failed",
         1,
@@ -101,7 +101,7 @@ def test_survivors_get_time_then_sigterm_then_sigkill() -> None:
     assert [failure.rank for failure in supervisor.failures] == [1]
 
 
-def test_a_blamed_rank_that_ends_with_0_because_it_is_told_to_ended_in_time() -> None:
+def test_a_blamed_rank_that_ends_with_0_because_it_was_asked_to_ended_in_time() -> None:
     supervisor = started(2)
     for event in peer_lost(0, 5.0, 1):
         on(supervisor, event)

@@ -177,7 +177,7 @@ def test_what_a_script_reports_arrives_before_its_end(tmp_path: Path) -> None:
     assert (tmp_path / "logs" / "rank-0.log").read_text() == "hello an argument\nproblem\n"
 
 
-def test_an_exception_is_told_without_our_own_frames(tmp_path: Path) -> None:
+def test_an_exception_is_printed_without_our_own_frames(tmp_path: Path) -> None:
     agent = Agent()
     agent.start(order(tmp_path, "def boom():\n    raise KeyError('x')\nboom()\n"))
     events = until_exit(agent)
@@ -262,7 +262,7 @@ def test_output_on_a_node_without_the_run_folder_is_passed_on(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("missing", ["folder", "log"])
-def test_a_worker_that_cannot_be_started_is_told_at_once(tmp_path: Path, missing: str) -> None:
+def test_a_worker_that_cannot_be_started_is_reported_at_once(tmp_path: Path, missing: str) -> None:
     here = order(tmp_path, "")
     if missing == "folder":
         bad = replace(here, cwd=str(tmp_path / "nowhere"))
@@ -277,7 +277,7 @@ def test_a_worker_that_cannot_be_started_is_told_at_once(tmp_path: Path, missing
 
 def test_a_report_that_cannot_be_read_is_logged_and_the_next_one_counts(tmp_path: Path) -> None:
     script = (
-        "import os\nfrom launcher import progress\npipe = progress._teller._pipe\n"
+        "import os\nfrom launcher import progress\npipe = progress._reporter._pipe\n"
         "for line in ('7', 'no json', '{\"event\": \"Exited\"}'):\n    print(line, file=pipe)\n"
         "progress.report('x')\nos.environ['RANK'] = '99'\nprogress.report(2, loss=1)\n"
     )
