@@ -67,10 +67,10 @@ def _read_plan(path: str) -> Plan:
 def _make_plan(options: argparse.Namespace) -> Plan:
     topology = _topology(options)
     collective: Collective = options.collective
-    rooted = SPECIFICATIONS[collective].rooted
-    if options.root is not None and not rooted:
+    specification = SPECIFICATIONS[collective]
+    if options.root is not None and not specification.rooted:
         raise UsageError(f"--root {options.root}: {collective} has no root")
-    root = (options.root or 0) if rooted else None
+    root = specification.default_root if options.root is None else options.root
     return plan(topology, collective, num_bytes(options.bytes), root)
 
 

@@ -45,7 +45,7 @@ class Limit:
             return None
         if self.topology is None:
             return bytes_that_change_ranks(collective, num_bytes, size) / memory_bytes_per_s(num_bytes)
-        root = 0 if SPECIFICATIONS[collective].rooted else None
+        root = SPECIFICATIONS[collective].default_root
         return plan(self.topology, collective, num_bytes, root, codec).bound_s
 
 
@@ -86,8 +86,7 @@ def _over(topology: Topology, whose: str) -> Limit:
 
 def bytes_that_change_ranks(collective: Collective, num_bytes: int, size: int) -> int:
     """Of all ranks together, at least: n - 1 times the message for a way up and for a way down."""
-    spec = SPECIFICATIONS[collective]
-    return (spec.up + spec.down) * (size - 1) * num_bytes
+    return SPECIFICATIONS[collective].directions * (size - 1) * num_bytes
 
 
 def memory_bytes_per_s(num_bytes: int) -> float:

@@ -137,7 +137,7 @@ def _row(
         collective=collective,
         num_bytes=trial.num_bytes,
         time_s=ours.time_s,
-        bus_factor=bus_factor(collective, size),
+        bus_factor=SPECIFICATIONS[collective].bus_factor(size),
         wrong=ours.wrong,
         memory_bytes=ours.memory_bytes,
         cpu_s=ours.cpu_s,
@@ -154,15 +154,10 @@ def _row(
     )
 
 
-def bus_factor(collective: str, size: int) -> float:
-    """Bytes that each rank must send (on average) for each byte of the message; see nccl-tests' PERFORMANCE page."""
-    return {"all_reduce": 2 * (size - 1) / size, "broadcast": 1.0, "reduce": 1.0}.get(collective, (size - 1) / size)
-
-
 def _plan(ours: NarrowgaugeGroup, collective: Collective, num_bytes: int, codec: str) -> Plan | None:
     if ours.engine is None:
         return None
-    return ours.engine.plan(collective, num_bytes, 0 if SPECIFICATIONS[collective].rooted else None, codec)
+    return ours.engine.plan(collective, num_bytes, SPECIFICATIONS[collective].default_root, codec)
 
 
 def _is_first() -> bool:

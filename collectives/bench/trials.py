@@ -23,6 +23,7 @@ from torch import Tensor
 from collectives.backend.c10d import dist
 from collectives.backend.process_group import NarrowgaugeGroup
 from collectives.schedule.codec import CODECS
+from collectives.schedule.specification import SPECIFICATIONS
 
 EXACT = {"float32": 2**24, "float16": 2**11, "bfloat16": 2**8}  # whole numbers up to this are exact
 GOLDEN = 2654435761  # 2**32 over the golden ratio; multiples of it are spread evenly, whatever their distance
@@ -129,10 +130,7 @@ def trial_of(collective: str, num_bytes: int, dtype: str, codec: str = "none") -
         "reduce_scatter": _reduce_scatter,
         "all_to_all": _all_to_all,
     }[collective]
-    return build(pattern, rank, size, chunk if collective in CHUNKED else count)
-
-
-CHUNKED = ("all_gather", "reduce_scatter", "all_to_all")
+    return build(pattern, rank, size, chunk if SPECIFICATIONS[collective].chunked else count)
 
 
 def _all_reduce(pattern: Pattern, rank: int, size: int, count: int) -> Trial:

@@ -32,7 +32,7 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 
 from collectives.options import Options
-from collectives.schedule.codec import codec_of
+from collectives.schedule.codec import PLAIN, Codec, codec_of
 from collectives.schedule.forest import Forest
 from collectives.schedule.op import Collective
 from collectives.schedule.specification import SPECIFICATIONS
@@ -95,11 +95,25 @@ class Cost:
         return max(longest, self.way.seconds(num_bytes)) + self.messages_s
 
 
-def cost(
-    topology: Topology, forest: Forest, codec: str = "none", *, slice_bytes: int = SLICE_BYTES,
+def cost(topology: Topology, forest: Forest, codec: str = "none") -> Cost:
+    """Equations (1) to (6) for a verified forest, with the named codec on network links.
+
+    Raises:
+        UsageError: there is no such codec.
+    """
+    return forest_cost(topology, forest, codec_of(codec))
+
+
+def forest_cost(
+    topology: Topology, forest: Forest, codec: Codec = PLAIN, *, slice_bytes: int = SLICE_BYTES,
     passage: Passage | None = None,
 ) -> Cost:  # fmt: skip
-    """Equations (1) to (6) for a forest; `passage` is that of its trees if it is known already."""
+    """As `cost`.
+
+    Args:
+        slice_bytes: size of the pipelined unit.
+        passage: that of all the forest's trees with this codec, if it is known already.
+    """
     used = [i for i, share in enumerate(forest.shares) if share > 0]
     if passage is None or len(used) < len(forest.trees):
         passage = Passage(topology, forest.collective, [forest.trees[i] for i in used], codec)
@@ -114,17 +128,16 @@ def cost(
     full = _SlicesWay(passage, np.full(len(parts), float(slice_bytes)))
     idle = tuple(map(Idle, latency.idle_s.tolist(), short.idle_s.tolist(), full.idle_s.tolist()))
     way = Idle(latency.longest_s, short.longest_s, full.longest_s)
-    ends, directions = passage.edges, 2 if forest.specification.up else 1
-    most = int(np.bincount(np.concatenate([ends.child, ends.parent]), minlength=1).max())
-    messages = directions * (most + int(ends.depth.max(initial=0)))
+    edges = passage.edges
+    edges_at_busiest_rank = int(np.bincount(np.concatenate([edges.child, edges.parent]), minlength=1).max())
+    messages = forest.specification.messages_per_edge * (edges_at_busiest_rank + int(edges.depth.max(initial=0)))
     return Cost(tuple(busy.tolist()), idle, way, MESSAGE_S * messages)
 
 
-def left_between(topology: Topology, codec: str) -> Floats:
+def left_between(topology: Topology, codec: Codec) -> Floats:
     """What part of a float32 message's bytes crosses from one host to another (or within it). Shape (hosts, hosts)."""
-    n, chosen = len(topology.hosts), codec_of(codec)
-    coded = topology.narrow_between if chosen.narrow_only else ~np.eye(n, dtype=bool)
-    return np.where(coded, 1 / chosen.ratio, 1.0)
+    coded = topology.narrow_between if codec.narrow_only else ~np.eye(len(topology.hosts), dtype=bool)
+    return np.where(coded, 1 / codec.ratio, 1.0)
 
 
 class Passage:
@@ -137,7 +150,7 @@ class Passage:
         left: for each edge the part of a slice's bytes that crosses it, see `left_between`.
     """
 
-    def __init__(self, topology: Topology, collective: Collective, trees: Sequence[Tree], codec: str = "none") -> None:
+    def __init__(self, topology: Topology, collective: Collective, trees: Sequence[Tree], codec: Codec = PLAIN) -> None:
         spec, edges = SPECIFICATIONS[collective], Edges.of(trees)
         self.topology, self.edges, self.num_trees = topology, edges, len(trees)
         hosts = topology.hosts_of_ranks
@@ -353,20 +366,12 @@ def _site_part(topology: Topology, group: tuple[int, ...]) -> _Part:
 
 def _division_bound(parts: list[_Part], collective: Collective, size: int, root: int | None) -> float:
     """The table of `bound_s` for N = 1: seconds per byte."""
-    seconds, least_total = 0.0, 0.0
+    spec, seconds, least_total = SPECIFICATIONS[collective], 0.0, 0.0
     for part in parts:
-        inside, outside, at_root = len(part.ranks) / size, 1 - len(part.ranks) / size, root in part.ranks
-        leave, enter = {
-            "all_reduce": (1.0, 1.0),
-            "reduce": (float(not at_root), float(at_root)),
-            "broadcast": (float(at_root), float(not at_root)),
-            "reduce_scatter": (outside, inside),
-            "all_gather": (inside, outside),
-            "all_to_all": (len(part.ranks) * outside, len(part.ranks) * outside),
-        }[collective]
+        leave, enter = spec.border_crossings(len(part.ranks), size, root in part.ranks)
         seconds = max(seconds, leave / part.up, enter / part.down)
         least_total += leave
-    if collective != "all_to_all":
-        least_total = (2.0 if collective == "all_reduce" else 1.0) * (len(parts) - 1)
+    if not spec.pairwise:
+        least_total = float(spec.directions) * (len(parts) - 1)
     capacity = min(sum(part.up for part in parts), sum(part.down for part in parts))
     return max(seconds, least_total / capacity)

@@ -32,6 +32,7 @@ from scipy.sparse import block_array, coo_array, csr_array, diags_array, eye_arr
 
 from collectives.planning.cost import Passage, left_between
 from collectives.schedule.algorithms.spanning import over_hosts
+from collectives.schedule.codec import PLAIN, Codec
 from collectives.schedule.op import Collective
 from collectives.schedule.specification import SPECIFICATIONS, Specification
 from collectives.schedule.tree import Tree
@@ -86,7 +87,7 @@ def solve_shares(topology: Topology, collective: Collective, trees: Sequence[Tre
 
 
 def grow(
-    topology: Topology, collective: Collective, root: int | None, trees: Sequence[Tree], codec: str = "none"
+    topology: Topology, collective: Collective, root: int | None, trees: Sequence[Tree], codec: Codec = PLAIN
 ) -> tuple[list[Tree], float]:
     """Add trees until none would help.
 
@@ -117,7 +118,7 @@ def grow(
 
 
 def _prices(
-    topology: Topology, collective: Collective, trees: Sequence[Tree], codec: str
+    topology: Topology, collective: Collective, trees: Sequence[Tree], codec: Codec
 ) -> tuple[float, Floats, Floats] | None:
     """The program without its small terms: T in seconds per byte, the links' prices, the shares."""
     chunk = chunks_of(collective, trees)
@@ -141,7 +142,7 @@ def _prices(
 
 
 def _cheapest(
-    topology: Topology, collective: Collective, root: int | None, prices: Floats, turn: int, codec: str
+    topology: Topology, collective: Collective, root: int | None, prices: Floats, turn: int, codec: Codec
 ) -> tuple[list[Tree], float]:
     """The cheapest tree of each chunk under the prices, and what they cost in all: a bound, in seconds per byte."""
     spec, hosts = SPECIFICATIONS[collective], topology.hosts
@@ -169,7 +170,7 @@ def _cheapest(
     return trees, cost
 
 
-def _weights(topology: Topology, spec: Specification, prices: Floats, codec: str) -> tuple[Floats, Floats]:
+def _weights(topology: Topology, spec: Specification, prices: Floats, codec: Codec) -> tuple[Floats, Floats]:
     """What a byte of the message pays between a child host (row) and its parent (column), and within each host."""
     first = np.array([host.ranks[0] for host in topology.hosts])
     rates = np.array([link.bytes_per_s for link in topology.links])

@@ -19,11 +19,11 @@ from functools import lru_cache
 import numpy as np
 
 from collectives.errors import PlanError
-from collectives.planning.cost import Cost, Passage, bound_s, cost
+from collectives.planning.cost import Cost, Passage, bound_s, forest_cost
 from collectives.planning.linear_program import grow, solve_shares
 from collectives.planning.plan import Plan, size_class
 from collectives.schedule.algorithms import candidates
-from collectives.schedule.codec import codec_of
+from collectives.schedule.codec import PLAIN, Codec, codec_of
 from collectives.schedule.forest import Forest
 from collectives.schedule.op import Collective
 from collectives.schedule.specification import SPECIFICATIONS
@@ -67,10 +67,10 @@ def plan(
     """
     if SPECIFICATIONS[collective].rooted != (root is not None) or not 0 <= (root or 0) < topology.size:
         raise PlanError(f"{collective} of {topology.size} ranks: got root {root}")
-    kind, asked = size_class(num_bytes), codec_of(codec)
-    if len(topology.hosts) == 1 or (asked.narrow_only and not topology.narrow_between.any()):
-        codec = "none"
-    chosen, options, bound = _choice(topology, collective, kind, root, codec)
+    kind, effective = size_class(num_bytes), codec_of(codec)
+    if len(topology.hosts) == 1 or (effective.narrow_only and not topology.narrow_between.any()):
+        effective = PLAIN  # no link would carry it: one entry in the caches, and equal plans compare equal
+    chosen, options, bound = _choice(topology, collective, kind, root, effective)
     return Plan(
         topology=topology,
         collective=collective,
@@ -82,7 +82,7 @@ def plan(
         bound_s=None if bound is None else bound * num_bytes,
         bottleneck=chosen.bottleneck,
         options=tuple((option.algorithm, option.cost.seconds(num_bytes)) for option in options),
-        codec=codec,
+        codec=effective.name,
     )
 
 
@@ -97,14 +97,14 @@ def with_codec(made: Plan, codec: str) -> Plan:
 
 @lru_cache(maxsize=128)
 def _choice(
-    topology: Topology, collective: Collective, kind: int, root: int | None, codec: str
+    topology: Topology, collective: Collective, kind: int, root: int | None, codec: Codec
 ) -> tuple[Option, tuple[Option, ...], float | None]:
     """The option to take, all of them, and the bound in seconds per byte."""
-    if codec_of(codec).ratio != 1 and not codec_of(codec).narrow_only:
+    if codec.ratio != 1 and not codec.narrow_only:
         # The same forest as without it: one that has become the fastest now may be deeper, and round more often.
-        plain, others, bound = _choice(topology, collective, kind, root, "none")
-        coded = tuple(replace(option, cost=cost(topology, option.forest, codec)) for option in others)
-        return coded[others.index(plain)], coded, None if bound is None else bound / codec_of(codec).ratio
+        plain, others, bound = _choice(topology, collective, kind, root, PLAIN)
+        coded = tuple(replace(option, cost=forest_cost(topology, option.forest, codec)) for option in others)
+        return coded[others.index(plain)], coded, None if bound is None else bound / codec.ratio
     options, bound = _options(topology, collective, root, codec)
     seconds = [option.cost.seconds(4**kind) for option in options]
     if not np.isfinite(min(seconds)):
@@ -130,7 +130,7 @@ def _plainest(options: tuple[Option, ...], seconds: list[float], kind: int) -> O
 
 @lru_cache(maxsize=64)
 def _options(
-    topology: Topology, collective: Collective, root: int | None, codec: str
+    topology: Topology, collective: Collective, root: int | None, codec: Codec
 ) -> tuple[tuple[Option, ...], float | None]:
     """Everything to compare, the plainest first, and the bound in seconds per byte."""
     offered = candidates(topology, collective, root)
@@ -138,12 +138,12 @@ def _options(
     for name, trees in offered.items():
         forest = Forest(collective, topology.size, root, tuple(trees), (1 / len(trees),) * len(trees))
         passage = Passage(topology, collective, trees, codec)
-        taken = cost(topology, forest, codec, passage=passage)
+        taken = forest_cost(topology, forest, codec, passage=passage)
         options.append(Option(name, forest, taken, _busiest(topology, taken)))
         options += _planned(name, topology, collective, root, trees, passage, codec)
     bound = bound_s(topology, collective, 1, root)
     if bound is not None:
-        bound /= codec_of(codec).ratio  # as if all links had it
+        bound /= codec.ratio  # as if all links had it
     if min(option.cost.s_per_byte for option in options) > NEAR * (bound or 0.0):
         trees = list(dict.fromkeys(tree for trees in offered.values() for tree in trees))
         grown, better_bound = grow(topology, collective, root, trees, codec)
@@ -173,12 +173,12 @@ def _planned(
     root: int | None,
     trees: list[Tree],
     passage: Passage,
-    codec: str,
+    codec: Codec,
 ) -> list[Option]:
     """The trees with shares by linear program; [] if there is nothing to choose or a chunk has no way through."""
     shared = solve_shares(topology, collective, trees, passage)
     if shared is None:
         return []
     forest = Forest(collective, topology.size, root, shared.trees, shared.shares)
-    taken = cost(topology, forest, codec)
+    taken = forest_cost(topology, forest, codec)
     return [Option(f"{name}, planned shares", forest, taken, topology.links[shared.bottleneck].name)]

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from collectives.planning.cost import MESSAGE_S, SLICE_BYTES, Passage, cost
+from collectives.planning.cost import MESSAGE_S, SLICE_BYTES, Passage, forest_cost
 from collectives.planning.explain import SHOWN
 from collectives.planning.plan import Plan
 from collectives.planning.window import default_window_bytes, tree_slots
@@ -93,7 +93,7 @@ def simulate(
     transfers = _transfers(forest, parts, slice_bytes)
     if bool(((moved > 0) & (capacity == 0)).any()):
         return Simulation(math.inf, (0.0,) * len(capacity), "slices", transfers)
-    predicted_s = cost(topology, forest, slice_bytes=slice_bytes, passage=passage).seconds(num_bytes)
+    predicted_s = forest_cost(topology, forest, slice_bytes=slice_bytes, passage=passage).seconds(num_bytes)
     window = window_bytes or default_window_bytes(topology)
     longer = 1
     while True:
@@ -104,8 +104,10 @@ def simulate(
         moves = _transfers(forest, parts, coarse)
         ran_s = _Clock(topology, forest, parts, coarse, window * longer).run() if moves <= most_transfers else None
         if ran_s is not None:
-            extra_s = cost(topology, forest, slice_bytes=coarse, passage=passage).seconds(num_bytes) - predicted_s
-            seconds, level, transfers = ran_s - extra_s, "long slices" if longer > 1 else "slices", moves
+            # Long slices fill and drain the pipeline slower than real ones, by as much as equation (6) says.
+            coarse_s = forest_cost(topology, forest, slice_bytes=coarse, passage=passage).seconds(num_bytes)
+            seconds, transfers = ran_s - (coarse_s - predicted_s), moves
+            level = "long slices" if longer > 1 else "slices"
             break
         longer *= 2
     busy = np.divide(moved, capacity * seconds, out=np.zeros(len(capacity)), where=capacity * seconds > 0)
@@ -123,9 +125,8 @@ def _num_slices(part: float, slice_bytes: int) -> int:
 
 
 def _transfers(forest: Forest, parts: Floats, slice_bytes: int) -> int:
-    ways = 2 if forest.specification.up else 1
     return sum(
-        ways * len(tree.edges) * _num_slices(float(part), slice_bytes)
+        forest.specification.messages_per_edge * len(tree.edges) * _num_slices(float(part), slice_bytes)
         for tree, part in zip(forest.trees, parts, strict=True)
         if part > 0
     )

@@ -59,23 +59,23 @@ class Codec:
         return -(-count // self.block_elems) * self.block_bytes
 
 
-_PLAIN = Codec("none", RAW, 1, 4, 0, 0.0)
+PLAIN = Codec("none", RAW, 1, 4, 0, 0.0)
 _LOSSY = (
     Codec("bf16", BF16, 1, 2, 0, 2.0**-8),
     Codec("int8", INT8, BLOCK, 2 + BLOCK, 127, 1.01 / 254),
     Codec("int4", INT4, BLOCK, 2 + BLOCK // 2, 7, 1.01 / 14),
 )
-CODECS = {"none": _PLAIN}  # the mildest first
+CODECS = {"none": PLAIN}  # the mildest first
 for _codec in _LOSSY:
     CODECS[f"narrow-{_codec.name}"] = replace(_codec, name=f"narrow-{_codec.name}", narrow_only=True)
     CODECS[_codec.name] = _codec
 
 
 def codec_of(name: str) -> Codec:
-    """The codec of a name.
+    """The codec of a name. Names come from options, ops and plans; what computes with a codec takes the `Codec`.
 
     Raises:
-        UsageError: there is none.
+        UsageError: no codec has this name.
     """
     if name not in CODECS:
         raise UsageError(f"codec is {name!r}; wanted one of {', '.join(CODECS)}")

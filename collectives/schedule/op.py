@@ -8,6 +8,7 @@ from typing import Literal
 
 from collectives.errors import UsageError
 from collectives.schedule.codec import codec_of
+from collectives.schedule.specification import SPECIFICATIONS, Specification
 
 Collective = Literal["all_reduce", "reduce", "reduce_scatter", "broadcast", "all_gather", "all_to_all"]
 
@@ -25,7 +26,7 @@ ITEM_SIZE = {
 }
 REDUCTIONS = ("sum", "avg", "min", "max", "product", "band", "bor", "bxor")
 FLOATS = frozenset({"float32", "float64", "bfloat16", "float16"})
-REDUCING = frozenset({"all_reduce", "reduce", "reduce_scatter"})
+REDUCING = frozenset(name for name, specification in SPECIFICATIONS.items() if specification.reduces)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class OpSpec:
     codec: str = "none"
 
     @property
+    def specification(self) -> Specification:
+        return SPECIFICATIONS[self.collective]
+
+    @property
     def item_size(self) -> int:
         return ITEM_SIZE[self.dtype]
 
@@ -59,14 +64,14 @@ class OpSpec:
     def num_bytes(self) -> int:
         """Message size in bytes, as nccl-tests counts it: the larger of what goes in and what comes out."""
         counts = self.counts
-        if self.collective == "all_to_all":
+        if self.specification.pairwise:
             half = len(counts) // 2
             return max(sum(counts[:half]), sum(counts[half:])) * self.item_size
         return sum(counts) * self.item_size
 
     def fingerprint(self) -> int:
         """32 bits that differ when ranks call different ops. All-to-all's counts are each rank's own and left out."""
-        counts = () if self.collective == "all_to_all" else self.counts
+        counts = () if self.specification.counts_are_private else self.counts
         return zlib.crc32(repr((self.collective, self.dtype, self.reduction, self.root, counts, self.codec)).encode())
 
     def check(self, size: int) -> None:
@@ -84,15 +89,15 @@ class OpSpec:
             raise UsageError(
                 f"{self.collective}: dtype {self.dtype} is not supported; use one of {', '.join(ITEM_SIZE)}"
             )
-        if (self.reduction is not None) != (self.collective in REDUCING):
+        if (self.reduction is not None) != self.specification.reduces:
             raise UsageError(f"{self.collective}: reduction is {self.reduction}, which does not go with it")
         if self.reduction is not None:
             self._check_reduction(self.reduction)
-        if (self.root is not None) != (self.collective in ("reduce", "broadcast")):
+        if (self.root is not None) != self.specification.rooted:
             raise UsageError(f"{self.collective}: root is {self.root}, which does not go with it")
         if self.root is not None and not 0 <= self.root < size:
             raise UsageError(f"{self.collective}: root is {self.root}; this group has ranks 0 to {size - 1}")
-        wanted = {"reduce_scatter": size, "all_gather": size, "all_to_all": 2 * size}.get(self.collective, 1)
+        wanted = self.specification.num_counts(size)
         if len(self.counts) != wanted or min(self.counts) < 0:
             raise UsageError(f"{self.collective}: counts {self.counts}; wanted {wanted} numbers of at least 0")
 

@@ -14,6 +14,7 @@ from collectives.schedule.algorithms.ring import ring
 from collectives.schedule.algorithms.shallow import shallow
 from collectives.schedule.algorithms.spanning import spanning
 from collectives.schedule.op import Collective
+from collectives.schedule.specification import SPECIFICATIONS
 from collectives.schedule.tree import Tree
 from collectives.topology import Topology
 
@@ -33,7 +34,7 @@ ALGORITHMS: dict[str, Algorithm] = {
 
 def candidates(topology: Topology, collective: Collective, root: int | None = None) -> dict[str, list[Tree]]:
     """What each algorithm offers; those that offer nothing, or the same trees as one before, are left out."""
-    if collective == "all_to_all":
+    if SPECIFICATIONS[collective].pairwise:
         return {"direct": pairs(topology, collective, root)}
     offered: dict[str, list[Tree]] = {}
     for name, algorithm in ALGORITHMS.items():

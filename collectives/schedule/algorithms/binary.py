@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collectives.schedule.algorithms.spanning import over_hosts
 from collectives.schedule.op import Collective
+from collectives.schedule.specification import SPECIFICATIONS
 from collectives.schedule.tree import Tree
 from collectives.topology import Topology
 
@@ -19,7 +20,7 @@ def binary(topology: Topology, collective: Collective, root: int | None = None) 
     Empty for collectives whose trees carry chunks: each chunk has its own root, so two trees cannot do.
     """
     count = len(topology.hosts)
-    if collective in ("reduce_scatter", "all_gather") or count < 4:
+    if SPECIFICATIONS[collective].chunked or count < 4:
         return []
     order = list(range(count))
     trees = []

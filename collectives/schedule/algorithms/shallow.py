@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collectives.schedule.algorithms.hierarchical import levelled
 from collectives.schedule.op import Collective
+from collectives.schedule.specification import SPECIFICATIONS
 from collectives.schedule.tree import Tree
 from collectives.topology import Topology
 
@@ -13,7 +14,7 @@ def shallow(topology: Topology, collective: Collective, root: int | None = None)
 
     Empty for collectives whose trees carry chunks: each chunk has its own root, so one tree cannot do.
     """
-    if collective in ("reduce_scatter", "all_gather"):
+    if SPECIFICATIONS[collective].chunked:
         return []
     if root is None:
         root = max(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from collectives.schedule.algorithms.ring import speeds
 from collectives.schedule.op import Collective
+from collectives.schedule.specification import SPECIFICATIONS
 from collectives.schedule.tree import Tree
 from collectives.topology import Topology
 
@@ -23,7 +24,7 @@ def spanning(topology: Topology, collective: Collective, root: int | None = None
     beside = _widest_tree(topology)
     if root is not None:
         roots = [root]
-    elif collective in ("reduce_scatter", "all_gather"):
+    elif SPECIFICATIONS[collective].chunked:
         roots = list(range(topology.size))
     else:
         roots = [topology.hosts[_middle(beside)].ranks[0]]
