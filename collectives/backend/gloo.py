@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from collectives.backend.c10d import GlooGroup, Store, Work, c10d, dist
+from collectives.backend.c10d import GlooGroup, Store, Work, all_reduce_options, c10d, dist
 from collectives.backend.staging import as_bytes
 from collectives.backend.tensors import Call, Done
 from collectives.errors import CollectiveError, GroupClosed, OpTimeout, RendezvousError
@@ -118,8 +118,7 @@ class GlooExecutor:
 
     def _all_reduce(self, gloo: GlooGroup, call: Call, timeout: timedelta) -> Begun:
         wide = _widened(call.spec, call.source, fresh=call.target is not call.source)
-        options = c10d.AllreduceOptions()
-        options.reduceOp, options.timeout = _op(call.spec), timeout
+        options = all_reduce_options(_op(call.spec), timeout=timeout)
         work = gloo.allreduce([_never_empty(wide)], options)
         return work, lambda: _narrow(call.spec, wide, call.target.reshape(-1), self._size)
 
@@ -134,8 +133,7 @@ class GlooExecutor:
     def _reduce_scatter(self, gloo: GlooGroup, call: Call, timeout: timedelta) -> Begun:
         """An all-reduce of which each rank keeps its chunk, since chunks may differ in size."""
         wide = _widened(call.spec, call.source, fresh=True)
-        options = c10d.AllreduceOptions()
-        options.reduceOp, options.timeout = _op(call.spec), timeout
+        options = all_reduce_options(_op(call.spec), timeout=timeout)
         work = gloo.allreduce([_never_empty(wide)], options)
         chunk = torch.split(wide, list(call.spec.counts))[self._rank]
         return work, lambda: _narrow(call.spec, chunk, call.target.reshape(-1), self._size)

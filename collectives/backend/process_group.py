@@ -26,7 +26,7 @@ from torch import Tensor
 
 from collectives import options
 from collectives.backend import tensors
-from collectives.backend.c10d import GlooGroup, Store, Work, c10d, dist
+from collectives.backend.c10d import GlooGroup, Store, Work, all_reduce_options, c10d, dist
 from collectives.backend.executors import EngineExecutor, choose
 from collectives.backend.meter import METER
 from collectives.backend.monitored_barrier import monitored_barrier
@@ -127,9 +127,8 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         """
         if codec != "none" and self.engine is None:
             raise UsageError(f"group {self._name} runs on Gloo, which has no codecs; got codec {codec!r}")
-        opts = c10d.AllreduceOptions()
-        opts.asyncOp = async_op
-        return self._submit([tensors.all_reduce_coded(given, op, codec, residual)], opts)
+        call = tensors.all_reduce_coded(given, op, codec, residual)
+        return self._submit([call], all_reduce_options(async_op=async_op))
 
     def allreduce_coalesced(self, given: list[Tensor], opts: Any = None) -> NarrowgaugeWork:
         opts = _options(c10d.AllreduceCoalescedOptions, opts, {})

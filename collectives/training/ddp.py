@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from collectives import options
-from collectives.backend.c10d import c10d, dist
+from collectives.backend.c10d import all_reduce_options, dist
 from collectives.backend.process_group import NarrowgaugeGroup
 from collectives.errors import UsageError
 from collectives.options import CODECS
@@ -247,10 +247,7 @@ class Attached:
         return mean
 
     def _average(self, flat: Tensor) -> Any:
-        asked = c10d.AllreduceOptions()
-        asked.reduceOp = dist.ReduceOp.AVG
-        asked.asyncOp = True
-        return self._group.allreduce([flat], asked)
+        return self._group.allreduce([flat], all_reduce_options(dist.ReduceOp.AVG))
 
     def _takes_codec(self, flat: Tensor) -> bool:
         if flat.dtype == torch.float32:
@@ -263,9 +260,7 @@ class Attached:
     def _choose_codec(self) -> str:
         """The same on all ranks: by the slowest rank's backward and by the plan; plans don't change between ops."""
         slowest = torch.tensor([self._timer.backward_s or 0.0], dtype=torch.float64)
-        asked = c10d.AllreduceOptions()
-        asked.reduceOp = dist.ReduceOp.MAX
-        self._group.allreduce([slowest], asked).wait()
+        self._group.allreduce([slowest], all_reduce_options(dist.ReduceOp.MAX)).wait()
         buckets = self._layout.bucket_bytes()
         codecs = self._group.plan("all_reduce", max(buckets)).codecs
         choice = auto_codec.choose(codecs, buckets, float(slowest), self._predicted_s)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from collectives.backend.c10d import c10d, dist
+from collectives.backend.c10d import all_reduce_options
 from collectives.errors import UsageError
 
 
@@ -50,10 +50,7 @@ class Weights:
         if self._total is not None and float(self._total) > 0:
             self.last_total = float(self._total)
         self._total = torch.tensor([self.weight], dtype=torch.float64)
-        options = c10d.AllreduceOptions()
-        options.reduceOp = dist.ReduceOp.SUM
-        options.asyncOp = True
-        adding = self._group.allreduce([self._total], options)
+        adding = self._group.allreduce([self._total], all_reduce_options())
         if self.last_total is None:
             adding.wait()
             self.last_total = _checked(self._total)

@@ -363,7 +363,7 @@ def own_front_door(rank: int) -> None:
     with pytest.raises(ValueError, match="wanted sum, avg"):
         collectives.all_reduce(tensor, "mean")
     if world().engine is not None:
-        assert collectives.plan().explain()
+        assert str(collectives.plan()).startswith(f"all_reduce of {SIZE} ranks")
     else:
         with pytest.raises(ValueError, match="runs on Gloo"):
             collectives.plan()
