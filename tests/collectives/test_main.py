@@ -47,7 +47,7 @@ def test_explain_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_explain_simulates(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "--hosts", "3", "--simulate"]) == 0
     printed = capsys.readouterr().out
-    for part in ("simulated\n", "each followed", "predicted   1.0", "% busy up of host0", "folds in canonical order"):
+    for part in ("simulated\n", "each simulated", "predicted   1.0", "% busy up of host0", "folds in canonical order"):
         assert part in printed
 
 

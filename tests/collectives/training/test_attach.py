@@ -261,7 +261,7 @@ def test_mistakes_are_told() -> None:
         "codec of state": "UsageError: load_state_dict: the state is of codec int8; this model has none",
         "names of state": "UsageError: load_state_dict: residuals of x, which the model has no parameters for",
         "shapes of state": "UsageError: load_state_dict: residuals of bias have shape (4,); the parameter has (3,)",
-        "buckets of state": "UsageError: load_state_dict: the state's buckets hold 1 parameters that are not the 2",
+        "buckets of state": "UsageError: load_state_dict: the state's buckets hold 1 parameters, which are not the 2",
     }
     for told in run(refusals, 2):
         assert set(told) == set(expected)
