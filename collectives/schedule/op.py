@@ -1,4 +1,4 @@
-"""What one op is, apart from its buffers. Equal on every rank of the group (all-to-all's counts excepted)."""
+"""One op without its buffers. Equal on every rank of the group, except for all-to-all's counts."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class OpSpec:
         collective: which one.
         dtype: element type by torch's name. Collectives that only move data take "uint8" and byte counts.
         reduction: how contributions are folded; None for collectives that only move data.
-        root: the rank that has (broadcast) or gets (reduce) the message; None elsewhere.
+        root: the rank that has (broadcast) or gets (reduce) the message; None for other collectives.
         counts: elements. all_reduce, reduce, broadcast: ``(count,)``. reduce_scatter, all_gather: the n chunks of
             the message in rank order, which may differ and may be 0. all_to_all: n that this rank sends, then n that
             it receives; these lie in that order, without gaps, in source and target.
-        codec: how numbers look on network links, see `collectives.schedule.codec`; for sums and averages of float32 by
-            all_reduce.
+        codec: name of the codec on network links, see `schedule/codec.py`; others than "none" are for sums and averages
+            of float32 by all_reduce.
     """
 
     collective: Collective
@@ -75,10 +75,11 @@ class OpSpec:
         return zlib.crc32(repr((self.collective, self.dtype, self.reduction, self.root, counts, self.codec)).encode())
 
     def check(self, size: int) -> None:
-        """Refuse what the engine cannot do.
+        """Check that the op is valid in a group of `size` ranks.
 
         Raises:
-            UsageError: unknown dtype, a reduction that the dtype lacks, a root outside the group, wrong counts.
+            UsageError: an unknown dtype or codec, a reduction that the dtype lacks, a root outside the group, wrong
+                counts.
         """
         codec_of(self.codec)
         if self.codec != "none" and not (
@@ -90,16 +91,18 @@ class OpSpec:
                 f"{self.collective}: dtype {self.dtype} is not supported; use one of {', '.join(ITEM_SIZE)}"
             )
         if (self.reduction is not None) != self.specification.reduces:
-            raise UsageError(f"{self.collective}: reduction is {self.reduction}, which does not go with it")
+            wanted = "one" if self.specification.reduces else "None"
+            raise UsageError(f"{self.collective}: reduction is {self.reduction}; wanted {wanted}")
         if self.reduction is not None:
             self._check_reduction(self.reduction)
         if (self.root is not None) != self.specification.rooted:
-            raise UsageError(f"{self.collective}: root is {self.root}, which does not go with it")
+            wanted = "a rank" if self.specification.rooted else "None"
+            raise UsageError(f"{self.collective}: root is {self.root}; wanted {wanted}")
         if self.root is not None and not 0 <= self.root < size:
             raise UsageError(f"{self.collective}: root is {self.root}; this group has ranks 0 to {size - 1}")
-        wanted = self.specification.num_counts(size)
-        if len(self.counts) != wanted or min(self.counts) < 0:
-            raise UsageError(f"{self.collective}: counts {self.counts}; wanted {wanted} numbers of at least 0")
+        num_counts = self.specification.num_counts(size)
+        if len(self.counts) != num_counts or min(self.counts) < 0:
+            raise UsageError(f"{self.collective}: counts {self.counts}; wanted {num_counts} numbers of at least 0")
 
     def _check_reduction(self, reduction: str) -> None:
         if reduction not in REDUCTIONS:

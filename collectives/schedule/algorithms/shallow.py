@@ -1,4 +1,4 @@
-"""Shallow: one levelled star for small messages, where the number of messages and hops counts, not the bandwidth."""
+"""Shallow: one levelled star for small messages, whose time depends on messages and hops, not on bandwidth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collectives.topology import Topology
 def shallow(topology: Topology, collective: Collective, root: int | None = None) -> list[Tree]:
     """One levelled star around the root, or else around the first rank of the host with the best links.
 
-    Empty for collectives whose trees carry chunks: each chunk has its own root, so one tree cannot do.
+    Empty for collectives whose trees carry chunks: each chunk needs a root of its own.
     """
     if SPECIFICATIONS[collective].chunked:
         return []

@@ -264,11 +264,11 @@ def test_a_picture_shows_something(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("--sizes 4q", "'4q' is no number of bytes"),
+        ("--sizes 4q", "'4q' is not a number of bytes"),
         ("--sizes 0", "wanted at least 1"),
         ("--round-s 0", "--round-s 0: wanted more than 0 seconds"),
         ("--round-s nan", "wanted more than 0 seconds"),
-        ("--save /nowhere/x.json", "there is no folder /nowhere"),
+        ("--save /nowhere/x.json", "folder /nowhere does not exist"),
         ("--plot x.pdf", "wanted a name that ends in"),
         ("", "torchrun --nproc-per-node 4 -m collectives bench"),
     ],
