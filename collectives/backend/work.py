@@ -30,7 +30,7 @@ from collectives.backend.staging import from_host
 from collectives.backend.tensors import Call
 from collectives.errors import OpTimeout
 
-_ALWAYS = threading.Event()
+_ALWAYS = threading.Event()  # shared by finished works: one is made for every synchronous call
 _ALWAYS.set()
 
 
@@ -69,7 +69,7 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
                 error = problem
         METER.op_ended()
         with self._lock:
-            self._error = self._error or error
+            self._error = self._error or error  # the first one is the cause; later ones follow from it
             self._left -= 1
             if self._left:
                 return
@@ -122,7 +122,7 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
             now: torch.futures.Future[None] = torch.futures.Future()
             self._future = now.then(self._value)
             if self._settled.is_set():
-                now.set_result(None)
+                now.set_result(None)  # nobody has the child yet, so this runs no callback but `_value`
             else:
                 self._now = now
                 METER.future_taken()

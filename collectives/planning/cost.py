@@ -124,7 +124,7 @@ def forest_cost(
     parts = per_byte * np.array([forest.chunk_shares[i] for i in used])
     capacity = np.array([link.bytes_per_s for link in topology.links])
     crossed = np.asarray(passage.loads @ parts)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # a dead link: infinitely busy if it is crossed, else 0
         busy = np.where(crossed > 0, crossed / capacity, 0.0)
     # Three runs of the same model give the three terms of `Idle`: empty slices, the parts of a one-byte message as
     # slices, and slices of full length.
@@ -263,7 +263,10 @@ class _FirstSlices:
         """
         self._passage, self._edges, self._slices = passage, passage.edges, slices
         links = passage.topology.links
+        # A dead link counts as infinitely fast here; `Cost.seconds` is infinite for a forest that crosses one. The last
+        # entry is that of the padding in routes.
         self._capacity = np.array([*(link.bytes_per_s or math.inf for link in links), math.inf])
+        # For each link: when its first slice arrives, and how long its last one then needs to the end.
         first, rest = np.full(len(links) + 1, math.inf), np.full(len(links) + 1, math.inf)
         at_root, below_root = np.zeros(passage.num_trees), np.zeros(passage.num_trees)
         up, down = passage.up, passage.down
@@ -291,6 +294,7 @@ class _FirstSlices:
         for members in levels:
             crossed = routes[members]
             each = np.repeat((self._slices[self._edges.tree] * self._passage.left)[members], crossed.shape[1])
+            # Bytes of the level on each link; a hop takes as long as the slowest link of its route.
             passing = np.bincount(crossed.ravel(), each, minlength=len(self._capacity))
             seconds[members] = (passing / self._capacity)[crossed].max(axis=1)
         return seconds

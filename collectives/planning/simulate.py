@@ -205,7 +205,7 @@ class _Clock:
         """Seconds until no slice is on its way; None if finding out would take more than MAX_WORK."""
         self._begin()
         while self.work <= MAX_WORK:
-            self.work += len(self.ends)
+            self.work += len(self.ends)  # each step below visits all connections
             if self.changed:
                 self._share_links()
             times = self.left / self.rates
@@ -213,9 +213,10 @@ class _Clock:
             then = min(wire_s, self.handled[0][0] if self.handled else math.inf)
             if then == math.inf:
                 return self.now
-            self.left -= self.rates * (then - self.now)
+            self.left -= self.rates * (then - self.now)  # idle connections have infinitely many bytes left
             self.now = then
             slack = then * SAME_TIME
+            # Equal transfers end together; handling them in one step saves most of the steps of symmetric forests.
             for connection in np.flatnonzero(self.left <= self.rates * slack).tolist():
                 self._sent(connection)
             while self.handled and self.handled[0][0] <= then + slack:
@@ -256,7 +257,7 @@ class _Clock:
         self.thread_free_s[source] = max(self.now, self.thread_free_s[source]) + MESSAGE_S
         self.sending[connection] = message
         t, slice_index, is_up = message
-        self.left[connection] = self.sizes[t][slice_index] if is_up or self.down else 0.0
+        self.left[connection] = self.sizes[t][slice_index] if is_up or self.down else 0.0  # 0: the empty message
 
     def _sent(self, connection: int) -> None:
         """The last byte was sent: the target's thread will handle it, and the connection takes its next slice."""
@@ -287,7 +288,7 @@ class _Clock:
             self.arrived[t, rank, slice_index] = count
             return
         parent = tree.parent_of(rank)
-        if parent is not None:
+        if parent is not None:  # all children's slices are folded, so the sum goes on; at the root it turns round
             self._push(rank, parent, (t, slice_index, True))
         else:
             self._push_down(t, rank, slice_index)

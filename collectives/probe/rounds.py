@@ -19,7 +19,7 @@ def tournament(count: int) -> list[list[Flow]]:
         half = len(players) // 2
         facing = zip(players[:half], reversed(players[half:]), strict=True)
         rounds.append([(min(a, b), max(a, b)) for a, b in facing if a is not None and b is not None])
-        players.insert(1, players.pop())
+        players.insert(1, players.pop())  # the first one stays
     return rounds
 
 

@@ -61,6 +61,7 @@ class BucketLayout:
         if bucket.is_last:
             self._reduce_held(self._saved[len(self._buckets) :], reduce)
             self._saved = None
+        # DDP takes this future now and waits for it after backward, when `_reduce_held` has completed it.
         return promise.then(lambda _: bucket.flat)
 
     def _reduce_held(self, saved: Sequence[list[str]], reduce: Reduce) -> None:
@@ -69,6 +70,7 @@ class BucketLayout:
         It waits, since DDP's own buckets are complete only when all repacked ones are. Errors are raised here, in the
         backward pass.
         """
+        # Views into DDP's buckets, so that copying a result to them puts it where DDP reads it.
         gradients = {
             self._names[parameter]: gradient
             for bucket, _ in self._held

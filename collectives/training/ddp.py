@@ -151,6 +151,7 @@ class Attached:
         self._uncoded: set[torch.dtype] = set()
         if weight is not None:
             self.set_weight(weight)
+        # On the inner module: DDP's own forward may wait for other ranks, since it broadcasts buffers.
         model.module.register_forward_pre_hook(lambda module, _: self._forward_begins(module))
         model.module.register_forward_hook(lambda module, *_: self._forward_ended(module))
         # DDP checks a hook's annotations and refuses strings, which `from __future__ import annotations` makes of them;
@@ -210,7 +211,7 @@ class Attached:
     # One step
 
     def _forward_begins(self, module: torch.nn.Module) -> None:
-        if module.training and torch.is_grad_enabled():
+        if module.training and torch.is_grad_enabled():  # evaluation between steps is not timed
             self._timer.forward_begins()
 
     def _forward_ended(self, module: torch.nn.Module) -> None:
@@ -221,6 +222,7 @@ class Attached:
         if bucket.index == 0:
             self._begin_step()
         if bucket.is_last:
+            # Before the bucket is reduced, which may wait for other ranks: here the rank's own computation is over.
             self._timer.gradients_done(self._weights.weight)
         self._weights.scale(bucket.flat)
         return self._layout.reduce(bucket, self._reduce)
@@ -243,6 +245,7 @@ class Attached:
             future = self._low_rank.reduce(bucket, self._residuals.vector(bucket, bucket.flat.device))
         else:
             assert self._group.engine is not None, "attach allows no codec on Gloo"
+            # The plan follows from codec and topology, and with it which rank encodes which elements.
             self._residuals.settle(bucket, (self.codec, self._group.engine.topology))
             residual = self._residuals.vector(bucket, torch.device("cpu"))
             future = self._group.all_reduce_coded(bucket.flat, "avg", self.codec, residual).get_future()
@@ -263,7 +266,7 @@ class Attached:
     def _takes_codec(self, flat: Tensor) -> bool:
         if flat.dtype == torch.float32:
             return True
-        if flat.dtype not in self._uncoded:
+        if flat.dtype not in self._uncoded:  # warn once, not in every step
             self._uncoded.add(flat.dtype)
             logger.warning("codec %s is for float32; gradients of %s are sent as they are", self.codec, flat.dtype)
         return False

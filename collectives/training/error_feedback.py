@@ -109,7 +109,7 @@ class Residuals:
         vector = torch.zeros(bucket.flat.numel(), dtype=torch.float32, device=device)
         for parameter, part in zip(bucket.parameters, bucket.split(vector), strict=True):
             name = self._names[parameter]
-            if name in self._views:
+            if name in self._views:  # of a former bucket, or of a loaded state
                 part.copy_(self._views[name].view(parameter.shape))
             self._views[name] = part
         # Vectors that have lost a parameter belong to buckets of the former layout, which will not come again. Their

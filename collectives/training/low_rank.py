@@ -85,7 +85,7 @@ class LowRank:
         parts = zip(bucket.parameters, bucket.split(bucket.flat), bucket.split(residual), strict=True)
         for parameter, gradient, left_out in parts:
             if _gets_smaller(parameter):
-                left_out.add_(gradient)
+                left_out.add_(gradient)  # the residual's memory holds M until `_finish`
                 flight.matrices.append(left_out.flatten(1))
                 flight.targets.append(gradient.flatten(1))
                 flight.names.append(self._names[parameter])
@@ -110,15 +110,17 @@ class LowRank:
             self._send_second_message(each)
 
     def _send_second_message(self, flight: _InFlight) -> None:
+        # In the order of the buckets, on every rank, whichever P came back first.
         flight.work.wait()
         sizes = [gradient.numel() for gradient in flight.whole]
         sizes += [len(matrix) * _columns(matrix) for matrix in flight.matrices]
         parts = torch.split(flight.message, sizes)
-        for gradient, part in zip(flight.whole, parts, strict=False):
+        for gradient, part in zip(flight.whole, parts, strict=False):  # the whole gradients come first
             gradient.copy_(part.view(gradient.shape))
         if not flight.matrices:
             flight.done.set_result(None)
             return
+        # All ranks orthonormalise the same mean, so the columns need not be sent.
         pairs = zip(parts[len(flight.whole) :], flight.matrices, strict=True)
         columns = [torch.linalg.qr(product.view(len(matrix), -1)).Q for product, matrix in pairs]
         bases = [matrix.T @ column for matrix, column in zip(flight.matrices, columns, strict=True)]
@@ -140,7 +142,7 @@ class LowRank:
         """Write P Q^T to the bucket and leave M - P Q^T in the residual."""
         each = zip(flight.names, flight.matrices, flight.targets, columns, bases, strict=True)
         for name, matrix, target, column, basis in each:
-            self._bases[name] = basis
+            self._bases[name] = basis  # a warm start: with it one power iteration for each step is enough
             torch.matmul(column, basis.T, out=target)
             matrix.sub_(target)
 

@@ -49,6 +49,8 @@ class Weights:
         """Begin to add up the weights, if there are any; called on all ranks before the first bucket."""
         if self.weight is None:
             return
+        # The former total is complete: its op ended before that step's buckets. It is 0 after a step that `correct`
+        # refused, and then the total before it stays.
         if self._total is not None and float(self._total) > 0:
             self.last_total = float(self._total)
         self._total = torch.tensor([self.weight], dtype=torch.float64)
@@ -62,10 +64,10 @@ class Weights:
         if self.weight is None or self.last_total is None:
             return
         if self.weight == 0:
-            flat.zero_()
+            flat.zero_()  # not a product with 0, which keeps NaN
             return
         factor = self._group.size() * self.weight / self.last_total
-        if factor != 1:
+        if factor != 1:  # saves a pass over the bucket in the usual case
             flat.mul_(factor)
 
     def correct(self, mean: Tensor) -> None:
