@@ -26,7 +26,6 @@ ITEM_SIZE = {
 }
 REDUCTIONS = ("sum", "avg", "min", "max", "product", "band", "bor", "bxor")
 FLOATS = frozenset({"float32", "float64", "bfloat16", "float16"})
-REDUCING = frozenset(name for name, specification in SPECIFICATIONS.items() if specification.reduces)
 
 
 @dataclass(frozen=True)
