@@ -1,6 +1,8 @@
-"""`python -m collectives explain`: what a plan would look like, without torch and without peers.
+"""`python -m collectives explain`: print the plan for a topology, without torch and without peers.
 
-`torchrun ... -m collectives bench`: what a collective takes, ours and Gloo in turn; see `collectives.bench`.
+`torchrun ... -m collectives bench`: time a collective, ours and Gloo in turn; see `collectives.bench`.
+
+`torchrun ... -m collectives probe`: measure the links between hosts; see `collectives.probe`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from collectives.units import num_bytes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 if the ranks failed, 2 for a mistake in arguments or topology."""
+    """Run one command; returns the exit status: 0, 1 if the ranks failed, 2 for an error in arguments or topology."""
     options = _parser().parse_args(arguments)
     try:
         print(_COMMANDS[options.command](options), end="")
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _bench(options: argparse.Namespace) -> str:
-    bench.main(options)  # it prints each line as it becomes known
+    bench.main(options)  # prints each line when it is known
     return ""
 
 
@@ -67,10 +69,10 @@ def _read_plan(path: str) -> Plan:
 def _make_plan(options: argparse.Namespace) -> Plan:
     topology = _topology(options)
     collective: Collective = options.collective
-    rooted = SPECIFICATIONS[collective].rooted
-    if options.root is not None and not rooted:
+    specification = SPECIFICATIONS[collective]
+    if options.root is not None and not specification.rooted:
         raise UsageError(f"--root {options.root}: {collective} has no root")
-    root = (options.root or 0) if rooted else None
+    root = specification.default_root if options.root is None else options.root
     return plan(topology, collective, num_bytes(options.bytes), root)
 
 
@@ -98,16 +100,16 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("explain", help="print the plan for a topology: forest, seconds, bound, bottleneck")
     hosts = command.add_mutually_exclusive_group(required=True)
     hosts.add_argument("topology", nargs="?", help="a topology JSON file")
-    hosts.add_argument("--hosts", type=int, help="instead of a file: so many hosts with equal default links")
-    hosts.add_argument("--plan", help="instead of making a plan: a file with the text of one, as --text prints it")
+    hosts.add_argument("--hosts", type=int, help="instead of a file: this many hosts with equal default links")
+    hosts.add_argument("--plan", help="explain the plan in this file, as --text prints it, instead of making one")
     command.add_argument("--ranks-per-host", type=int, default=1, help="with --hosts (default 1)")
     command.add_argument("--collective", choices=list(SPECIFICATIONS), default="all_reduce")
     command.add_argument("--bytes", default="25M", help="message size (default 25M): 4096, 4k, 25M, 64Mi")
     command.add_argument("--root", type=int, help="for broadcast and reduce (default 0)")
-    command.add_argument("--trees", action="store_true", help="print the whole forest, too; it reads back")
+    command.add_argument("--trees", action="store_true", help="print the whole forest, too, so that it reads back")
     command.add_argument("--simulate", action="store_true", help="run the plan on an event clock, too")
     command.add_argument("--json", action="store_true", help="print the summary as JSON instead")
-    command.add_argument("--text", action="store_true", help="print the whole plan instead, as text that reads back")
+    command.add_argument("--text", action="store_true", help="print the whole plan instead, as --plan reads it")
     command = commands.add_parser("bench", help="time a collective on this group of ranks, ours and Gloo in turn")
     bench.add_options(command)
     command = commands.add_parser("probe", help="measure the links between the hosts of this group of ranks")

@@ -1,4 +1,4 @@
-"""Where this project keeps what it may lose: in narrowgauge, below $XDG_CACHE_HOME or ~/.cache."""
+"""The folder for cached files: narrowgauge, below $XDG_CACHE_HOME or ~/.cache."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def cache_folder(kind: str) -> Path:
-    """The folder for one kind of things; it may not exist yet.
+    """The folder for one kind of files; it may not exist yet.
 
     Raises:
-        OSError: this user has no home, as in a container whose user is in no /etc/passwd.
+        OSError: this user has no home folder, as in a container whose user is not in /etc/passwd.
     """
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -1,4 +1,4 @@
-"""What a process may choose about its groups: `configure()` first, then the environment, then the default."""
+"""Options of the groups of a process: from `configure()`, else from the environment, else the default."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from collectives.errors import UsageError
-from collectives.schedule.codec import CODECS as OF_THE_ENGINE
+from collectives.schedule.codec import CODECS as ENGINE_CODECS
 
 BACKEND = "narrowgauge"
-"""The name of ours in torch.distributed."""
-CODECS = (*OF_THE_ENGINE, "low-rank", "auto")
+"""The backend's name in torch.distributed."""
+CODECS = (*ENGINE_CODECS, "low-rank", "auto")
 MAX_TIMEOUT_S = 1e9  # thirty years; the engine counts nanoseconds in 64 bits
 
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of the groups that this process joins from now on.
+    """Options of the groups that this process joins.
 
     Attributes:
-        backend: "narrowgauge", or "gloo" to run the same surface on torch's Gloo. Env NARROWGAUGE_BACKEND.
-        host: name of the (emulated) host of this rank; None measures it. Env NARROWGAUGE_HOST.
-        token: shared secret that peers must prove; None lets rank 0 make one and share it through the store.
+        backend: "narrowgauge", or "gloo" to run the same calls on torch's Gloo. Env NARROWGAUGE_BACKEND.
+        host: name of the (emulated) host of this rank; None detects it. Env NARROWGAUGE_HOST.
+        token: shared secret that peers must prove; None: rank 0 makes one and shares it through the store.
             Env NARROWGAUGE_TOKEN.
-        interface: network interface whose address peers should use, or several with commas between, over which the
+        interface: network interface whose address peers should use, or several, separated by commas, over which the
             streams are spread; None takes the one that reaches the store. Env NARROWGAUGE_INTERFACE.
         streams: TCP connections for each peer; "auto": as many as the links' rate and latency need.
             Env NARROWGAUGE_STREAMS.
         slice_bytes: size of the pipelined unit in bytes. Env NARROWGAUGE_SLICE_BYTES.
-        window_bytes: how much of a message may be on its way at a time; bounds the engine's memory. None takes
-            4 MiB, or more where links are fast and far. Env NARROWGAUGE_WINDOW_BYTES.
+        window_bytes: bytes of a message that may be in flight; bounds the engine's memory. None takes 4 MiB, or more
+            for links with a high rate and latency. Env NARROWGAUGE_WINDOW_BYTES.
         shared_memory: whether ranks of one host pass slices through shared memory. Env NARROWGAUGE_SHARED_MEMORY
             ("0" or "1").
-        timeout_s: seconds without progress that end an op; None takes the timeout that torch hands the group.
+        timeout_s: seconds without progress after which an op fails; None takes the timeout that torch gives the group.
             Env NARROWGAUGE_TIMEOUT_S.
-        topology: path of a topology JSON file; None measures the links between machines once and remembers them;
-            "equal" takes links to be equal. Env NARROWGAUGE_TOPOLOGY.
-        emulate: Mbit/s of each host's link, in the order of their lowest ranks, with commas between ("1000,1000,100"):
+        topology: path of a topology JSON file; None measures the links between machines once and caches them; "equal"
+            assumes equal links. Env NARROWGAUGE_TOPOLOGY.
+        emulate: Mbit/s of each host's link, in the order of their lowest ranks, separated by commas ("1000,1000,100"):
             the kernel then paces the connections between (emulated) hosts. An approximation, see README.
             Env NARROWGAUGE_EMULATE.
         trace: folder to which each rank writes a trace of its ops when it leaves the group, for ui.perfetto.dev.
             Env NARROWGAUGE_TRACE.
-        codec: what `collectives.attach` does to gradients: "none", "bf16", "int8", "int4", the latter with "narrow-" in
-            front, "low-rank" or "auto". Nothing else goes by it. Env NARROWGAUGE_CODEC.
-        log: path of this rank's log, told to peers so that their errors can name it. Env NARROWGAUGE_LOG.
+        codec: codec of gradients in `collectives.attach`: "none", "bf16", "int8", "int4", one of the last three with
+            the prefix "narrow-", "low-rank" or "auto". Used nowhere else. Env NARROWGAUGE_CODEC.
+        log: path of this rank's log, sent to peers so that their errors can name it. Env NARROWGAUGE_LOG.
     """
 
     backend: str = "narrowgauge"
@@ -80,7 +80,7 @@ class Options:
             raise UsageError("token is empty; wanted a secret, or None to let rank 0 make one")
 
     def emulated_rates(self) -> list[float]:
-        """Payload bytes per second of each host's emulated link; [] if none are emulated."""
+        """Payload bytes per second of each host's emulated link; [] if links are not emulated."""
         try:
             rates = [float(mbit) * 1e6 / 8 for mbit in self.emulate.split(",")] if self.emulate else []
         except ValueError:
@@ -101,10 +101,13 @@ _READ: dict[str, tuple[Callable[[str], object], str]] = {
 
 
 def configure(**settings: object) -> None:
-    """Set options of this process for the groups it joins from now on; fields as in `Options`.
+    """Set options for the groups that this process joins from now on.
+
+    Args:
+        settings: by name, as in `Options`. Options that are not named keep their values.
 
     Raises:
-        UsageError: unknown name or a value out of range; nothing is changed then.
+        UsageError: an unknown name or a value out of range; nothing is changed then.
     """
     unknown = set(settings) - set(Options.__dataclass_fields__)
     if unknown:
@@ -114,7 +117,7 @@ def configure(**settings: object) -> None:
 
 
 def current() -> Options:
-    """The options in force: what `configure` set over the environment over the defaults."""
+    """The options in force: from `configure`, else from the environment, else the defaults."""
     return replace(_from_environment(), **_configured)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Message sizes as people write them: 4096, 4k, 25M, 64Mi, and lists and ranges of these."""
+"""Sizes as people write them (4096, 4k, 25M, 64Mi, lists and ranges), and amounts, rates and seconds as text."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def num_bytes(text: str) -> int:
     try:
         return int(float(digits) * SUFFIXES[suffix])
     except (ValueError, KeyError, OverflowError):
-        raise UsageError(f"{text!r} is no number of bytes; write it as 4096, 4k, 25M or 64Mi") from None
+        raise UsageError(f"{text!r} is not a number of bytes; write it as 4096, 4k, 25M or 64Mi") from None
 
 
 def sizes(text: str) -> list[int]:
     """Bytes of each size in a list with commas; first:last:Kx stands for first, K first, K K first, ... up to last.
 
     Raises:
-        UsageError: what is none of these, or not at least one byte.
+        UsageError: another format, or a size below one byte.
     """
     found = [size for part in text.split(",") for size in _one_or_range(part.strip())]
     if min(found) < 1:
@@ -41,7 +41,7 @@ def _one_or_range(text: str) -> list[int]:
     first, last = num_bytes(first_text), num_bytes(last_text)
     factor = int(factor_text[:-1]) if factor_text.endswith("x") and factor_text[:-1].isdecimal() else 0
     if factor < 2 or not 1 <= first <= last:
-        raise UsageError(f"{text!r} is no range of sizes; write it as first:last:factor, such as 8:256M:4x")
+        raise UsageError(f"{text!r} is not a range of sizes; write it as first:last:factor, such as 8:256M:4x")
     found = [first]
     while found[-1] * factor <= last:
         found.append(found[-1] * factor)
@@ -49,11 +49,12 @@ def _one_or_range(text: str) -> list[int]:
 
 
 def rate(bytes_per_s: float) -> str:
+    """As `amount`: 1.25 GB/s."""
     return amount(bytes_per_s, "B/s")
 
 
 def amount(value: float, unit: str) -> str:
-    """With a decimal prefix and three digits: 25 MB, 1.25 GB/s."""
+    """With a decimal prefix and three significant digits: 25 MB."""
     for prefix, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= factor:
             return f"{value / factor:.3g} {prefix}{unit}"
@@ -61,7 +62,7 @@ def amount(value: float, unit: str) -> str:
 
 
 def seconds(value: float) -> str:
-    """With four digits in s, ms or us."""
+    """With four significant digits, in s, ms or us: 12.5 ms."""
     if value >= 1:
         return f"{value:.4g} s"
     return f"{value * 1e3:.4g} ms" if value >= 1e-3 else f"{value * 1e6:.4g} us"

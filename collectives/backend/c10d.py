@@ -6,6 +6,7 @@ once, and checks the rest of our code.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, TypeAlias
 
 import torch.distributed
@@ -16,3 +17,12 @@ c10d: Any = torch.distributed.distributed_c10d
 Store: TypeAlias = Any
 GlooGroup: TypeAlias = Any
 Work: TypeAlias = Any
+
+
+def all_reduce_options(op: Any = dist.ReduceOp.SUM, *, async_op: bool = True, timeout: timedelta | None = None) -> Any:
+    """c10d's AllreduceOptions. `timeout` None leaves the group's own in force."""
+    options = c10d.AllreduceOptions()
+    options.reduceOp, options.asyncOp = op, async_op
+    if timeout is not None:
+        options.timeout = timeout
+    return options

@@ -1,9 +1,9 @@
 """Scripts that ask for another backend by name get narrowgauge, without a change to them.
 
-`install` puts itself into the one function of torch through which every process group is made, so it covers
-`init_process_group`, `new_group` and all that build on them. The groups keep the name that the script asked for:
-`dist.get_backend()` goes on to say "nccl" or "gloo", because scripts decide by it where their tensors live, and
-`dist.monitored_barrier` insists on it. What a group really is, `group.name()` tells: "narrowgauge".
+`install` wraps the one function of torch that makes every process group, so it covers `init_process_group`, `new_group`
+and everything built on them. A group keeps the name that the script asked for: `dist.get_backend()` still returns
+"nccl" or "gloo", because scripts choose the device of their tensors by it and `dist.monitored_barrier` requires it.
+`group.name()` returns the truth, "narrowgauge".
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ _REPLACEABLE = ("gloo", "nccl", "mpi", "ucc", "xccl")
 
 
 def install(replace: Sequence[str] = ("gloo", "nccl")) -> None:
-    """From now on, groups of the named backends are made by narrowgauge in this process. All ranks must do the same.
+    """Replace the named backends by narrowgauge in this process, for groups made from now on. All ranks must call it.
 
-    A script's ``backend=None`` counts as the backend that torch would take for this machine. A backend for each device
+    A script's ``backend=None`` counts as the backend that torch would take on this machine. A backend for each device
     ("cpu:gloo,cuda:nccl") is replaced if all its parts are named, and otherwise left alone, with a warning. Options
-    made for the replaced backend (such as ProcessGroupNCCL.Options) are dropped, with a warning. Groups that exist
-    already stay what they are. May be called again: the last call's `replace` holds.
+    made for the replaced backend (such as ProcessGroupNCCL.Options) are dropped, with a warning. Existing groups do not
+    change. A second call replaces the first.
+
+    Args:
+        replace: names of backends: "gloo", "nccl", "mpi", "ucc" or "xccl".
 
     Raises:
-        UsageError: `replace` names something else than gloo, nccl, mpi, ucc or xccl.
+        UsageError: another name in `replace`.
     """
     unknown = sorted(set(replace) - set(_REPLACEABLE))
     if unknown or isinstance(replace, str):
@@ -43,7 +46,7 @@ def install(replace: Sequence[str] = ("gloo", "nccl")) -> None:
 
 
 def uninstall() -> None:
-    """Undo `install`: names mean what torch says again. Groups that exist already stay what they are."""
+    """Undo `install` for groups made from now on. Existing groups do not change."""
     c10d._new_process_group_helper = getattr(
         c10d._new_process_group_helper, "__wrapped__", c10d._new_process_group_helper
     )
@@ -60,7 +63,7 @@ def _replacing(helper: Callable[..., Any], replaced: frozenset[str]) -> Callable
         if not _is_replaced(str(backend), replaced):
             return helper(size, rank, ranks, backend, store, group_name, backend_options=backend_options, **more)
         if backend_options is not None and not isinstance(backend_options, Options):
-            logger.warning("dropping the script's %s: the group is made by narrowgauge", type(backend_options).__name__)
+            logger.warning("ignoring the script's %s: narrowgauge makes this group", type(backend_options).__name__)
             backend_options = None
         made = helper(
             size, rank, ranks, dist.Backend("narrowgauge"), store, group_name, backend_options=backend_options, **more
@@ -79,7 +82,10 @@ def _is_replaced(backend: str, replaced: frozenset[str]) -> bool:
         return _default_backend() in replaced
     parts = {part.rpartition(":")[2] for part in backend.lower().split(",")}
     if parts & replaced and parts - replaced:
-        logger.warning("leaving backend %r alone: it names %s too", backend, ", ".join(sorted(parts - replaced)))
+        logger.warning(
+            "not replacing backend %r: it also names %s, which install() was not given",
+            backend, ", ".join(sorted(parts - replaced)),
+        )  # fmt: skip
     return parts <= replaced
 
 

@@ -1,7 +1,7 @@
 """Which executor a group gets: the native engine, or Gloo where that was asked for or the engine cannot run.
 
-All ranks of a group must choose alike. Each publishes what it wants and whether its engine passed its self-test, all
-read all, and one rank that needs Gloo decides for everybody.
+All ranks of a group must choose the same. Each publishes which one its options ask for and whether its engine passed
+the self-test, and reads what the others published. If one rank needs Gloo, all take it.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ class EngineExecutor:
 
 
 class Chosen(NamedTuple):
-    """What a group works with.
+    """What carries out a group's calls.
 
     Attributes:
-        executor: what executes its Calls.
-        mail: a Gloo group for messages between two ranks.
-        devices: whether a rank has an accelerator, so that tensors may have to be copied to host memory first.
+        executor: executes collectives.
+        p2p_group: a Gloo group for messages between two ranks.
+        devices: whether any rank has an accelerator, so that tensors may have to be copied to host memory first.
     """
 
     executor: Executor
-    mail: GlooGroup
+    p2p_group: GlooGroup
     devices: bool
 
 
@@ -63,13 +63,13 @@ def choose(store: Store, rank: int, size: int, name: str, timeout_s: float, sett
         RendezvousError: the ranks did not find each other.
     """
     on_gloo, devices = _agree(store, rank, size, settings)
-    inner = gloo.connect(dist.PrefixStore("gloo", store), rank, size, timeout_s, settings, lazily=not on_gloo)
+    p2p_group = gloo.connect(dist.PrefixStore("gloo", store), rank, size, timeout_s, settings, lazily=not on_gloo)
     if on_gloo:
-        return Chosen(gloo.GlooExecutor(inner, rank, size), inner, devices)
-    from collectives.engine.runner import connect
+        return Chosen(gloo.GlooExecutor(p2p_group, rank, size), p2p_group, devices)
+    from collectives.engine.runner import connect  # here: on Gloo numba is never loaded
 
-    meeting = dist.PrefixStore("engine", store)
-    return Chosen(EngineExecutor(connect(meeting, rank, size, name, timeout_s, settings)), inner, devices)
+    engine = connect(dist.PrefixStore("engine", store), rank, size, name, timeout_s, settings)
+    return Chosen(EngineExecutor(engine), p2p_group, devices)
 
 
 def _agree(store: Store, rank: int, size: int, settings: Options) -> tuple[bool, bool]:
@@ -78,19 +78,19 @@ def _agree(store: Store, rank: int, size: int, settings: Options) -> tuple[bool,
     fault = None if wants_gloo else _self_test()
     devices = torch.accelerator.is_available()
     store.set(f"executor/{rank}", json.dumps({"gloo": wants_gloo, "fault": fault, "devices": devices}))
-    said = [json.loads(store.get(f"executor/{other}")) for other in range(size)]
-    faults = [f"rank {other}: {each['fault']}" for other, each in enumerate(said) if each["fault"]]
-    asked = [other for other, each in enumerate(said) if each["gloo"]]
+    published = [json.loads(store.get(f"executor/{other}")) for other in range(size)]
+    faults = [f"rank {other}: {each['fault']}" for other, each in enumerate(published) if each["fault"]]
+    asked = [other for other, each in enumerate(published) if each["gloo"]]
     if faults:
         more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
         _warn(f"the native engine failed its self-test on {'; '.join(faults[:3])}{more}")
     elif 0 < len(asked) < size:
-        _warn(f"ranks {asked} ask for it by their options and the others do not")
-    return bool(faults or asked), any(each["devices"] for each in said)
+        _warn(f"the options of ranks {asked} ask for it, those of the others do not")
+    return bool(faults or asked), any(each["devices"] for each in published)
 
 
 def _self_test() -> str | None:
-    """What keeps the native engine from running in this process; None if nothing does."""
+    """Why the native engine cannot run in this process; None if it can."""
     try:
         from collectives.engine.selftest import warm_up
 
@@ -101,4 +101,4 @@ def _self_test() -> str | None:
 
 
 def _warn(reason: str) -> None:
-    warnings.warn(f"this group runs on Gloo, since {reason}", RuntimeWarning, stacklevel=6)
+    warnings.warn(f"this group runs on Gloo, because {reason}", RuntimeWarning, stacklevel=6)

@@ -1,9 +1,9 @@
-"""torch's Gloo in our service: the whole group's executor as the fallback, and the executor of point-to-point messages.
+"""torch's Gloo as an executor: the fallback for all collectives of a group, and the carrier of point-to-point messages.
 
-As the fallback it has no JIT, no sockets and no threads of ours, and it means the same by every Call: averages are made
-from sums, 16-bit floats are summed as float32 and rounded once, bool and int16 travel in types that Gloo knows.
-It is slower than the native engine and its float sums differ from it in the last bits. Minimum and maximum
-do not promise to hand NaN on.
+As the fallback it needs no JIT, and no sockets or threads of ours. Every Call means the same as on the engine: averages
+are computed from sums, 16-bit floats are summed as float32 and rounded once, bool and int16 travel in types that Gloo
+supports. It is slower than the native engine, its float sums differ from the engine's in the last bits, and its minimum
+and maximum may drop NaN.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from collectives.backend.c10d import GlooGroup, Store, Work, c10d, dist
+from collectives.backend.c10d import GlooGroup, Store, Work, all_reduce_options, c10d, dist
 from collectives.backend.staging import as_bytes
 from collectives.backend.tensors import Call, Done
 from collectives.errors import CollectiveError, GroupClosed, OpTimeout, RendezvousError
@@ -24,7 +24,7 @@ from collectives.options import Options
 from collectives.schedule.op import FLOATS, OpSpec
 from collectives.transport.tcp import own_addresses
 
-# Gloo's handle of what was begun, and what turns its result into the Call's.
+# Gloo's handle of an op, and the function that turns its result into the Call's.
 Begun: TypeAlias = tuple[Work, Callable[[], object]]
 
 GLOO_DTYPE = {
@@ -43,7 +43,7 @@ GLOO_OP = {
     "bor": dist.ReduceOp.BOR,
     "bxor": dist.ReduceOp.BXOR,
 }
-# On bytes 0 and 1 these are "or" and "and".
+# On bytes 0 and 1 maximum is "or" and minimum is "and".
 GLOO_OP_ON_BOOL = {**GLOO_OP, "sum": dist.ReduceOp.MAX, "product": dist.ReduceOp.MIN}
 
 
@@ -51,7 +51,7 @@ def connect(store: Store, rank: int, size: int, timeout_s: float, options: Optio
     """A Gloo group over the network interface that the options name; all ranks must call it.
 
     Args:
-        lazily: connect two ranks when they first speak; until then a rank has one listening socket and three threads.
+        lazily: connect two ranks at their first message; until then a rank has one listening socket and three threads.
 
     Raises:
         RendezvousError: Gloo could not form the group.
@@ -71,6 +71,7 @@ def _device(store: Store, options: Options, lazily: bool) -> Any:
     if chosen:
         chosen = chosen.split(",")[0].strip()
         return dist.ProcessGroupGloo.create_device(interface=chosen, lazy_init=lazily)
+    # As the engine does: the address of the interface that reaches the store, which the other ranks reach, too.
     while isinstance(store, dist.PrefixStore):
         store = store.underlying_store
     towards = store.host if isinstance(store, dist.TCPStore) else None
@@ -100,7 +101,7 @@ class GlooExecutor:
             try:
                 future.value()
                 complete()
-            except Exception as error:  # whatever it is belongs to the caller
+            except Exception as error:  # for the caller; a callback of a future has nobody else to report to
                 done(_translated(call, error) if isinstance(error, RuntimeError) else error)
             else:
                 done(None)
@@ -118,8 +119,7 @@ class GlooExecutor:
 
     def _all_reduce(self, gloo: GlooGroup, call: Call, timeout: timedelta) -> Begun:
         wide = _widened(call.spec, call.source, fresh=call.target is not call.source)
-        options = c10d.AllreduceOptions()
-        options.reduceOp, options.timeout = _op(call.spec), timeout
+        options = all_reduce_options(_op(call.spec), timeout=timeout)
         work = gloo.allreduce([_never_empty(wide)], options)
         return work, lambda: _narrow(call.spec, wide, call.target.reshape(-1), self._size)
 
@@ -132,10 +132,9 @@ class GlooExecutor:
         return work, lambda: _narrow(call.spec, wide, call.target.reshape(-1), self._size) if is_root else None
 
     def _reduce_scatter(self, gloo: GlooGroup, call: Call, timeout: timedelta) -> Begun:
-        """An all-reduce of which each rank keeps its chunk, since chunks may differ in size."""
+        """An all-reduce of which each rank keeps its chunk: Gloo's reduce-scatter wants chunks of one size."""
         wide = _widened(call.spec, call.source, fresh=True)
-        options = c10d.AllreduceOptions()
-        options.reduceOp, options.timeout = _op(call.spec), timeout
+        options = all_reduce_options(_op(call.spec), timeout=timeout)
         work = gloo.allreduce([_never_empty(wide)], options)
         chunk = torch.split(wide, list(call.spec.counts))[self._rank]
         return work, lambda: _narrow(call.spec, chunk, call.target.reshape(-1), self._size)
@@ -146,7 +145,7 @@ class GlooExecutor:
         return gloo.broadcast([_never_empty(as_bytes(call.target))], options), _nothing
 
     def _all_gather(self, gloo: GlooGroup, call: Call, timeout: timedelta) -> Begun:
-        """Chunks are padded to the longest, as Gloo wants them equal."""
+        """Chunks are padded to the longest: Gloo wants chunks of one size."""
         longest = max(1, *call.spec.counts)
         padded = torch.zeros(longest, dtype=torch.uint8)
         padded[: call.source.nbytes] = as_bytes(call.source)
@@ -177,17 +176,17 @@ def _op(spec: OpSpec) -> Any:
 
 
 def _never_empty(tensor: Tensor) -> Tensor:
-    """Gloo has no empty messages, but an empty op still has to meet its peers."""
+    """Gloo has no empty messages, but ranks must meet in an empty op, too."""
     return tensor if tensor.numel() else torch.zeros(1, dtype=tensor.dtype)
 
 
 def _widened(spec: OpSpec, tensor: Tensor, fresh: bool) -> Tensor:
-    """The flat elements in a dtype that Gloo can reduce without loss; a copy if asked to be fresh."""
+    """The flat elements in a dtype that Gloo can reduce without loss; a copy if `fresh`."""
     return tensor.detach().reshape(-1).to(GLOO_DTYPE.get(spec.dtype, tensor.dtype), copy=fresh)
 
 
 def _narrow(spec: OpSpec, wide: Tensor, target: Tensor, size: int) -> None:
-    """Bring Gloo's result to the target, rounded or wrapped to its dtype, and divided if it is an average."""
+    """Write Gloo's result to the target, rounded or wrapped to its dtype, and divided if it is an average."""
     with torch.no_grad():
         if spec.reduction != "avg":
             result = wide
@@ -201,4 +200,4 @@ def _narrow(spec: OpSpec, wide: Tensor, target: Tensor, size: int) -> None:
 
 def _translated(call: Call, error: RuntimeError) -> CollectiveError:
     kind = OpTimeout if "timed out" in str(error).lower() else CollectiveError
-    return kind(f"{call.spec}, on Gloo: {error}")
+    return kind(f"{call.spec} on Gloo: {error}")

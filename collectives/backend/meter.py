@@ -1,4 +1,8 @@
-"""What communication has cost this process so far: one meter for all groups, cheap enough to be always on."""
+"""Counts what communication has cost this process so far: one meter for all groups, cheap enough to be always on.
+
+Ops overlap, and several threads may wait at once, so seconds are those of unions of intervals: adding up each op's own
+time would count the same second several times.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +57,7 @@ class Meter:
             self._busy.leave(perf_counter())
 
     def call_started(self, num_bytes: int) -> None:
-        """An op that its caller waits for."""
+        """As `op_started`, for an op whose caller waits inside the call."""
         with self._lock:
             self._ops += 1
             self._bytes += num_bytes
@@ -76,7 +80,7 @@ class Meter:
             self._blocked.leave(perf_counter())
 
     def future_taken(self) -> None:
-        """Somebody holds a future of an unfinished op and will wait for it where we cannot see."""
+        """A future of an unfinished op was handed out; its holder may wait for it in C++, where we cannot see it."""
         with self._lock:
             now = perf_counter()
             self._handed_out += 1
@@ -88,6 +92,7 @@ class Meter:
             self._handed_out -= 1
             if self._handed_out == 0:
                 now = perf_counter()
+                # Waiting that was seen in this time is counted by `_blocked` already.
                 seen_s = self._blocked.seconds(now) - self._blocked_before_tail_s
                 self._tails_s += now - self._tail_from - seen_s
 

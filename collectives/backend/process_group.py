@@ -1,16 +1,22 @@
-"""The group that torch sees: c10d's calls in, Calls out to a executor, Works back.
+"""The group that torch sees: c10d's calls in, Calls out to an executor, Works back.
 
     dist.all_reduce(t)                                    torch
       -> NarrowgaugeGroup.allreduce                       this file: c10d's names, options and overloads
         -> tensors.all_reduce(t, "sum") -> Call           what is meant, in plain memory
-          -> EngineExecutor | GlooExecutor                  how it is done
+          -> EngineExecutor | GlooExecutor                how it is done
             -> NarrowgaugeWork                            when it is done
 
-A synchronous call runs in the caller's thread and has ended when the method returns. DDP always asks asynchronously.
-torch changed the names of the single-tensor forms between 2.9 and 2.13; both generations are here.
+A synchronous call runs in the caller's thread and has ended when the method returns. DDP always calls asynchronously.
 
-send, recv and sparse all-reduces (embeddings' gradients) go to an inner Gloo group that connects two ranks when they
-first speak.
+Ops of a group must start in the same order on all ranks: the executor matches them by their position. An executor
+starts ops in the order in which `run` and `start` are called, so this file only has to keep that order where a call
+cannot start at once. That is the case for tensors on a device, which first have to be copied to the host: such calls go
+through the staging thread, one at a time, and from the first of them on all calls of the group do.
+
+torch renamed the single-tensor forms between 2.9 and 2.13; both names are here.
+
+send, recv and sparse all-reduces (gradients of embeddings) go to an inner Gloo group, which connects two ranks at their
+first message.
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ from torch import Tensor
 
 from collectives import options
 from collectives.backend import tensors
-from collectives.backend.c10d import GlooGroup, Store, Work, c10d, dist
+from collectives.backend.c10d import GlooGroup, Store, Work, all_reduce_options, c10d, dist
 from collectives.backend.executors import EngineExecutor, choose
 from collectives.backend.meter import METER
 from collectives.backend.monitored_barrier import monitored_barrier
@@ -41,8 +47,8 @@ if TYPE_CHECKING:
     from collectives.planning.plan import Plan
     from collectives.schedule.op import Collective
 
-CHUNK_BYTES = 4 << 20  # what crosses a PCIe bus in less than a millisecond, and a network in many
-MAX_HELPERS = 1000  # threads are made when one is needed and none is idle; one or two is usual
+CHUNK_BYTES = 4 << 20  # crosses a PCIe bus in less than a millisecond, so the network waits no longer for the first
+MAX_HELPERS = 1000  # a thread is started only when none is idle; one or two are usual
 
 REDUCTION = {
     dist.ReduceOp.SUM: "sum",
@@ -58,14 +64,14 @@ _REDUCTION_BY_VALUE = {int(op): name for op, name in REDUCTION.items()}  # torch
 
 
 def create(torch_options: Any, pg_options: object = None) -> NarrowgaugeGroup:
-    """What torch calls to make a group of backend "narrowgauge".
+    """Make a group of backend "narrowgauge"; torch calls this.
 
     Args:
         torch_options: torch's _DistributedBackendOptions.
-        pg_options: what the script gave as pg_options: `collectives.Options`, or None for the options in force.
+        pg_options: the script's pg_options: `collectives.Options`, or None for the options in force.
 
     Raises:
-        UsageError: pg_options of another backend.
+        UsageError: pg_options are of another backend.
         RendezvousError: the ranks did not find each other.
     """
     if pg_options is not None and not isinstance(pg_options, Options):
@@ -84,11 +90,11 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     """A process group whose collectives run on the native engine, or on Gloo where that was chosen.
 
     Args:
-        store: where the ranks meet; this group's alone.
+        store: for rendezvous; used by this group alone.
         rank, size: of this process in the group.
-        name: the group's, equal on all ranks.
-        timeout_s: seconds without progress that end an op, unless the options or the op say otherwise.
-        settings: how to form it.
+        name: of the group, equal on all ranks.
+        timeout_s: seconds without progress after which an op fails, unless the options or the op say otherwise.
+        settings: options of the group.
     """
 
     supports_splitting = True
@@ -103,10 +109,10 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         self._timeout_s = settings.timeout_s or timeout_s
         self._settings = settings
         self._ops = 0
-        self._roll_calls = 0
+        self._barriers = 0
         self._helpers = ThreadPoolExecutor(MAX_HELPERS, f"narrowgauge-{name}-futures")
-        self._staging_thread: ThreadPoolExecutor | None = None  # from the first call that has to wait for a device
-        self._executor, self._mail, self._devices = choose(store, rank, size, name, self._timeout_s, settings)
+        self._staging_thread: ThreadPoolExecutor | None = None  # started by the first call that waits for a device
+        self._executor, self._p2p_group, self._devices = choose(store, rank, size, name, self._timeout_s, settings)
 
     # Collectives
 
@@ -123,13 +129,12 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         """All-reduce a float32 tensor in place, encoded where it crosses the network; see `collectives.all_reduce`.
 
         Raises:
-            UsageError: the codec is not known, or cannot do this; or the group runs on Gloo, which has no codecs.
+            UsageError: no such codec, or not one for this op; or the group runs on Gloo, which has no codecs.
         """
         if codec != "none" and self.engine is None:
             raise UsageError(f"group {self._name} runs on Gloo, which has no codecs; got codec {codec!r}")
-        opts = c10d.AllreduceOptions()
-        opts.asyncOp = async_op
-        return self._submit([tensors.all_reduce_coded(given, op, codec, residual)], opts)
+        call = tensors.all_reduce_coded(given, op, codec, residual)
+        return self._submit([call], all_reduce_options(async_op=async_op))
 
     def allreduce_coalesced(self, given: list[Tensor], opts: Any = None) -> NarrowgaugeWork:
         opts = _options(c10d.AllreduceCoalescedOptions, opts, {})
@@ -138,6 +143,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     def _all_reduce(self, given: list[Tensor], reduction: str) -> list[Call]:
         if len(given) != 1:
             return tensors.all_reduce_coalesced(given, reduction)
+        # If any rank has an accelerator, all ranks cut alike: an op on one rank must be the same op on every other.
         if self._devices:
             return tensors.all_reduce_in_chunks(given[0], reduction, CHUNK_BYTES)
         return [tensors.all_reduce(given[0], reduction)]
@@ -161,7 +167,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     def allgather_coalesced(
         self, outputs: list[list[Tensor]], given: list[Tensor], opts: Any = None
     ) -> NarrowgaugeWork:
-        """``outputs[i][j]`` gets rank i's ``given[j]``: ranks come first here, and last in `allgather`."""
+        """``outputs[i][j]`` gets rank i's ``given[j]``: the rank is the first index here, the second in `allgather`."""
         opts = _options(c10d.AllgatherOptions, opts, {})
         if len(outputs) != self._size or any(len(of_rank) != len(given) for of_rank in outputs):
             got = f"{len(outputs)} lists of {', '.join(str(len(of_rank)) for of_rank in outputs)} outputs"
@@ -237,27 +243,25 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         return self._submit([tensors.barrier()], _options(c10d.BarrierOptions, opts, named))
 
     def _submit(self, calls: list[Call], opts: Any) -> NarrowgaugeWork:
-        self._inner_gloo()
+        self._inner_gloo()  # raises if the group was destroyed
         timeout_s = opts.timeout.total_seconds()
-        if timeout_s <= 0:  # torch's way to say that none was given
+        if timeout_s <= 0:  # torch's default stands for "not given"
             timeout_s = self._timeout_s
         self._ops += 1
-        via_staging_thread = self._devices and (
+        # Once the staging thread exists it may still hold calls that have not started. A call that started at once,
+        # although its tensor is plain, would overtake them, and other ranks would not see the same order.
+        is_staged = self._devices and (
             self._staging_thread is not None or any(call.ready is not None for call in calls)
         )
-        if opts.asyncOp or via_staging_thread:
-            work = NarrowgaugeWork(calls, f"group {self._name}", self._helpers)
-            start = self._start_in_turn if via_staging_thread else self._start
-            for call in calls:
-                METER.op_started(call.num_bytes)
-                try:
-                    start(call, work, timeout_s)
-                except BaseException:
-                    METER.op_ended()
-                    raise
-            if not opts.asyncOp:
-                work.wait()
-            return work
+        if not opts.asyncOp and not is_staged:
+            return self._run(calls, timeout_s)
+        work = self._start(calls, timeout_s, is_staged)
+        if not opts.asyncOp:
+            work.wait()
+        return work
+
+    def _run(self, calls: list[Call], timeout_s: float) -> NarrowgaugeWork:
+        """Execute the calls in the caller's thread, which saves two thread switches for each."""
         for call in calls:
             METER.call_started(call.num_bytes)
             try:
@@ -268,27 +272,38 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
                 call.finish()
         return finished([output for call in calls for output in call.outputs])
 
-    def _start(self, call: Call, work: NarrowgaugeWork, timeout_s: float) -> None:
-        self._executor.start(call, functools.partial(work.part_done, call), timeout_s)
+    def _start(self, calls: list[Call], timeout_s: float, is_staged: bool) -> NarrowgaugeWork:
+        work = NarrowgaugeWork(calls, f"group {self._name}", self._helpers)
+        for call in calls:
+            METER.op_started(call.num_bytes)
+            try:
+                if is_staged:
+                    self._stage(call, work, timeout_s)
+                else:
+                    self._executor.start(call, functools.partial(work.part_done, call), timeout_s)
+            except BaseException:
+                METER.op_ended()
+                raise
+        return work
 
-    def _start_in_turn(self, call: Call, work: NarrowgaugeWork, timeout_s: float) -> None:
-        """Start a call when its elements have left the device, without keeping the caller until then.
+    def _stage(self, call: Call, work: NarrowgaugeWork, timeout_s: float) -> None:
+        """Have the staging thread start the call when its elements have left the device; returns at once.
 
-        Ops must start in the order in which they were called, so from the first such call on all take this way.
+        One thread, so that calls start in the order in which they were made, whichever copy is done first.
         """
         self._staging_thread = self._staging_thread or ThreadPoolExecutor(1, f"narrowgauge-{self._name}-staging")
-        self._staging_thread.submit(self._deliver, call, work, timeout_s)
+        self._staging_thread.submit(self._start_when_ready, call, work, timeout_s)
 
-    def _deliver(self, call: Call, work: NarrowgaugeWork, timeout_s: float) -> None:
+    def _start_when_ready(self, call: Call, work: NarrowgaugeWork, timeout_s: float) -> None:
         def done(error: BaseException | None) -> None:
-            """On a helper, since the copy to the device would keep the executor from its next op."""
+            """On a helper: the copy back to the device would keep the executor's thread from its next op."""
             self._helpers.submit(work.part_done, call, error)
 
         try:
             if call.ready is not None:
                 call.ready()
             self._executor.start(call, done, timeout_s)
-        except BaseException as problem:  # the caller has gone on; the Work has to tell it
+        except BaseException as problem:  # the caller has returned long ago, so only the Work can report it
             done(problem)
 
     # Messages between two ranks
@@ -297,23 +312,23 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         return self._inner_gloo().send([to_host(each) for each in given], rank, tag)
 
     def recv(self, given: list[Tensor], rank: int, tag: int = 0) -> Work:
-        rooms = [room_for(each) for each in given]
-        return received(self._inner_gloo().recv(rooms, rank, tag), rooms, given)
+        landings = [room_for(each) for each in given]
+        return received(self._inner_gloo().recv(landings, rank, tag), landings, given)
 
     def recv_anysource(self, given: list[Tensor], tag: int = 0) -> Work:
-        rooms = [room_for(each) for each in given]
-        return received(self._inner_gloo().recv_anysource(rooms, tag), rooms, given)
+        landings = [room_for(each) for each in given]
+        return received(self._inner_gloo().recv_anysource(landings, tag), landings, given)
 
     def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
         self._inner_gloo()
         timeout_s = self._timeout_s if timeout is None else timeout.total_seconds()
-        number, self._roll_calls = self._roll_calls, self._roll_calls + 1
+        number, self._barriers = self._barriers, self._barriers + 1
         monitored_barrier(self._store, self._rank, self._size, number, timeout_s, wait_all_ranks)
 
     def _inner_gloo(self) -> GlooGroup:
-        if self._mail is None:
+        if self._p2p_group is None:
             raise GroupClosed(f"rank {self._rank}: group {self._name} was destroyed")
-        return self._mail
+        return self._p2p_group
 
     # Membership
 
@@ -337,22 +352,22 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         return part
 
     def perform_nocolor_split(self, device: torch.device) -> None:
-        """Nothing: ranks outside a new group take no part in forming it."""
+        """Nothing to do: ranks outside a new group take no part in forming it."""
 
     def eager_connect_single_device(self, device: torch.device) -> None:
-        """Nothing: a group is connected when it has been made."""
+        """Nothing to do: a group is connected when its constructor returns."""
 
     def shutdown(self) -> None:
         """Leave the group: no thread, socket or shared memory of it remains. Unfinished ops raise GroupClosed."""
-        self._mail = None  # Gloo ends its threads when the last reference goes
-        self._executor.close()
+        self._p2p_group = None  # Gloo ends its threads when the last reference is dropped
+        self._executor.close()  # first: it fails the ops that the two pools below still wait for
         if self._staging_thread is not None:
-            self._staging_thread.shutdown()
+            self._staging_thread.shutdown()  # before the helpers: what it could not start is reported through them
         self._helpers.shutdown()
 
     abort = shutdown
 
-    # What the group is
+    # Attributes
 
     @property
     def engine(self) -> Engine | None:
@@ -389,7 +404,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     @property
     def _device_types(self) -> list[torch.device]:
-        """Tensors of these devices are taken; torch puts pickled objects on the first."""
+        """Devices whose tensors are accepted; torch puts pickled objects on the first."""
         accelerator = torch.accelerator.current_accelerator()
         return [torch.device("cpu"), *([torch.device(accelerator.type)] if accelerator is not None else [])]
 
@@ -404,32 +419,35 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         return self._store
 
     def set_timeout(self, timeout: timedelta) -> None:
-        """Seconds without progress that end the ops that are called from now on."""
+        """Seconds without progress after which ops that are called from now on fail."""
         self._timeout_s = timeout.total_seconds()
 
     _set_default_timeout = set_timeout
 
     def _set_sequence_number_for_group(self) -> None:
-        """Nothing: every group counts its ops from its start."""
+        """Nothing to do: every group counts its ops from 0."""
 
     def _get_sequence_number_for_group(self) -> int:
         return self._ops
 
 
 def native_group(group: object, purpose: str) -> NarrowgaugeGroup:
-    """The group, or the default one if it is None, which must be ours.
+    """The group (None: the default one), checked to be of backend narrowgauge.
+
+    Args:
+        purpose: what the caller needs it for; the error message begins with it.
 
     Raises:
-        UsageError: it belongs to another backend; `purpose` says what it was wanted for.
+        UsageError: it is of another backend.
     """
     chosen = dist.group.WORLD if group is None else group
     if not isinstance(chosen, NarrowgaugeGroup):
-        raise UsageError(f"got a {type(chosen).__name__} for {purpose}; only groups of backend {BACKEND} have that")
+        raise UsageError(f"{purpose} needs a group of backend {BACKEND}; got a {type(chosen).__name__}")
     return chosen
 
 
 def _options(kind: Any, opts: Any, named: dict[str, Any]) -> Any:
-    """c10d's options object, from whichever overload was called: options, or op, root and timeout as such."""
+    """c10d's options object, whichever overload was called: with options, or with op, root and timeout."""
     if isinstance(opts, kind):
         return opts
     made = kind()
@@ -444,7 +462,7 @@ def _options(kind: Any, opts: Any, named: dict[str, Any]) -> Any:
     fields = {"op": "reduceOp", "root": "rootRank", "timeout": "timeout"}
     for name, value in named.items():
         if name not in fields or not hasattr(made, fields[name]):
-            raise UsageError(f"got an argument {name!r} that {kind.__name__} has no field for")
+            raise UsageError(f"got the argument {name!r}, for which {kind.__name__} has no field")
         if value is not None:
             setattr(made, fields[name], value)
     return made

@@ -1,4 +1,8 @@
-"""Makes the backend known to torch: at once if torch is loaded, otherwise as soon as torch.distributed is."""
+"""Registers the backend with torch: at once if torch.distributed is loaded, otherwise right after its import.
+
+`import collectives` must not import torch, which takes seconds, and a script may import the two in any order. So an
+import hook waits for torch.distributed and runs the registration at the end of that module's own import.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ TORCH_DISTRIBUTED = "torch.distributed.distributed_c10d"
 
 
 def register(c10d: ModuleType) -> None:
-    """Make the backend known to torch; its code is loaded when the first group is made."""
+    """Register the backend; its code is loaded when the first group is made."""
 
     def create(torch_options: Any, pg_options: object = None) -> Any:
         from collectives.backend.process_group import create as create_group
@@ -26,14 +30,14 @@ def register(c10d: ModuleType) -> None:
 
 
 class _RegisterOnImport(importlib.abc.MetaPathFinder):
-    """Waits for torch.distributed to be imported, registers the backend with it, and leaves."""
+    """Registers the backend when torch.distributed is imported, once; finds no other module."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != TORCH_DISTRIBUTED:
             return None
-        sys.meta_path.remove(self)
+        sys.meta_path.remove(self)  # before the search below, which would come back here
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
         if spec is not None and spec.loader is not None:
             load = spec.loader.exec_module

@@ -1,12 +1,20 @@
-"""Where a tensor's elements can be reached by the engine: plain contiguous memory of this machine.
+"""Copies tensors to memory that the engine can read and write: contiguous host memory, here called plain.
 
-Tensors that lie so already are used in place. Others (another device, strides, lazy conjugates) are copied to such
-memory before an op and from it afterwards.
+Plain tensors are used in place. Others (on a device, strided, lazily conjugated) are copied to plain memory before an
+op and back after it.
 
-A device's tensors go through page-locked memory, on two streams of ours, one for each direction, which begin where the
-caller's stream stands: `leaving` returns at once with what to call before the elements are read, so copies run beside
-the network and the device never waits for the caller. `from_host` returns when the device holds the result, so any
-stream may use it. Only `torch.accelerator` and `torch.Stream` are called, which mean every vendor's devices.
+Tensors on a device go through page-locked memory, on two side streams for each device:
+
+    caller's stream   ... kernels that write the gradient ...
+    stream "out"          waits for them -> copy to host -> event      the staging thread waits for the event,
+                                                                       then starts the op (process_group.py)
+    stream "in"           copy to the device -> event                  a helper thread waits for the event,
+                                                                       then settles the Work
+
+Two streams, because a device copies in both directions at once: results of one chunk come back while the next chunk
+leaves. Side streams, because copies on the caller's stream would queue behind the backward pass that they should
+overlap. `from_host` returns only when the device holds the result, so the caller may use it on any stream without
+another event. Only `torch.accelerator` and `torch.Stream` are used, so the code is the same for every vendor.
 """
 
 from __future__ import annotations
@@ -21,14 +29,14 @@ from collectives.errors import UsageError
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether the engine may read and write the tensor where it is."""
+    """Whether the engine may read and write the tensor in place."""
     return (
         tensor.is_cpu
         and tensor.layout is torch.strided
         and tensor.is_contiguous()
         and not tensor.is_conj()
         and not tensor.is_neg()
-        and (tensor.data_ptr() != 0 or tensor.numel() == 0)  # wrapper subclasses have no memory of their own
+        and (tensor.data_ptr() != 0 or tensor.numel() == 0)  # wrapper subclasses hold their elements elsewhere
     )
 
 
@@ -50,7 +58,7 @@ def leaving(tensor: Tensor) -> tuple[Tensor, Callable[[], None] | None]:
     """As `to_host`, without waiting for the device.
 
     Returns:
-        The host memory, and what returns when the elements are in it; None if they are there already.
+        The host memory, and a function that blocks until the elements are in it; None if they are there already.
 
     Raises:
         UsageError: the tensor has no elements to copy (meta) or is sparse.
@@ -59,10 +67,11 @@ def leaving(tensor: Tensor) -> tuple[Tensor, Callable[[], None] | None]:
         return to_host(tensor), None
     host = room_for(tensor)
     stream = _side_stream(tensor.device, "out")
+    # The kernels that compute the tensor are queued on the caller's stream and may not have run yet.
     stream.wait_stream(torch.accelerator.current_stream(tensor.device))
     with stream, torch.no_grad():
         host.copy_(tensor, non_blocking=True)
-    return host, functools.partial(_arrive, stream.record_event(), tensor)
+    return host, functools.partial(_wait_for_copy, stream.record_event(), tensor)
 
 
 def room_for(tensor: Tensor) -> Tensor:
@@ -78,38 +87,43 @@ def room_for(tensor: Tensor) -> Tensor:
         raise UsageError(f"got {kind} of shape {tuple(tensor.shape)}; collectives take dense tensors with data")
     if not _pins(tensor.device.type):
         return torch.empty(tensor.shape, dtype=tensor.dtype)
-    # What the caller has queued may still read the tensor; the result must not overtake it.
+    # Kernels that the caller has queued may still read the tensor; the result must not overwrite it before they ran.
     _side_stream(tensor.device, "in").wait_stream(torch.accelerator.current_stream(tensor.device))
     return _page_locked(tensor.shape, tensor.dtype)
 
 
 def from_host(host: Tensor, tensor: Tensor) -> None:
-    """Bring a result to where it belongs; nothing happens if it is there already."""
+    """Copy a result from `host` to `tensor` and wait until it is there; no copy if `host` is the tensor."""
     if host is tensor:
         return
     if not _pins(tensor.device.type):
         with torch.no_grad():
             tensor.copy_(host)
         return
-    stream = _side_stream(tensor.device, "in")
+    stream = _side_stream(tensor.device, "in")  # `room_for` made it wait for the caller's stream
     with stream, torch.no_grad():
         tensor.copy_(host, non_blocking=True)
-    _arrive(stream.record_event(), host)
+    _wait_for_copy(stream.record_event(), host)
 
 
 def as_bytes(plain: Tensor) -> Tensor:
     """The memory of a plain tensor as a vector of uint8."""
-    # A tensor of one element may have any stride and be contiguous all the same; view(dtype) wants 1.
+    # A tensor of one element counts as contiguous whatever its stride, but view(dtype) requires a stride of 1.
     return plain.detach().as_strided((plain.numel(),), (1,)).view(torch.uint8)
 
 
 @functools.cache
 def _side_stream(device: torch.device, direction: str) -> torch.Stream:
+    """One stream for each device and direction, for the life of the process."""
     return torch.Stream(device)
 
 
-def _arrive(event: torch.Event, held: Tensor) -> None:
-    """Return when the copies before `event` are done; `held`, which they read, lives until then."""
+def _wait_for_copy(event: torch.Event, source: Tensor) -> None:
+    """Block until the copy before `event` is done.
+
+    `source` is an argument so that it stays alive: torch's allocator may reuse memory as soon as the last reference is
+    gone, and it does not know that a side stream still reads it.
+    """
     event.synchronize()
 
 
@@ -119,7 +133,10 @@ def _page_locked(shape: torch.Size, dtype: torch.dtype) -> Tensor:
 
 @functools.cache
 def _pins(device_type: str) -> bool:
-    """Whether there is page-locked memory for this kind of device; copies to and from it run at the bus's speed."""
+    """Whether page-locked memory exists for this kind of device.
+
+    Without it a copy blocks its caller, whatever the stream, so staging then is a plain synchronous copy.
+    """
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is None or accelerator.type != device_type:
         return False

@@ -14,19 +14,19 @@ def stats() -> dict[str, Any]:
     Returns:
         ops: collectives begun.
         bytes: sum of their message sizes (the larger of what goes in and what comes out on this rank).
-        busy_s: seconds during which at least one collective was under way.
-        wait_s: seconds during which the program stood still for communication. It is the sum of two parts that never
-            overlap. First, exactly: the time during which at least one thread was inside a synchronous collective or
-            inside `Work.wait`. Second, for ops whose futures were taken (DDP does so for its buckets and then waits
-            inside C++): from the moment the last of them was handed out until none of them was left unfinished, less
-            what the first part already counts. That is what DDP waits at the end of a backward pass; a program
-            that takes a future and then computes instead of waiting is charged for it all the same.
+        busy_s: seconds during which at least one collective ran.
+        wait_s: seconds during which the program waited for communication, in two parts that never overlap. First,
+            measured exactly: the time during which at least one thread was inside a synchronous collective or inside
+            `Work.wait`. Second, for ops whose futures were taken (DDP takes those of its buckets and waits in C++):
+            from the moment the last of them was handed out until all of them were completed, less what the first part
+            counts. That is what DDP waits at the end of a backward pass; it overstates the wait of a program that
+            takes a future and computes before it waits.
         waited_for: for each native group that this process is in, by its name, the seconds that its engine slept in ops
-            because of each other rank: of those that still owed something, in equal parts, and where none did, of those
-            that took nothing. A rank that owes is not always the one to blame: it may wait itself. Who is late is
-            logged, see README.
+            because of each other rank: split evenly among the ranks with outstanding slices, or, if there were none,
+            among the ranks that accepted no data. A rank with outstanding slices may be healthy and itself waiting;
+            which rank is the straggler is logged, see README.
         steps, samples, compute_s: of attached models (`collectives.attach`): steps, samples by the weights that were
-            set, and seconds from the begin of forward to the last gradient.
+            set, and seconds from the start of forward to the last gradient.
 
     send, recv and monitored_barrier are not counted.
     """

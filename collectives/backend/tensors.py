@@ -1,11 +1,11 @@
-"""From what torch calls a collective with to what a executor executes, and back.
+"""From the tensors of a collective to a `Call` that an executor can execute, and back.
 
-Each function below checks one collective's tensors and returns a `Call`: an `OpSpec`, plain memory to read and to
-write, and what to do with the result. The native engine and the Gloo fallback both execute Calls, so what a
-collective means is said here once.
+Each function below checks the tensors of one collective and returns a `Call`: an `OpSpec`, plain memory to read and to
+write, and what to do with the result. The engine and the Gloo fallback both execute Calls, so the meaning of a
+collective is defined here once.
 
-Reductions keep their dtype, except that complex numbers are reduced as pairs of reals. Collectives that only move
-data move bytes, so they take every dense dtype.
+Reductions keep their dtype, except that complex numbers are reduced as pairs of reals. Collectives that only move data
+move bytes, so they accept every dense dtype.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Call:
     """One op with its memory.
 
     Attributes:
-        spec: what is to be done.
-        source: plain tensor that the op reads; it holds what `spec.counts` says, in any shape.
+        spec: the op.
+        source: plain tensor that the op reads, of `spec.counts` elements in any shape.
         target: plain tensor that the op writes; may be `source`.
-        outputs: the caller's tensors that hold the result after `finish`.
-        finish: brings the result from `target` to `outputs`; None if it is there already.
-        ready: returns when `source` holds what the op is to read; None if it does already.
+        outputs: the caller's tensors, which hold the result after `finish`.
+        finish: copies the result from `target` to `outputs`; None if it is there already.
+        ready: blocks until the copy into `source` is done; None if the op may start at once.
         residual: of an op with a codec, see `Engine.start`.
     """
 
@@ -55,26 +55,26 @@ Done = Callable[[BaseException | None], None]
 
 
 class Executor(Protocol):
-    """What executes Calls in order, one group's worth."""
+    """Executes the Calls of one group, in the order in which they come."""
 
     def run(self, call: Call, timeout_s: float) -> None:
         """Execute the call and return when its target is written.
 
         Raises:
-            UsageError: the executor cannot do it.
+            UsageError: the executor does not support the call.
             CollectiveError: it failed; the group is broken.
         """
 
     def start(self, call: Call, done: Done, timeout_s: float) -> None:
-        """Begin the call; `done` is called once from another thread, with None or with what went wrong.
+        """Begin the call; `done` is called once from another thread, with None or the error.
 
         Raises:
-            UsageError: the executor cannot do it.
-            GroupClosed: the group is gone.
+            UsageError: the executor does not support the call.
+            GroupClosed: the group was destroyed.
         """
 
     def close(self) -> None:
-        """Give everything back: threads, sockets, shared memory. May be called again."""
+        """Release threads, sockets and shared memory. May be called again."""
 
 
 def all_reduce(tensor: Tensor, reduction: str) -> Call:
@@ -87,9 +87,10 @@ def all_reduce(tensor: Tensor, reduction: str) -> Call:
 
 
 def all_reduce_in_chunks(tensor: Tensor, reduction: str, chunk_bytes: int) -> list[Call]:
-    """As `all_reduce`, in one op for every `chunk_bytes`, so that a device's copies run beside the network.
+    """As `all_reduce`, in one op for every `chunk_bytes`, so that copies from and to a device overlap with the network.
 
-    The number of ops depends on the message alone, as it must: other ranks' tensors may live elsewhere.
+    The number of ops depends on the size of the message alone, since it must be the same on ranks whose tensors are in
+    host memory.
     """
     if tensor.nbytes <= chunk_bytes:
         return [all_reduce(tensor, reduction)]
@@ -97,6 +98,7 @@ def all_reduce_in_chunks(tensor: Tensor, reduction: str, chunk_bytes: int) -> li
     whole = tensor if in_order else to_host(tensor)
     chunks = torch.split(whole.detach().view(-1), max(1, chunk_bytes // tensor.element_size()))
     calls = [replace(all_reduce(chunk, reduction), outputs=[]) for chunk in chunks]
+    # `whole` is a copy if the tensor is strided: then the chunks are parts of the copy, and all go back at the end.
     back = calls[-1].finish if whole is tensor else _back(whole, tensor)
     return [*calls[:-1], replace(calls[-1], outputs=[tensor], finish=back)]
 
@@ -108,7 +110,7 @@ def all_reduce_coded(tensor: Tensor, reduction: str, codec: str, residual: Tenso
         residual: float32, as many elements as `tensor`, in plain memory; read and written while the op runs.
 
     Raises:
-        UsageError: a residual of another kind.
+        UsageError: a residual that does not match.
     """
     if residual is not None and not (
         is_plain(residual) and residual.dtype == torch.float32 and residual.numel() == tensor.numel()
@@ -161,12 +163,12 @@ def broadcast(tensor: Tensor, root: int, rank: int) -> Call:
 
 
 def all_gather(outputs: Sequence[Tensor], tensor: Tensor, rank: int, size: int) -> Call:
-    """``outputs[i]`` gets rank i's `tensor`. Sizes may differ between ranks, if all ranks' outputs say so."""
+    """``outputs[i]`` gets rank i's `tensor`. Sizes may differ between ranks, if all ranks' outputs have those."""
     _check_length("all_gather", "output tensors", outputs, size)
     _check_alike("all_gather", [*outputs, tensor])
     if outputs[rank].nbytes != tensor.nbytes:
         raise UsageError(
-            f"all_gather: rank {rank} gives {_describe(tensor)}, but its output {rank} is {_describe(outputs[rank])}"
+            f"all_gather: rank {rank} passes {_describe(tensor)}, but its output {rank} is {_describe(outputs[rank])}"
         )
     return _movement("all_gather", _sizes(outputs), to_host(tensor), outputs)
 
@@ -195,7 +197,7 @@ def reduce_scatter(output: Tensor, tensors: Sequence[Tensor], reduction: str, ra
 
 
 def reduce_scatter_single(output: Tensor, tensor: Tensor, reduction: str, rank: int, size: int) -> Call:
-    """`output` gets the reduction of the rank's own one of `size` equal chunks of all ranks' `tensor`."""
+    """`output` gets chunk `rank` of the reduction of all ranks' `tensor`, which has `size` equal chunks."""
     _check_alike("reduce_scatter", [output, tensor])
     if tensor.numel() != size * output.numel():
         raise UsageError(
@@ -243,7 +245,7 @@ def all_to_all_single(
 
 
 def gather(outputs: Sequence[Tensor], tensor: Tensor, root: int, rank: int, size: int) -> Call:
-    """``outputs[i]`` on `root` gets rank i's `tensor`; other ranks give no outputs. A mostly empty all-to-all."""
+    """``outputs[i]`` on `root` gets rank i's `tensor`; other ranks pass no outputs. Runs as a sparse all-to-all."""
     _check_length("gather", "output tensors", outputs, size if rank == root else 0)
     _check_alike("gather", [*outputs, tensor])
     sent = tuple(tensor.nbytes if peer == root else 0 for peer in range(size))
@@ -251,7 +253,7 @@ def gather(outputs: Sequence[Tensor], tensor: Tensor, root: int, rank: int, size
 
 
 def scatter(output: Tensor, tensors: Sequence[Tensor], root: int, rank: int, size: int) -> Call:
-    """`output` gets ``tensors[rank]`` of `root`; other ranks give no tensors. A mostly empty all-to-all."""
+    """`output` gets ``tensors[rank]`` of `root`; other ranks pass no tensors. Runs as a sparse all-to-all."""
     _check_length("scatter", "input tensors", tensors, size if rank == root else 0)
     _check_alike("scatter", [output, *tensors])
     received = tuple(output.nbytes if peer == root else 0 for peer in range(size))
@@ -265,7 +267,7 @@ def barrier() -> Call:
 
 
 def _movement(collective: Collective, counts: tuple[int, ...], source: Tensor, outputs: Sequence[Tensor]) -> Call:
-    """Bytes of `source` out, and what comes back end to end into `outputs`."""
+    """Sends the bytes of `source`; those received fill `outputs`, one after the other."""
     spec = OpSpec(collective, "uint8", None, None, counts)
     given = list(outputs)
     if len(given) == 1 and is_plain(given[0]):
@@ -286,7 +288,7 @@ def _as_reals(tensor: Tensor) -> Tensor:
 
 def _check_reducible(tensor: Tensor, reduction: str) -> None:
     if tensor.is_complex() and reduction not in ("sum", "avg"):
-        raise UsageError(f"{reduction} of {tensor.dtype} is not defined here; complex numbers take sum and avg")
+        raise UsageError(f"{reduction} of {tensor.dtype} is not supported; complex numbers have only sum and avg")
 
 
 def _back(host: Tensor, tensor: Tensor) -> Callable[[], None] | None:
@@ -312,7 +314,7 @@ def _rows(which: str, tensor: Tensor, splits: Sequence[int], size: int) -> tuple
     rows = tensor.shape[0] if tensor.dim() else 1
     if not splits:
         if rows % size:
-            raise UsageError(f"all_to_all: the {which} has {rows} rows, which {size} ranks cannot share equally")
+            raise UsageError(f"all_to_all: the {which} has {rows} rows, which {size} ranks cannot split evenly")
         return (tensor.nbytes // size,) * size
     if len(splits) != size or sum(splits) != rows or min(splits) < 0:
         raise UsageError(f"all_to_all: {which} splits {list(splits)}; wanted {size} numbers that add up to {rows} rows")
@@ -321,7 +323,7 @@ def _rows(which: str, tensor: Tensor, splits: Sequence[int], size: int) -> tuple
 
 
 def _apart(source: Tensor, target: Tensor, shared_at: int | None) -> Tensor:
-    """`source`, or a copy of it if it overlaps `target`.
+    """`source`, or a copy of it if it overlaps `target`: the engine writes results while it still reads.
 
     Args:
         shared_at: the overlap is allowed if source lies exactly this many bytes after target's start.

@@ -1,13 +1,17 @@
 """The handle of collectives that run beside the caller.
 
-A Work is told by the executor's thread that its calls are done (`part_done`), and tells three kinds of listener: a
-thread inside `wait`, whoever holds its future, and DDP's reducer, which is C++. An error must reach all three. Python
-listeners get the exception object itself. C++ knows nothing of `Future.set_exception`; what it does see is an exception
-raised by a callback, so the future that is handed out is always the child of one that merely says "now".
+    executor's thread   part_done(call) for each call; the last one releases `wait` and hands the future to a helper
+    helper thread       completes the future and runs the callbacks on it
+    caller's thread     wait(), get_future()
 
-What people hang on futures may block, and may even call and await further collectives (torch's PowerSGD hook does).
-On the executor's thread that would wait for itself, so futures are settled on helper threads, of which there
-are always enough: one that is stuck in a callback does not keep the next future from being settled.
+A result or an error must reach three kinds of listener: a thread inside `wait`, Python code that holds the future, and
+DDP's reducer, which holds it in C++. Python listeners get the exception object itself. C++ does not see an exception
+set by `Future.set_exception`; it does see one raised by a callback. So the future that is handed out is always the
+child of an inner future, `_now`, which only carries the event; the child's callback returns the tensors or raises.
+
+Callbacks may block, and may even start and await further collectives (torch's PowerSGD hook does). On the executor's
+thread such a callback would wait for an op that only this thread can run. So futures are completed on helper threads,
+and the pool never runs out of idle ones: a helper that is stuck in a callback does not delay the next future.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from collectives.backend.staging import from_host
 from collectives.backend.tensors import Call
 from collectives.errors import OpTimeout
 
-_ALWAYS = threading.Event()
+_ALWAYS = threading.Event()  # shared by finished works: one is made for every synchronous call
 _ALWAYS.set()
 
 
@@ -34,9 +38,9 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
     """One or more calls that finish together.
 
     Args:
-        calls: what runs.
-        group: what to call the group in messages.
-        helpers: settles futures; has a thread free at any time.
+        calls: the calls; their outputs together are the result. Empty: the work is done already.
+        group: name of the group, for messages.
+        helpers: threads that complete futures; one is free at any time.
     """
 
     def __init__(self, calls: list[Call], group: str, helpers: ThreadPoolExecutor | None = None) -> None:
@@ -57,18 +61,19 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
         return f"{named}{' ...' if len(self._calls) > 3 else ''} in {self._group}"
 
     def part_done(self, call: Call, error: BaseException | None) -> None:
-        """One of the calls has ended, with `error` if it failed; called from the executor's thread."""
+        """One of the calls has ended, with `error` if it failed; called once for each of them."""
         if error is None and call.finish is not None:
             try:
                 call.finish()
-            except Exception as problem:
+            except Exception as problem:  # for the caller; it must not end the thread that runs all ops
                 error = problem
         METER.op_ended()
         with self._lock:
-            self._error = self._error or error
+            self._error = self._error or error  # the first one is the cause; later ones follow from it
             self._left -= 1
             if self._left:
                 return
+            # Under the lock of `get_future`: a future taken before this is completed below, a later one over there.
             self._settled.set()
             now = self._now
         if now is not None:
@@ -79,7 +84,7 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
         try:
             assert self._helpers is not None
             self._helpers.submit(now.set_result, None)
-        except RuntimeError:  # the group, or the whole program, is ending: nothing new will be called
+        except RuntimeError:  # the pool is shut down, as the group or the program ends: callbacks run here, or never
             now.set_result(None)
 
     def wait(self, timeout: timedelta | None = None) -> bool:
@@ -91,7 +96,7 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
 
         Raises:
             CollectiveError: the op failed (the subclass says how).
-            OpTimeout: `timeout` has passed; the op itself goes on and still uses its tensors.
+            OpTimeout: `timeout` has passed; the op continues and still uses its tensors.
         """
         if not self._settled.is_set():
             limit_s = timeout.total_seconds() if timeout is not None else 0.0
@@ -102,22 +107,22 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
                 METER.caller_resumed()
             if not settled:
                 raise OpTimeout(
-                    f"{self._name}: waited {limit_s:g} s for it, as asked, and it is not done; "
-                    "it goes on and its tensors are still in use"
+                    f"{self._name}: not done after wait() has waited {limit_s:g} s; "
+                    "the op continues and its tensors are still in use"
                 )
         if self._error is not None:
             raise self._error
         return True
 
     def get_future(self) -> torch.futures.Future[list[Tensor]]:
-        """A future of the output tensors; holders in C++ see a failure too, as a RuntimeError with our message."""
+        """A future of the output tensors; C++ sees a failure, too, as a RuntimeError with our message."""
         with self._lock:
             if self._future is not None:
                 return self._future
             now: torch.futures.Future[None] = torch.futures.Future()
             self._future = now.then(self._value)
             if self._settled.is_set():
-                now.set_result(None)
+                now.set_result(None)  # nobody has the child yet, so this runs no callback but `_value`
             else:
                 self._now = now
                 METER.future_taken()
@@ -129,15 +134,15 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
         return self._outputs
 
     def is_completed(self) -> bool:
-        """Whether the op has ended, well or not."""
+        """Whether the op has ended, with or without an error."""
         return self._settled.is_set()
 
     def is_success(self) -> bool:
-        """Whether the op has ended well."""
+        """Whether the op has ended without an error."""
         return self._settled.is_set() and self._error is None
 
     def exception(self) -> BaseException | None:
-        """What went wrong, None if nothing did so far."""
+        """The error, None if there is none so far."""
         return self._error
 
     def result(self) -> list[Tensor]:
@@ -145,14 +150,14 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
 
         Raises:
             CollectiveError: the op failed.
-            RuntimeError: it has not ended yet.
+            RuntimeError: the op has not ended yet.
         """
         if not self._settled.is_set():
             raise RuntimeError(f"{self._name}: result() before the op is done; wait() first")
         return self._value(None)
 
     def source_rank(self) -> int:
-        """No collective has a single source.
+        """Only a receive has a source; a collective raises.
 
         Raises:
             RuntimeError: always.
@@ -162,27 +167,27 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
     _source_rank = source_rank
 
     def synchronize(self) -> None:
-        """Nothing to do: when an op has ended, its outputs are ready on every stream."""
+        """Nothing to do: `from_host` has waited for the device, so outputs are ready on every stream."""
 
 
 def finished(outputs: list[Tensor]) -> NarrowgaugeWork:
-    """The handle of something that is done already."""
+    """The handle of a call that is done already."""
     work = NarrowgaugeWork([], "")
     work._outputs = outputs
     return work
 
 
 class _Received(dist.Work):  # type: ignore[misc]
-    """A receive into host memory whose tensor lives elsewhere."""
+    """A receive into host memory; `wait` copies the result to the caller's tensors."""
 
-    def __init__(self, work: Work, rooms: list[Tensor], given: list[Tensor]) -> None:
+    def __init__(self, work: Work, landings: list[Tensor], given: list[Tensor]) -> None:
         super().__init__()
-        self._work, self._rooms, self._given = work, rooms, given
+        self._work, self._landings, self._given = work, landings, given
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         self._work.wait(timeout or timedelta(0))
-        for room, tensor in zip(self._rooms, self._given, strict=True):
-            from_host(room, tensor)
+        for landing, tensor in zip(self._landings, self._given, strict=True):
+            from_host(landing, tensor)
         return True
 
     def is_completed(self) -> bool:
@@ -194,7 +199,7 @@ class _Received(dist.Work):  # type: ignore[misc]
     source_rank = _source_rank
 
 
-def received(work: Work, rooms: list[Tensor], given: list[Tensor]) -> Work:
-    """The handle of a receive into `rooms` whose result belongs in `given`."""
-    in_place = all(room is tensor for room, tensor in zip(rooms, given, strict=True))
-    return work if in_place else _Received(work, rooms, given)
+def received(work: Work, landings: list[Tensor], given: list[Tensor]) -> Work:
+    """The handle of a receive into `landings` whose result belongs in `given`."""
+    in_place = all(landing is tensor for landing, tensor in zip(landings, given, strict=True))
+    return work if in_place else _Received(work, landings, given)

@@ -1,4 +1,4 @@
-"""The command `bench`: its options, their check, and what becomes of the report."""
+"""The command `bench`: its options, their check, and the output of the report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure and where to put it; fields as the options below."""
+    """What to measure and where to write the report; fields as the options below."""
 
     collectives: tuple[Collective, ...]
     sizes: tuple[int, ...]
@@ -38,6 +38,7 @@ class Settings:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options to its parser."""
     parser.add_argument("--collective", choices=["all", *SPECIFICATIONS], default="all_reduce")
     parser.add_argument(
         "--sizes",
@@ -49,17 +50,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--codec",
         choices=CODECS,
         default="none",
-        help="average as collectives.all_reduce does with this codec; Gloo has the plain float32 sum beside it",
+        help="average with this codec, as collectives.all_reduce does; Gloo runs the plain float32 sum",
     )
     parser.add_argument(
         "--round-s",
         type=float,
         default=0.25,
-        help="seconds of a round (default 0.25); seven rounds each, or fewer where a call takes long",
+        help="seconds of a round (default 0.25); seven rounds each, or fewer if a call takes long",
     )
-    parser.add_argument("--no-gloo", action="store_true", help="measure ours alone")
-    parser.add_argument("--limit", metavar="FILE", help="topology JSON with the links' true rates, for the limit")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON; seconds, bytes per second")
+    parser.add_argument("--no-gloo", action="store_true", help="measure ours only")
+    parser.add_argument("--limit", metavar="FILE", help="compute the limit from this topology JSON with the true rates")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON, in seconds and bytes per second")
     parser.add_argument("--save", metavar="FILE.json", type=Path, help="write the report as JSON, too")
     parser.add_argument("--plot", metavar="FILE.png|.svg|.html", type=Path, help="draw bandwidth and time over size")
 
@@ -68,18 +69,18 @@ def settings_of(options: argparse.Namespace) -> Settings:
     """The options, checked.
 
     Raises:
-        UsageError: a size, a time or a path that cannot be, or a plot that cannot be drawn here.
+        UsageError: an invalid size, time or path; a plot that cannot be drawn, because matplotlib is missing, say.
     """
     if not 0 < options.round_s <= 3600:
         raise UsageError(f"--round-s {options.round_s:g}: wanted more than 0 seconds, at most 3600")
     for path in (options.save, options.plot):
         if path is not None and not path.absolute().parent.is_dir():
-            raise UsageError(f"{path}: there is no folder {path.parent}; make it first")
+            raise UsageError(f"{path}: folder {path.parent} does not exist; create it first")
     if options.plot is not None:
         plot.check(options.plot)
     if options.codec != "none" and (options.collective, options.dtype) != ("all_reduce", "float32"):
         raise UsageError(
-            f"--codec {options.codec}: it goes with all_reduce of float32, not {options.collective} of {options.dtype}"
+            f"--codec {options.codec}: codecs are for all_reduce of float32; got {options.collective}, {options.dtype}"
         )
     names = SPECIFICATIONS if options.collective == "all" else [options.collective]
     return Settings(
@@ -103,24 +104,24 @@ def measure(settings: Settings, show: Callable[[str], None] | None = None) -> Re
         show: called on rank 0 with each line of the table as it becomes known.
 
     Raises:
-        UsageError: this process is no rank, or the limit's file is about other ranks.
-        PlanError, OSError: the limit's file is no topology or cannot be read.
+        UsageError: torchrun did not start this process, or the limit's file is for another number of ranks.
+        PlanError, OSError: the limit's file is not a topology or cannot be read.
     """
     if "RANK" not in os.environ:
         raise UsageError("bench runs on several ranks; start it as: torchrun --nproc-per-node 4 -m collectives bench")
     is_first = int(os.environ["RANK"]) == 0
     given = limit.given(settings.limit, os.environ, int(os.environ["WORLD_SIZE"])) if is_first else None
-    from collectives.bench import measure as bench  # brings torch
+    from collectives.bench import measure as bench  # here: it loads torch
 
     return bench.run(
         settings.collectives, settings.sizes, settings.dtype,
-        codec=settings.codec,         with_gloo=settings.with_gloo, round_s=settings.round_s, given_limit=given,
-        tell=_Table(show) if is_first and show is not None else _nothing,
+        codec=settings.codec, with_gloo=settings.with_gloo, round_s=settings.round_s, given_limit=given,
+        on_progress=_Table(show) if is_first and show is not None else _nothing,
     )  # fmt: skip
 
 
 def keep(report: Report, settings: Settings) -> None:
-    """Write the files that were asked for."""
+    """Write the files that --save and --plot name."""
     if settings.save is not None:
         settings.save.write_text(report.to_json() + "\n", encoding="utf-8")
     if settings.plot is not None:
@@ -138,7 +139,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 class _Table:
-    """Shows a growing report, each line once."""
+    """Prints a growing report, each line once."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
         self._show = show

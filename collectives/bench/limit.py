@@ -1,13 +1,13 @@
-"""What a collective's time is compared with: the least that any algorithm could take.
+"""The limit that a collective's time is compared with: the least that any algorithm could take.
 
-Between hosts it is the bound over the links (`planner.plan(...).bound_s`), whose rates come from, in this order,
+Between hosts it is the bound over the links (`planner.plan(...).bound_s`). Their rates come from the first of
 
-    --limit FILE                       a topology file, with the true rates
+    --limit FILE                       a topology file with the true rates
     NARROWGAUGE_LAB_TOPOLOGY           the lab's file of the links that it shapes
-    the topology that the group uses   if it was given or measured; assumed rates bound nothing
+    the topology that the group uses   if it was given or measured; assumed rates give no limit
 
-On one host it is one pass of memcpy over every byte that has to get from one rank to another, on all cores. memcpy is
-measured here, with buffers of the message's size, since what fits into a cache is copied faster.
+On one host it is one memcpy, on all cores, of every byte that must get from one rank to another. memcpy is measured
+here with buffers of the message's size, since what fits into a cache is copied faster.
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ MIN_COPIES, COPYING_S = 5, 0.05
 
 @dataclass(frozen=True)
 class Limit:
-    """`text` says what it is, for people; None if there is none. `topology` None: it is that of memory."""
+    """A limit.
+
+    Attributes:
+        text: a description for people; None if no limit is known.
+        topology: whose links set the limit; None if memory does.
+    """
 
     text: str | None
     topology: Topology | None
@@ -45,16 +50,16 @@ class Limit:
             return None
         if self.topology is None:
             return bytes_that_change_ranks(collective, num_bytes, size) / memory_bytes_per_s(num_bytes)
-        root = 0 if SPECIFICATIONS[collective].rooted else None
+        root = SPECIFICATIONS[collective].default_root
         return plan(self.topology, collective, num_bytes, root, codec).bound_s
 
 
 def given(file: str | None, environment: Mapping[str, str], size: int) -> Limit | None:
-    """The limit that a file gives, named on the command line or by the lab; None if there is no such file.
+    """The limit from a topology file, named by --limit or else by the lab; None if neither names one.
 
     Raises:
-        UsageError: the file is about another number of ranks than `size`.
-        PlanError, OSError: it is no topology, or cannot be read.
+        UsageError: the file's topology has another number of ranks than `size`.
+        PlanError, OSError: it is not a topology, or cannot be read.
     """
     path, whose = (file, "--limit") if file else (environment.get(LAB_TOPOLOGY), LAB_TOPOLOGY)
     if not path:
@@ -69,8 +74,8 @@ def in_force(topology: Topology, is_known: bool, was_given: bool) -> Limit:
     """The limit that follows from the topology that the group uses.
 
     Args:
-        is_known: its rates between hosts are more than an assumption.
-        was_given: they are from a file.
+        is_known: whether its rates between hosts were measured or given, not assumed.
+        was_given: whether they are from a file.
     """
     if len(topology.hosts) > 1 and not is_known:
         return Limit(None, None)
@@ -85,20 +90,19 @@ def _over(topology: Topology, whose: str) -> Limit:
 
 
 def bytes_that_change_ranks(collective: Collective, num_bytes: int, size: int) -> int:
-    """Of all ranks together, at least: n - 1 times the message for a way up and for a way down."""
-    spec = SPECIFICATIONS[collective]
-    return (spec.up + spec.down) * (size - 1) * num_bytes
+    """The least bytes that all ranks together send: n - 1 times the message for each direction of the trees."""
+    return SPECIFICATIONS[collective].directions * (size - 1) * num_bytes
 
 
 def memory_bytes_per_s(num_bytes: int) -> float:
-    """What all cores together copy, with buffers of the size of a message, or the next power of two."""
+    """Bytes per second that all cores together copy, with buffers of the message's size or the next power of two."""
     size = min(max(num_bytes, MIN_COPY_BYTES), MAX_COPY_BYTES)
     return _copy_bytes_per_s(1 << (size - 1).bit_length()) * len(os.sched_getaffinity(0))
 
 
 @functools.cache
 def _copy_bytes_per_s(size: int) -> float:
-    """memcpy of one core, the best of several."""
+    """Bytes per second of memcpy on one core, the best of several."""
     source, target = np.ones(size, np.uint8), np.ones(size, np.uint8)
     seconds: list[float] = []
     while len(seconds) < MIN_COPIES or sum(seconds) < COPYING_S:

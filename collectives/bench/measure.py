@@ -26,12 +26,12 @@ from collectives.schedule.specification import SPECIFICATIONS
 from collectives.version import __version__
 
 MAX_ROUNDS = 7
-SIZE_S_OF_ROUND_S = 80  # a size's rounds, ours and Gloo's together, take at most so many times what a round should take
+MAX_SIZE_ROUNDS = 80  # limit for all rounds of a size, ours and Gloo's, in multiples of a round's seconds
 
 
 @dataclass
 class _Group:
-    """A process group under test, and how many bytes its calls have kept of the memory of this rank so far."""
+    """A process group under test, and the bytes of this rank's memory that its calls have kept so far."""
 
     group: Any
     kept_bytes: int = 0
@@ -39,7 +39,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Taken:
-    """What one group needed for one trial; equal on all ranks. Fields as in `BenchRow`."""
+    """Results of one group in one trial; equal on all ranks. Fields as in `BenchRow`."""
 
     time_s: float
     wrong: int
@@ -51,7 +51,7 @@ class _Taken:
 
 @dataclass
 class _Rounds:
-    """Seconds of a call in each round: by this rank's clock, and of its processor."""
+    """Seconds of a call in each round: by this rank's clock, and of its processor time."""
 
     calls: int
     wall_s: list[float] = field(default_factory=list)
@@ -60,16 +60,16 @@ class _Rounds:
 
 def run(
     names: Sequence[Collective], sizes: Sequence[int], dtype: str, *,
-    codec: str, with_gloo: bool, round_s: float, given_limit: Limit | None, tell: Callable[[Report], None],
+    codec: str, with_gloo: bool, round_s: float, given_limit: Limit | None, on_progress: Callable[[Report], None],
 ) -> Report:  # fmt: skip
     """Measure on all ranks; needs torchrun's environment.
 
     Args:
-        codec: of our all-reduces; Gloo's have none.
         sizes: bytes of the messages; rounded to whole elements and equal chunks.
+        codec: name of the codec of our all-reduces; Gloo's have none.
         round_s: seconds of a round, which has as many calls as fit, at least one.
-        given_limit: instead of what follows from the group's topology.
-        tell: called with the report so far, first without rows and then after each.
+        given_limit: used instead of the limit that follows from the group's topology.
+        on_progress: called with the report so far, first without rows and then after each.
 
     Returns:
         A report with a row for each collective and size; `limit_s` in it is for rank 0 only.
@@ -89,11 +89,11 @@ def run(
         versions={"narrowgauge": __version__, "torch": torch.__version__},
         rows=(),
     )
-    tell(report)
+    on_progress(report)
     for name in names:
         for num_bytes in sizes:
             report = replace(report, rows=(*report.rows, _row(name, num_bytes, dtype, codec, groups, limit, round_s)))
-            tell(report)
+            on_progress(report)
     dist.destroy_process_group()
     return report
 
@@ -101,7 +101,7 @@ def run(
 def _gloo() -> Any:
     group = dist.new_group(backend="gloo")
     if isinstance(group, NarrowgaugeGroup):
-        raise UsageError("torch's gloo is replaced by narrowgauge in this process; call collectives.uninstall() first")
+        raise UsageError("backend gloo is replaced by narrowgauge in this process; call collectives.uninstall() first")
     return group
 
 
@@ -114,7 +114,7 @@ def _limit_of(ours: NarrowgaugeGroup) -> Limit:
 
 
 def _hosts(ours: NarrowgaugeGroup) -> tuple[str, ...]:
-    """Of each rank; where the engine does not run nobody has looked, so what every rank calls itself."""
+    """The host of each rank; on Gloo, where hosts are not measured, the name that each rank has for its own."""
     if ours.engine is not None:
         topology = ours.engine.topology
         return tuple(topology.host_of(rank).name for rank in range(topology.size))
@@ -137,7 +137,7 @@ def _row(
         collective=collective,
         num_bytes=trial.num_bytes,
         time_s=ours.time_s,
-        bus_factor=bus_factor(collective, size),
+        bus_factor=SPECIFICATIONS[collective].bus_factor(size),
         wrong=ours.wrong,
         memory_bytes=ours.memory_bytes,
         cpu_s=ours.cpu_s,
@@ -154,15 +154,10 @@ def _row(
     )
 
 
-def bus_factor(collective: str, size: int) -> float:
-    """Bytes that each rank must send (on average) for each byte of the message; see nccl-tests' PERFORMANCE page."""
-    return {"all_reduce": 2 * (size - 1) / size, "broadcast": 1.0, "reduce": 1.0}.get(collective, (size - 1) / size)
-
-
 def _plan(ours: NarrowgaugeGroup, collective: Collective, num_bytes: int, codec: str) -> Plan | None:
     if ours.engine is None:
         return None
-    return ours.engine.plan(collective, num_bytes, 0 if SPECIFICATIONS[collective].rooted else None, codec)
+    return ours.engine.plan(collective, num_bytes, SPECIFICATIONS[collective].default_root, codec)
 
 
 def _is_first() -> bool:
@@ -178,7 +173,7 @@ def _take(trial: Trial, groups: Sequence[_Group], round_s: float) -> list[_Taken
     memory = _over_ranks([float(memory_bytes) for _, memory_bytes in before], dist.ReduceOp.MAX)
     return [
         _Taken(
-            # A round ends when its slowest rank has ended.
+            # A round takes as long as its slowest rank.
             time_s=statistics.median(_over_ranks(each.wall_s, dist.ReduceOp.MAX)),
             wrong=int(wrong[index]),
             memory_bytes=int(memory[index]),
@@ -191,9 +186,9 @@ def _take(trial: Trial, groups: Sequence[_Group], round_s: float) -> list[_Taken
 
 
 def _checked_call(trial: Trial, group: _Group) -> tuple[int, int]:
-    """This rank's wrong elements after one call, and the bytes that its memory has risen, at most, for this group."""
+    """This rank's wrong elements after one call, and the peak rise of its memory for this group, in bytes."""
     trial.fill()
-    trial.wrong()  # so that the memory of the comparison is not counted as the call's
+    trial.wrong()  # allocates its temporaries now, so that they do not count as the call's memory
     before = _reset_peak_memory()
     trial.call(group.group)
     peak, left = _status("VmHWM"), _status("VmRSS")
@@ -210,7 +205,7 @@ def _timed(trial: Trial, groups: Sequence[_Group], round_s: float) -> list[_Roun
         calls, call_s = _calls_of_a_round(trial, group.group, round_s)
         rounds.append(_Rounds(calls))
         seconds += calls * call_s
-    for _ in range(max(1, min(MAX_ROUNDS, int(SIZE_S_OF_ROUND_S * round_s / seconds)))):
+    for _ in range(max(1, min(MAX_ROUNDS, int(MAX_SIZE_ROUNDS * round_s / seconds)))):
         for group, each in zip(groups, rounds, strict=True):
             wall_s, cpu_s = _calls(trial, group.group, each.calls)
             each.wall_s.append(wall_s / each.calls)
@@ -219,7 +214,7 @@ def _timed(trial: Trial, groups: Sequence[_Group], round_s: float) -> list[_Roun
 
 
 def _calls_of_a_round(trial: Trial, group: Any, round_s: float) -> tuple[int, float]:
-    """How many calls take about `round_s`, and seconds of one; equal on all ranks. Warms the group up, too."""
+    """The number of calls that take about `round_s`, and seconds of one; equal on all ranks. Warms the group up."""
     calls = 1
     while True:
         (seconds,) = _over_ranks([_calls(trial, group, calls)[0]], dist.ReduceOp.MAX)
@@ -229,7 +224,7 @@ def _calls_of_a_round(trial: Trial, group: Any, round_s: float) -> tuple[int, fl
 
 
 def _calls(trial: Trial, group: Any, number: int) -> tuple[float, float]:
-    """Seconds of so many calls, begun by all ranks together: by the clock, and of this process's processor time."""
+    """Seconds of so many calls after a barrier: by the clock, and of this process's processor time."""
     dist.barrier()
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(number):
@@ -244,7 +239,7 @@ def _over_ranks(values: Sequence[float], op: Any) -> list[float]:
 
 
 def _reset_peak_memory() -> int:
-    """Bytes resident now; the kernel's high-water mark starts from here."""
+    """Resets the kernel's peak of this process's resident memory; returns the bytes that are resident now."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 

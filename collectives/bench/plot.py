@@ -1,6 +1,6 @@
-"""A report as a picture: algorithm bandwidth and time over size, on log axes; ours, Gloo, the plan and the limit.
+"""A report as a picture: algorithm bandwidth and time over size, on log axes, for ours, Gloo, the plan and the limit.
 
-matplotlib draws; it comes with the extra `plot`.
+Needs matplotlib, which the extra `plot` installs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collectives.errors import UsageError
 SUFFIXES = (".png", ".svg", ".html")
 PANEL_INCHES = (5.6, 3.9)
 
-# What each line is called, how it looks, and its seconds.
+# Label, style and seconds of each line.
 LINES: tuple[tuple[str, dict[str, Any], Callable[[BenchRow], float | None]], ...] = (
     ("limit", {"color": "0.35", "linestyle": "--"}, lambda row: row.limit_s),
     ("our plan", {"color": "tab:blue", "linestyle": ":"}, lambda row: row.predicted_s),
@@ -29,7 +29,11 @@ LINES: tuple[tuple[str, dict[str, Any], Callable[[BenchRow], float | None]], ...
 
 
 def check(path: Path) -> None:
-    """Raise UsageError if no picture can be drawn to a path of this kind."""
+    """Check that a picture can be drawn to this path.
+
+    Raises:
+        UsageError: another suffix than .png, .svg or .html, or matplotlib is not installed.
+    """
     if path.suffix not in SUFFIXES:
         raise UsageError(f"--plot {path}: wanted a name that ends in {', '.join(SUFFIXES)}")
     if importlib.util.find_spec("matplotlib") is None:
@@ -37,7 +41,7 @@ def check(path: Path) -> None:
 
 
 def draw(report: Report, path: Path) -> None:
-    """Write the picture; an .html file holds it with the table below. The report must have rows.
+    """Write the picture; an .html file has the table below it. The report must have rows.
 
     Raises:
         UsageError: see `check`.
@@ -74,7 +78,7 @@ def _figure(report: Report) -> Any:
 
 
 def _around_measured(panel: Any, rows: list[BenchRow], report: Report, *, is_time: bool) -> None:
-    """Have the axis show what was measured; the limit of tiny messages is far away and says little."""
+    """Set the axis by the measured values: the limit of tiny messages is orders of magnitude away."""
     measured = [taken for row in rows for taken in (row.time_s, row.gloo_time_s) if taken is not None]
     if is_time:
         panel.set_ylim(bottom=1e3 * min(measured) / 5)

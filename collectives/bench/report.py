@@ -1,4 +1,4 @@
-"""What was measured, as a table for people and as JSON for programs. The columns are defined in `collectives.bench`."""
+"""The results as a table for people and as JSON for programs. `collectives.bench` defines the columns."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One collective with one size; seconds, bytes, bytes per second. None is not known or was not asked for.
+    """One collective with one size, in seconds, bytes and bytes per second. None: not known, or not measured.
 
     Attributes:
         bus_factor: busbw over algbw.
-        plan: name of our forest. predicted_s: what it promises.
+        plan: name of our forest.
+        predicted_s: seconds that the plan predicts.
         cpu_s: processor time of one call, all ranks together.
         rounds, calls: the time is the median of so many rounds of so many calls.
-        gloo_time_s and so on: the same of Gloo.
+        gloo_time_s and so on: the same for Gloo.
     """
 
     collective: str
@@ -51,12 +52,12 @@ class BenchRow:
 
     @property
     def of_limit(self) -> float | None:
-        """The speed reached, of what is possible."""
+        """The limit's seconds over ours: the fraction of the possible speed."""
         return None if self.limit_s is None else self.limit_s / self.time_s
 
     @property
     def prediction_error(self) -> float | None:
-        """0.1: the plan promised 10 % more time than it took."""
+        """Relative: 0.1 means that the plan predicted 10 % more time than the call took."""
         return None if self.predicted_s is None else self.predicted_s / self.time_s - 1
 
     @property
@@ -69,7 +70,7 @@ class BenchRow:
 
     @property
     def ratio(self) -> float | None:
-        """How many times Gloo's speed."""
+        """Gloo's seconds over ours."""
         return None if self.gloo_time_s is None else self.gloo_time_s / self.time_s
 
 
@@ -83,9 +84,9 @@ class Report:
     Attributes:
         backend: "narrowgauge", or "narrowgauge on Gloo" where the group fell back to it.
         hosts: name of the host of each rank, in rank order.
-        dtype: of the elements, such as "float32", and how they travel ("float32 as int8").
-        round_s: seconds that a round was to take.
-        limit: what the limit is, in words; None if none is known.
+        dtype: of the elements, such as "float32", with the codec if there is one ("float32 as int8").
+        round_s: seconds that a round should take.
+        limit: description of the limit; None if none is known.
         versions: of the packages that were measured.
     """
 
@@ -98,13 +99,13 @@ class Report:
     rows: tuple[BenchRow, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the fields, and of each row also what follows from them."""
+        """For JSON: the fields, and for each row also the values derived from them."""
         rows = [{**asdict(row), **{name: getattr(row, name) for name in DERIVED}} for row in self.rows]
         return {**asdict(self), "rows": rows}
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> Report:
-        """The report again out of `to_dict`, or out of JSON made of it."""
+        """The report from the result of `to_dict`, or from JSON made of it."""
         given = [field.name for field in fields(BenchRow)]
         rows = tuple(BenchRow(**{name: row[name] for name in given}) for row in document["rows"])
         return cls(**{**document, "hosts": tuple(document["hosts"]), "rows": rows})
@@ -113,7 +114,7 @@ class Report:
         return json.dumps(self.to_dict(), indent=2)
 
     def head(self, collective: str) -> str:
-        """What stands above a collective's lines, without a line break at the end."""
+        """The lines above a collective's rows, without a line break at the end."""
         ranks, hosts = len(self.hosts), len(set(self.hosts))
         where = f"{ranks} ranks on {hosts} host{'s' if hosts > 1 else ''}"
         names = "".join(f"{name:>{width}}" for name, _, width, _ in COLUMNS)
@@ -131,7 +132,7 @@ class Report:
 
 def line(row: BenchRow) -> str:
     """One line of the table."""
-    return "".join(f"{told(row):>{width}}" for _, _, width, told in COLUMNS)
+    return "".join(f"{cell(row):>{width}}" for _, _, width, cell in COLUMNS)
 
 
 def _or_dash(value: float | None, form: str, scale: float = 1.0) -> str:
@@ -139,7 +140,7 @@ def _or_dash(value: float | None, form: str, scale: float = 1.0) -> str:
 
 
 def _three_digits(value: float | None) -> str:
-    """At least, and no exponent."""
+    """Three significant digits; all digits before the point if there are more."""
     return _or_dash(value, ".3g" if value is not None and value < 1000 else ".0f")
 
 

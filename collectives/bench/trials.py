@@ -1,14 +1,14 @@
-"""Collectives on tensors whose right results are known: set the input, call, count what is wrong.
+"""Collectives on tensors whose correct results are known: set the input, call, count wrong elements.
 
 Rank r holds at position i of the message
 
     value(r, i) = 1 + r mod k + h(i)        with h(i) = a hash of i, from 0 to spread - 1
 
 and the sum over all n ranks is n (1 + h(i)) + sum_r (r mod k). All of these are whole numbers that the dtype holds
-exactly, also when they are summed in any order. A contribution that is missing or there twice changes the sum, since
-values are at least 1; one of the wrong rank changes it since values of two ranks differ, one of the wrong place since
-h differs: of float32 one position in a million has the same, of 16-bit types several in a hundred, so that no slice
-that goes astray stays unseen.
+exactly, in whatever order they are added. A missing or duplicate contribution changes the sum, because values are at
+least 1; one of a wrong rank does, because values of ranks differ; one of a wrong position does, because h differs. Two
+positions have the same h once in a million for float32, and several times in a hundred for 16-bit types, so a misplaced
+slice is always noticed.
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ from torch import Tensor
 from collectives.backend.c10d import dist
 from collectives.backend.process_group import NarrowgaugeGroup
 from collectives.schedule.codec import CODECS
+from collectives.schedule.specification import SPECIFICATIONS
 
 EXACT = {"float32": 2**24, "float16": 2**11, "bfloat16": 2**8}  # whole numbers up to this are exact
-GOLDEN = 2654435761  # 2**32 over the golden ratio; multiples of it are spread evenly, whatever their distance
+GOLDEN = 2654435761  # 2**32 over the golden ratio: consecutive multiples are spread evenly modulo 2**32 (Knuth)
 BLOCK = 1 << 20
 # torch renamed them after 2.9.
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-NOTHING = -1.0
+UNWRITTEN = -1.0  # no correct value is negative
 
 
 class Pattern:
-    """The values above, for a dtype of `EXACT` and a number of ranks. With more than 85 ranks bfloat16's sums are not
-    exact any more; they are compared with the exact sum, rounded."""
+    """The values above, for a dtype of `EXACT` and a number of ranks.
+
+    With more than 85 ranks sums of bfloat16 are not exact; they are compared with the exact sum, rounded.
+    """
 
     def __init__(self, dtype: str, size: int) -> None:
         self.dtype: torch.dtype = getattr(torch, dtype)
@@ -50,7 +53,7 @@ class Pattern:
             block.copy_(1 + rank % self._kinds + self._hash(first + start, len(block)))
 
     def wrong(self, tensor: Tensor, rank: int | None, first: int = 0) -> int:
-        """How many elements of `tensor` are not the values of a rank, or (None) the sums, from position `first` on."""
+        """How many elements of `tensor` differ from the values of a rank (None: the sums) from position `first` on."""
         found = 0
         for start, block in _blocks(tensor):
             hashed = self._hash(first + start, len(block))
@@ -60,7 +63,7 @@ class Pattern:
         return found
 
     def mean_of_ranks(self) -> float:
-        """How much more than rank 0's values the average is."""
+        """The average over ranks minus rank 0's values."""
         return self._of_ranks / self._size
 
     def _hash(self, start: int, count: int) -> Tensor:
@@ -69,13 +72,13 @@ class Pattern:
 
 
 def _blocks(tensor: Tensor) -> list[tuple[int, Tensor]]:
-    """Parts that keep the memory for their int64 values small, and where each starts."""
+    """Parts of the tensor, each with its first position; small, because their int64 positions take memory, too."""
     starts = range(0, len(tensor), BLOCK)
     return [(start, tensor[start : start + BLOCK]) for start in starts]
 
 
 def _chunks(tensor: Tensor, size: int) -> list[tuple[int, Tensor]]:
-    """The ranks, each with its chunk."""
+    """Each rank with its chunk."""
     return list(enumerate(tensor.view(size, -1)))
 
 
@@ -101,12 +104,12 @@ class Trial:
     set_rest: Callable[[], None] | None = None
 
     def fill(self) -> None:
-        """Set the input; an output that the call does not write is wrong."""
-        self.outputs.fill_(NOTHING)
+        """Set the input; an output element that the call does not write then counts as wrong."""
+        self.outputs.fill_(UNWRITTEN)
         self.set_input()
 
     def rest(self) -> None:
-        """Set an input that can be reduced again and again; of zeros all sums are zero."""
+        """Set an input that can be reduced in place many times without overflow: zeros, unless `set_rest` is given."""
         if self.set_rest is not None:
             self.set_rest()
         else:
@@ -129,10 +132,7 @@ def trial_of(collective: str, num_bytes: int, dtype: str, codec: str = "none") -
         "reduce_scatter": _reduce_scatter,
         "all_to_all": _all_to_all,
     }[collective]
-    return build(pattern, rank, size, chunk if collective in CHUNKED else count)
-
-
-CHUNKED = ("all_gather", "reduce_scatter", "all_to_all")
+    return build(pattern, rank, size, chunk if SPECIFICATIONS[collective].chunked else count)
 
 
 def _all_reduce(pattern: Pattern, rank: int, size: int, count: int) -> Trial:
@@ -146,9 +146,11 @@ def _all_reduce(pattern: Pattern, rank: int, size: int, count: int) -> Trial:
 
 
 def _coded_all_reduce(pattern: Pattern, rank: int, size: int, count: int, codec: str) -> Trial:
-    """The average with a codec on our group, the plain sum on others, each on a tensor of its own. An element of the
-    average is wrong if it is off by more than two encodings can do. Between checks the average of random numbers is
-    taken again and again: zeros would be encoded faster."""
+    """The average with a codec on our group, the plain sum on others, each in a tensor of its own.
+
+    An element of the average is wrong if its error exceeds that of two encodings, one on the way up and one on the way
+    down. Timed calls average random numbers: zeros would be encoded faster.
+    """
     whole, ours = torch.empty(count, dtype=pattern.dtype), torch.empty(count, dtype=pattern.dtype)
     last: list[bool] = [False]
     tolerance = 2.02 * CODECS[codec].largest_error * EXACT["float32"] / size

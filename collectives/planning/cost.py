@@ -4,18 +4,19 @@ For a message of N bytes (counted as nccl-tests does: the larger of what goes in
 tree t, link l with capacity_l bytes per second:
 
     (1) bytes_t    = N share_t             where trees carry the message; chunk_share_t N / n where they carry chunks
-    (2) busy_l     = sum_t bytes_t load(t, l) / capacity_l
-    (3) idle_l     = seconds before link l's first slice gets there, and after its last one to the end
-    (4) way        = seconds of one slice of each tree from the leaves to the root and back, as the collective asks
+    (2) busy_l     = sum_t bytes_t load(t, l) / capacity_l                                              [seconds]
+    (3) idle_l     = time before link l's first slice arrives, and from its last one to the end         [seconds]
+    (4) way        = the longest time of one slice of a tree from the leaves to the root and back       [seconds]
     (5) messages   = most edges of all trees at any rank, plus the depth of the deepest tree; twice that unless the
-                     collective only goes down: what the busiest rank handles, and others on the way to it and from it
+                     collective only goes down: messages that the busiest rank handles, and those on the way to and
+                     from it                                                                            [number]
     (6) seconds    = max(way, max_l idle_l + busy_l) + MESSAGE_S messages
 
-load(t, l) is how often link l is crossed by what tree t carries; with a codec (`schedule/codec.py`) the part that is
-left of it on each crossing: 1 / ratio over edges whose slices are encoded. A collective uses one direction of a tree or
-both; where it only goes up, the word that a slice has arrived comes down without a payload, and ranks wait for it. (2)
-is what a perfect pipeline would take; (3) and (4) are what filling and draining it costs, see `_SlicesWay`; (6) adds
-what a rank spends on messages however short they are. Trees with share 0 count nowhere.
+load(t, l) is how often the bytes of tree t cross link l; with a codec (`schedule/codec.py`) a crossing counts as
+1 / ratio if its slices are encoded. A collective uses one or both directions of a tree. Where it only goes up, an empty
+message comes down for each slice, and ranks wait for it. (2) is what a perfect pipeline would take; (3) and (4) are the
+cost of filling and draining it, see `_FirstSlices`; the last term of (6) is a rank's time for messages of any size.
+Trees with share 0 do not count.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 
 from collectives.options import Options
-from collectives.schedule.codec import codec_of
+from collectives.schedule.codec import PLAIN, Codec, codec_of
 from collectives.schedule.forest import Forest
 from collectives.schedule.op import Collective
 from collectives.schedule.specification import SPECIFICATIONS
 from collectives.schedule.tree import Tree
 from collectives.topology import Topology
 
-# Of a rank's thread, for each message that it sends or receives, waiting for a core included. Measured with four ranks
-# on two cores, where the 14 messages of a direct forest take 0.5 ms; 13 us of each are CPU time.
+# Time of a rank's thread for each message that it sends or receives, including the wait for a core. Measured with four
+# ranks on two cores, where the 14 messages of a direct forest take 0.5 ms; 13 us of each are CPU time.
 MESSAGE_S = 30e-6
 SLICE_BYTES = Options().slice_bytes
 
@@ -50,11 +51,12 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Idle:
-    """Seconds in which something has no slice yet, or none any more: `latency_s`, and what a slice's bytes take.
+    """Seconds during which a link, or a rank, has no slice yet or none any more: latency plus the time of a slice.
 
     Attributes:
-        s_per_byte: for each byte of the message, while a tree's part is shorter than a slice.
-        slice_s: once it is longer.
+        latency_s: for slices without bytes.
+        s_per_byte: for each byte of the message, as long as a tree's part of it is shorter than a slice.
+        slice_s: at most so much for bytes, since longer parts are cut into slices.
     """
 
     latency_s: float
@@ -62,6 +64,7 @@ class Idle:
     slice_s: float
 
     def seconds(self, num_bytes: int) -> float:
+        """For a message of `num_bytes`."""
         return self.latency_s + min(self.s_per_byte * num_bytes, self.slice_s)
 
 
@@ -70,7 +73,7 @@ class Cost:
     """What a forest takes.
 
     Attributes:
-        busy_s_per_byte: (2) for a message of one byte, for each link of the topology, in its order.
+        busy_s_per_byte: (2) for a message of one byte, for each link in the topology's order.
         idle: (3) in the same order.
         way: (4).
         messages_s: MESSAGE_S times (5).
@@ -83,7 +86,7 @@ class Cost:
 
     @property
     def s_per_byte(self) -> float:
-        """Of the busiest link: what each byte of a long message takes."""
+        """Seconds of the busiest link for each byte: what a long message takes."""
         return max(self.busy_s_per_byte)
 
     def seconds(self, num_bytes: int) -> float:
@@ -95,11 +98,25 @@ class Cost:
         return max(longest, self.way.seconds(num_bytes)) + self.messages_s
 
 
-def cost(
-    topology: Topology, forest: Forest, codec: str = "none", *, slice_bytes: int = SLICE_BYTES,
+def cost(topology: Topology, forest: Forest, codec: str = "none") -> Cost:
+    """Equations (1) to (6) for a verified forest, with the named codec on network links.
+
+    Raises:
+        UsageError: there is no such codec.
+    """
+    return forest_cost(topology, forest, codec_of(codec))
+
+
+def forest_cost(
+    topology: Topology, forest: Forest, codec: Codec = PLAIN, *, slice_bytes: int = SLICE_BYTES,
     passage: Passage | None = None,
 ) -> Cost:  # fmt: skip
-    """Equations (1) to (6) for a forest; `passage` is that of its trees if it is known already."""
+    """As `cost`.
+
+    Args:
+        slice_bytes: size of the pipelined unit.
+        passage: that of all the forest's trees with this codec, if it is known already.
+    """
     used = [i for i, share in enumerate(forest.shares) if share > 0]
     if passage is None or len(used) < len(forest.trees):
         passage = Passage(topology, forest.collective, [forest.trees[i] for i in used], codec)
@@ -107,37 +124,38 @@ def cost(
     parts = per_byte * np.array([forest.chunk_shares[i] for i in used])
     capacity = np.array([link.bytes_per_s for link in topology.links])
     crossed = np.asarray(passage.loads @ parts)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # a dead link: infinitely busy if it is crossed, else 0
         busy = np.where(crossed > 0, crossed / capacity, 0.0)
-    latency = _SlicesWay(passage)
-    short = _SlicesWay(passage, parts)
-    full = _SlicesWay(passage, np.full(len(parts), float(slice_bytes)))
+    # Three runs of the same model give the three terms of `Idle`: empty slices, the parts of a one-byte message as
+    # slices, and slices of full length.
+    latency = _FirstSlices(passage)
+    short = _FirstSlices(passage, parts)
+    full = _FirstSlices(passage, np.full(len(parts), float(slice_bytes)))
     idle = tuple(map(Idle, latency.idle_s.tolist(), short.idle_s.tolist(), full.idle_s.tolist()))
     way = Idle(latency.longest_s, short.longest_s, full.longest_s)
-    ends, directions = passage.edges, 2 if forest.specification.up else 1
-    most = int(np.bincount(np.concatenate([ends.child, ends.parent]), minlength=1).max())
-    messages = directions * (most + int(ends.depth.max(initial=0)))
+    edges = passage.edges
+    edges_at_busiest_rank = int(np.bincount(np.concatenate([edges.child, edges.parent]), minlength=1).max())
+    messages = forest.specification.messages_per_edge * (edges_at_busiest_rank + int(edges.depth.max(initial=0)))
     return Cost(tuple(busy.tolist()), idle, way, MESSAGE_S * messages)
 
 
-def left_between(topology: Topology, codec: str) -> Floats:
-    """What part of a float32 message's bytes crosses from one host to another (or within it). Shape (hosts, hosts)."""
-    n, chosen = len(topology.hosts), codec_of(codec)
-    coded = topology.narrow_between if chosen.narrow_only else ~np.eye(n, dtype=bool)
-    return np.where(coded, 1 / chosen.ratio, 1.0)
+def left_between(topology: Topology, codec: Codec) -> Floats:
+    """The fraction of a float32 message's bytes that is sent between two hosts, or within one. Shape (hosts, hosts)."""
+    coded = topology.narrow_between if codec.narrow_only else ~np.eye(len(topology.hosts), dtype=bool)
+    return np.where(coded, 1 / codec.ratio, 1.0)
 
 
 class Passage:
-    """Where trees pass: what all equations need to know of them, apart from their shares.
+    """The routes of trees: what all equations need of them, apart from their shares. Costly, so computed once.
 
     Attributes:
         edges: of all trees.
-        up, down: for each edge the links of its route in that direction, as `Topology.routes` has them; None if the
-            collective does not use it.
-        left: for each edge the part of a slice's bytes that crosses it, see `left_between`.
+        up, down: for each edge the links of its route in that direction, as `Topology.routes` returns them; None if
+            the collective does not use the direction.
+        left: for each edge the fraction of a slice's bytes that crosses it, see `left_between`.
     """
 
-    def __init__(self, topology: Topology, collective: Collective, trees: Sequence[Tree], codec: str = "none") -> None:
+    def __init__(self, topology: Topology, collective: Collective, trees: Sequence[Tree], codec: Codec = PLAIN) -> None:
         spec, edges = SPECIFICATIONS[collective], Edges.of(trees)
         self.topology, self.edges, self.num_trees = topology, edges, len(trees)
         hosts = topology.hosts_of_ranks
@@ -158,17 +176,17 @@ class Passage:
 
     @cached_property
     def latencies_s(self) -> Floats:
-        """Seconds that an empty slice takes through each tree, as the collective asks. Shape (trees,)."""
-        return _SlicesWay(self).of_tree_s
+        """Seconds of an empty slice through each tree, in the collective's directions. Shape (trees,)."""
+        return _FirstSlices(self).of_tree_s
 
     @cached_property
     def by_height(self) -> list[Ints]:
-        """Positions of the edges whose children are leaves, then of those above them, and so on."""
+        """Positions of the edges by level: those whose children are leaves, then those above them, and so on."""
         return _levels(self.edges.height)
 
     @cached_property
     def by_depth(self) -> list[Ints]:
-        """Positions of the edges at the root, then of those below them, and so on."""
+        """Positions of the edges by level: those at the root, then those below them, and so on."""
         return _levels(self.edges.depth)
 
 
@@ -176,8 +194,8 @@ class Edges(NamedTuple):
     """The edges of several trees, one after the other.
 
     Attributes:
-        tree, child, parent: of each edge: the position of its tree, and its ranks.
-        above: the edge from the parent on towards the root; -1 if the parent is the root.
+        tree, child, parent: the position of each edge's tree, and its two ranks.
+        above: the next edge on the path from the parent to the root; -1 if the parent is the root.
         depth: edges from the child to the root, at least 1.
         height: edges from the child to the farthest leaf below it; 0 if it is one.
     """
@@ -196,6 +214,7 @@ class Edges(NamedTuple):
         child, parent = np.fromiter(flat, np.int64, 2 * sum(counts)).reshape(-1, 2).T
         tree = np.repeat(np.arange(len(trees)), counts)
         size = int(max(child.max(), parent.max())) + 1 if len(child) else 1
+        # An edge is known by its tree and child, so the edge above is that with this one's parent as its child.
         own, wanted = tree * size + child, tree * size + parent
         order = np.argsort(own)
         place = np.minimum(np.searchsorted(own, wanted, sorter=order), max(0, len(own) - 1))
@@ -210,7 +229,7 @@ class Edges(NamedTuple):
 
 
 def _depths(above: Ints) -> Ints:
-    """By doubling: after k rounds every edge has looked 2**k edges ahead."""
+    """Edges to the root, by pointer doubling: after k rounds `ahead` points 2**k edges ahead."""
     depth, ahead = np.ones(len(above), np.int64), above.copy()
     while (more := ahead >= 0).any():
         depth[more] += depth[ahead[more]]
@@ -224,31 +243,37 @@ def _levels(value: Ints) -> list[Ints]:
     return np.split(order, np.flatnonzero(np.diff(value[order])) + 1) if len(order) else []
 
 
-class _SlicesWay:
-    """The first slice of every tree on its way, level by level: what waits for it, and what it leaves behind.
+class _FirstSlices:
+    """One slice of every tree on its way through the tree, level by level: equations (3) and (4).
 
-    All trees set out at once, and the slices that cross a link on the same level share it. A link is idle until the
-    first of its slices arrives, and after its last one has passed for as long as that one still needs to the end. Links
-    that leaves use on the way up have work at once: with a direct forest on equal hosts no link ever waits.
+    All trees start at once, and slices that cross a link on the same level share its rate. A link is idle until its
+    first slice arrives, and again from its last slice until that one has reached the end of its tree. Links that leaves
+    use on the way up are busy from the start: with a direct forest on equal hosts no link is ever idle.
 
     Attributes:
         idle_s: for each link, (3); 0 for links that are not crossed.
         of_tree_s: for each tree, seconds until the last rank has its slice.
-        longest_s: the longest of them, (4).
+        longest_s: the largest of these, (4).
     """
 
     def __init__(self, passage: Passage, slices: Floats | None = None) -> None:
-        """`slices`: bytes of each tree's slice; without, it is empty and takes the latency."""
+        """
+        Args:
+            slices: bytes of each tree's slice; None for empty slices, which take the latency of each hop.
+        """
         self._passage, self._edges, self._slices = passage, passage.edges, slices
         links = passage.topology.links
+        # A dead link counts as infinitely fast here; `Cost.seconds` is infinite for a forest that crosses one. The last
+        # entry is that of the padding in routes.
         self._capacity = np.array([*(link.bytes_per_s or math.inf for link in links), math.inf])
+        # For each link: when its first slice arrives, and how long its last one then needs to the end.
         first, rest = np.full(len(links) + 1, math.inf), np.full(len(links) + 1, math.inf)
         at_root, below_root = np.zeros(passage.num_trees), np.zeros(passage.num_trees)
         up, down = passage.up, passage.down
         if up is not None:
             up_s = self._hops(up, passage.by_height)
             self._note(first, up, self._fold(up_s, at_root))
-        if down is None and slices is None:
+        if down is None and slices is None:  # the empty message that frees the slot
             self._hand_down(self._hops(None, passage.by_depth), at_root, below_root)
         if down is not None:
             down_s = self._hops(down, passage.by_depth)
@@ -269,12 +294,13 @@ class _SlicesWay:
         for members in levels:
             crossed = routes[members]
             each = np.repeat((self._slices[self._edges.tree] * self._passage.left)[members], crossed.shape[1])
+            # Bytes of the level on each link; a hop takes as long as the slowest link of its route.
             passing = np.bincount(crossed.ravel(), each, minlength=len(self._capacity))
             seconds[members] = (passing / self._capacity)[crossed].max(axis=1)
         return seconds
 
     def _fold(self, up_s: Floats, at_root: Floats) -> Floats:
-        """When each edge's child has all that is below it; fills in when each root has everything."""
+        """When each edge's child has all contributions below it; writes to `at_root` when each root has all of them."""
         ready = np.zeros(len(up_s))
         for members in self._passage.by_height:
             above, done = self._edges.above[members], ready[members] + up_s[members]
@@ -283,7 +309,7 @@ class _SlicesWay:
         return ready
 
     def _hand_down(self, down_s: Floats, at_root: Floats, below_root: Floats) -> tuple[Floats, Floats]:
-        """When each edge's parent has the result, and what is left to do below its child; fills in what roots need."""
+        """When each edge's parent has the result, and the time below its child; writes the latter for roots."""
         begin, left = np.zeros(len(down_s)), np.zeros(len(down_s))
         for members in self._passage.by_depth:
             above = self._edges.above[members]
@@ -295,7 +321,7 @@ class _SlicesWay:
         return begin, left
 
     def _after(self, up_s: Floats, below_root: Floats) -> Floats:
-        """What is left to do after a slice has crossed an edge on its way up."""
+        """Seconds from the moment when a slice has crossed an edge on its way up to its end."""
         after = np.zeros(len(up_s))
         for members in self._passage.by_depth:
             above = self._edges.above[members]
@@ -303,15 +329,15 @@ class _SlicesWay:
         return after
 
     def _note(self, least: Floats, routes: Ints, seconds: Floats) -> None:
-        """Keep the least seconds of any edge that crosses a link."""
+        """For each link keep the least seconds of all edges whose routes cross it."""
         np.minimum.at(least, routes.ravel(), np.repeat(seconds, routes.shape[1]))
 
 
 def bound_s(topology: Topology, collective: Collective, num_bytes: int, root: int | None = None) -> float | None:
     """Seconds below which no forest can be, from the bytes that must leave and enter each host and each site.
 
-    Take hosts (or sites) i with m_i of the n ranks, up_i and down_i in bytes per second, H of them, N bytes. Ranks of
-    one host are treated as one, which only lowers the bound; so does leaving out sites, pairs and latency.
+    Take H hosts (or sites), host i with m_i of the n ranks and up_i and down_i bytes per second, and N bytes. The ranks
+    of a host are treated as one, which only lowers the bound; so does leaving out sites, pairs and latency.
 
         collective      must leave host i     must enter host i    together at least
         all_reduce      N                     N                    2 (H - 1) N
@@ -321,13 +347,19 @@ def bound_s(topology: Topology, collective: Collective, num_bytes: int, root: in
         all_gather      N m_i / n             N (n - m_i) / n      (H - 1) N
         all_to_all      N m_i (n - m_i) / n   the same             the sum of these
 
-    The first two columns count what only host i knows or lacks. The third: to fold H contributions to one element takes
-    H - 1 transfers, to give a value to H - 1 others again H - 1 (Patarasuk and Yuan, "Bandwidth optimal all-reduce
-    algorithms for clusters of workstations", 2009). Each quantity is divided by the capacity that it must pass: up_i,
-    down_i, and for the third sum_i up_i and sum_i down_i. For an all-reduce with up_i = down_i = b_i that is
-    max(N / min_i b_i, 2 (H - 1) N / sum_i b_i), which the direct forest reaches for hosts behind one switch.
+    The first two columns count what only host i has or lacks (`Specification.border_crossings`). The third: folding H
+    contributions to one element takes H - 1 transfers, giving a value to H - 1 others takes another H - 1 (Patarasuk
+    and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009). Each quantity is divided by
+    the capacity that it must pass: up_i, down_i, and for the third sum_i up_i and sum_i down_i. For an all-reduce with
+    up_i = down_i = b_i that is max(N / min_i b_i, 2 (H - 1) N / sum_i b_i), which the direct forest reaches for hosts
+    behind one switch.
 
-    Returns None if all ranks share one host: no link is crossed.
+    Args:
+        num_bytes: N, counted as in the equations above.
+        root: of reduce and broadcast; None for other collectives.
+
+    Returns:
+        None if all ranks share one host, so that no link is crossed.
     """
     if len(topology.hosts) == 1:
         return None
@@ -338,7 +370,7 @@ def bound_s(topology: Topology, collective: Collective, num_bytes: int, root: in
 
 
 class _Part(NamedTuple):
-    """A host or a site: its ranks and what passes its border, in bytes per second."""
+    """A host or a site: its ranks and the rates of its links to the outside, in bytes per second."""
 
     ranks: tuple[int, ...]
     up: float
@@ -353,20 +385,12 @@ def _site_part(topology: Topology, group: tuple[int, ...]) -> _Part:
 
 def _division_bound(parts: list[_Part], collective: Collective, size: int, root: int | None) -> float:
     """The table of `bound_s` for N = 1: seconds per byte."""
-    seconds, least_total = 0.0, 0.0
+    spec, seconds, least_total = SPECIFICATIONS[collective], 0.0, 0.0
     for part in parts:
-        inside, outside, at_root = len(part.ranks) / size, 1 - len(part.ranks) / size, root in part.ranks
-        leave, enter = {
-            "all_reduce": (1.0, 1.0),
-            "reduce": (float(not at_root), float(at_root)),
-            "broadcast": (float(at_root), float(not at_root)),
-            "reduce_scatter": (outside, inside),
-            "all_gather": (inside, outside),
-            "all_to_all": (len(part.ranks) * outside, len(part.ranks) * outside),
-        }[collective]
+        leave, enter = spec.border_crossings(len(part.ranks), size, root in part.ranks)
         seconds = max(seconds, leave / part.up, enter / part.down)
         least_total += leave
-    if collective != "all_to_all":
-        least_total = (2.0 if collective == "all_reduce" else 1.0) * (len(parts) - 1)
+    if not spec.pairwise:
+        least_total = float(spec.directions) * (len(parts) - 1)
     capacity = min(sum(part.up for part in parts), sum(part.down for part in parts))
     return max(seconds, least_total / capacity)

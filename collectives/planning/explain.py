@@ -1,4 +1,4 @@
-"""Lines that explain a topology, a forest and a comparison to people. They know no plan."""
+"""Lines that explain a topology, a forest and a comparison of options. `plan.py` puts them together."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from collectives.schedule.forest import Forest
     from collectives.topology import Topology
 
-SHOWN = 8  # rows of a list before the rest is only counted
+SHOWN = 8  # rows of a list that are printed; the rest is counted
 
 
 def topology_lines(topology: Topology) -> list[str]:
+    """Hosts, one line for all with the same numbers, then sites and pairs."""
     kinds: dict[str, list[str]] = {}
     for host in topology.hosts:
         ranks = f"{len(host.ranks)} rank{'s' if len(host.ranks) > 1 else ''}"
@@ -32,6 +33,7 @@ def topology_lines(topology: Topology) -> list[str]:
 
 
 def forest_lines(topology: Topology, forest: Forest) -> list[str]:
+    """One line for each of the first trees."""
     lines = []
     for tree, share in list(zip(forest.trees, forest.shares, strict=True))[:SHOWN]:
         children = [str(child) for child in tree.children_of(tree.root)]
@@ -48,7 +50,7 @@ def _few(names: list[str]) -> str:
 
 
 def comparison_lines(chosen: str, chosen_s: float, options: Sequence[tuple[str, float]]) -> list[str]:
-    """Each option's name and seconds, the fastest first, and how much longer than the chosen one it would take."""
+    """Each option's name and seconds, the fastest first, and how much longer than the chosen one it takes."""
     lines = []
     for name, taken_s in sorted(options, key=lambda option: option[1]):
         more = taken_s / chosen_s - 1 if chosen_s else 0.0

@@ -1,22 +1,24 @@
 """Shares by linear program (HiGHS), and better trees by its prices.
 
-Shares, here for a message of one byte:
+Shares, for a message of one byte (T is the busiest link's seconds):
 
     minimise    T
     subject to  sum_t share_t load(t, l) <= capacity_l T     for each link l
                 the shares of each chunk's trees add up to 1 / (number of chunks)
                 share_t >= 0
 
-and, among its many optima, the most even shares and the shallowest trees: two small terms in the objective.
+Of its many optima we want the one with the most even shares and the shallowest trees, so the objective has two small
+terms for these. Without them the solver would return a corner of the optimal face: few trees with odd shares.
 
-Trees: the program's dual values are prices of links, at least 0, with sum 1. Whatever the prices, any forest's busiest
-link takes no less than the links' mean weighted by them:
+Trees, by column generation. All spanning trees are too many to list, so the program starts with those of the algorithms
+and asks for more. Its dual values are prices of links, at least 0, with sum 1. Since a mean is at most the maximum, for
+any prices and any forest
 
     T >= sum_l price_l busy_l = sum_t share_t cost_t >= cost of the cheapest tree
 
-where an edge of a tree costs what its bytes pay on its route, price_l / capacity_l for each link. So the cheapest tree
-under the prices, a spanning arborescence of least weight, is what would improve the forest most, and its cost is a
-bound that no forest goes below. `grow` adds cheapest trees until the two meet (column generation).
+where cost_t adds price_l / capacity_l over the links that the edges of tree t cross. So the cheapest tree under the
+prices, a spanning arborescence of least weight, has the least reduced cost: it is the best one to add. And its cost is
+a lower bound for every forest, listed or not. `grow` adds cheapest trees until T meets the bound.
 """
 
 from __future__ import annotations
@@ -32,16 +34,17 @@ from scipy.sparse import block_array, coo_array, csr_array, diags_array, eye_arr
 
 from collectives.planning.cost import Passage, left_between
 from collectives.schedule.algorithms.spanning import over_hosts
+from collectives.schedule.codec import PLAIN, Codec
 from collectives.schedule.op import Collective
 from collectives.schedule.specification import SPECIFICATIONS, Specification
 from collectives.schedule.tree import Tree
 from collectives.topology import Topology
 
-EVEN, SHALLOW = 1e-3, 3e-3  # weights of the small terms, where T with equal shares is 1
-MIN_SHARE = 0.01  # of an equal share; less is not worth a tree's messages
+EVEN, SHALLOW = 1e-3, 3e-3  # weights of the small terms; the objective is scaled so that T with equal shares is 1
+MIN_SHARE = 0.01  # of an equal share; a smaller one is not worth a tree's messages
 SHARE_DIGITS = 6
-PRICE_DIGITS = 9  # what machines may differ by in the last bits must not choose trees
-GAP = 1.003  # between the forest and the bound, at which growing ends
+PRICE_DIGITS = 9  # ranks plan for themselves, and prices that differ in the last bits must not choose other trees
+GAP = 1.003  # T over the bound, at which `grow` stops
 MAX_GROWN_HOSTS, MAX_ROUNDS = 32, 60
 
 Floats = npt.NDArray[np.float64]
@@ -49,7 +52,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Shared:
-    """Trees with planned shares: those that got one, and the link that limits them, as a position in `links`."""
+    """The trees with a share above 0, their shares, and the position in `links` of the link that limits them."""
 
     trees: tuple[Tree, ...]
     shares: tuple[float, ...]
@@ -57,7 +60,14 @@ class Shared:
 
 
 def solve_shares(topology: Topology, collective: Collective, trees: Sequence[Tree], passage: Passage) -> Shared | None:
-    """The best shares of these trees; None if there is nothing to choose or a chunk has no way through."""
+    """The best shares of these trees.
+
+    Args:
+        passage: that of the trees.
+
+    Returns:
+        None if there is nothing to choose, one tree for each chunk, or if some chunk can only cross dead links.
+    """
     chunk = chunks_of(collective, trees)
     if max(chunk) + 1 == len(trees):
         return None
@@ -67,6 +77,7 @@ def solve_shares(topology: Topology, collective: Collective, trees: Sequence[Tre
     links, count = busy.shape
     column = coo_array((np.ones(links), (range(links), [0] * links)), shape=(links, 1))
     ones = coo_array((np.ones(count), (range(count), [0] * count)), shape=(count, 1))
+    # Variables: the shares, T, the largest share. Rows: busy_l <= T of each link, share_t <= the largest of each tree.
     rows = block_array([[busy / unit, -column, None], [eye_array(count), None, -ones]], format="csr")
     found = linprog(
         c=np.concatenate([SHALLOW * latencies / (latencies.max() or 1.0), [1.0, EVEN]]),
@@ -81,32 +92,34 @@ def solve_shares(topology: Topology, collective: Collective, trees: Sequence[Tre
         return None
     shares = _rounded(found.x[:count], chunk)
     kept = [i for i, share in enumerate(shares) if share > 0]
+    # The link with the highest price: more capacity there would help most.
     bottleneck = int(np.argmax(np.round(-found.ineqlin.marginals[:links], 6)))
     return Shared(tuple(trees[i] for i in kept), tuple(shares[i] for i in kept), bottleneck)
 
 
 def grow(
-    topology: Topology, collective: Collective, root: int | None, trees: Sequence[Tree], codec: str = "none"
+    topology: Topology, collective: Collective, root: int | None, trees: Sequence[Tree], codec: Codec = PLAIN
 ) -> tuple[list[Tree], float]:
     """Add trees until none would help.
 
     Args:
-        trees: to begin with.
+        root: the collective's, if it has one.
+        trees: those to start with.
 
     Returns:
-        Trees that are worth a share beside the first ones, and a bound in seconds per byte that no forest goes below;
-        none and 0 where the topology is too large for it, or a chunk has no way through.
+        New trees that get a share beside the first ones, and a bound in seconds per byte that no forest goes below.
+        ([], 0.0) if the topology is too large for this, or some chunk can only cross dead links.
     """
     if len(topology.hosts) > MAX_GROWN_HOSTS or SPECIFICATIONS[collective].pairwise:
         return [], 0.0
     grown, bound, known = list(trees), 0.0, set(trees)
-    for turn in range(MAX_ROUNDS):
+    for turn in range(MAX_ROUNDS):  # each round solves the program again with the trees found so far
         solved = _prices(topology, collective, grown, codec)
         if solved is None:
             return [], 0.0
         taken, prices, shares = solved
         cheapest, cost = _cheapest(topology, collective, root, prices, turn, codec)
-        bound = max(bound, cost)
+        bound = max(bound, cost)  # the bound holds for any prices, so the best of all rounds counts
         new = [tree for tree in cheapest if tree not in known]
         if taken <= GAP * bound or not new:
             break
@@ -117,9 +130,9 @@ def grow(
 
 
 def _prices(
-    topology: Topology, collective: Collective, trees: Sequence[Tree], codec: str
+    topology: Topology, collective: Collective, trees: Sequence[Tree], codec: Codec
 ) -> tuple[float, Floats, Floats] | None:
-    """The program without its small terms: T in seconds per byte, the links' prices, the shares."""
+    """The program without its small terms, which would distort the prices: T in seconds per byte, prices, shares."""
     chunk = chunks_of(collective, trees)
     busy, dead = _busy(topology, Passage(topology, collective, trees, codec).loads)
     unit = _unit(busy)
@@ -141,9 +154,13 @@ def _prices(
 
 
 def _cheapest(
-    topology: Topology, collective: Collective, root: int | None, prices: Floats, turn: int, codec: str
+    topology: Topology, collective: Collective, root: int | None, prices: Floats, turn: int, codec: Codec
 ) -> tuple[list[Tree], float]:
-    """The cheapest tree of each chunk under the prices, and what they cost in all: a bound, in seconds per byte."""
+    """The cheapest tree of each chunk under the prices, and the cost of all: a bound, in seconds per byte.
+
+    Ranks of a host have the same links, so the arborescence is sought over hosts. A host's other ranks hang below its
+    lead, or below another host's lead where memory is the more expensive way.
+    """
     spec, hosts = SPECIFICATIONS[collective], topology.hosts
     weights, memory = _weights(topology, spec, prices, codec)
     near = weights.argmin(axis=1)
@@ -156,6 +173,8 @@ def _cheapest(
     elif spec.chunked:
         tree_roots = list(range(topology.size))
     else:
+        # The weights are the same in both directions together, so any root gives the same cost; taking turns spreads
+        # the roots over hosts.
         tree_roots = [hosts[turn % len(hosts)].ranks[0]]
     trees, cost = [], 0.0
     at_host: dict[int, dict[int, int]] = {}
@@ -169,11 +188,11 @@ def _cheapest(
     return trees, cost
 
 
-def _weights(topology: Topology, spec: Specification, prices: Floats, codec: str) -> tuple[Floats, Floats]:
-    """What a byte of the message pays between a child host (row) and its parent (column), and within each host."""
+def _weights(topology: Topology, spec: Specification, prices: Floats, codec: Codec) -> tuple[Floats, Floats]:
+    """The price of a byte of the message between a child host (row) and its parent (column), and within each host."""
     first = np.array([host.ranks[0] for host in topology.hosts])
     rates = np.array([link.bytes_per_s for link in topology.links])
-    paid = np.full(len(rates) + 1, np.inf)  # of a link that is dead
+    paid = np.full(len(rates) + 1, np.inf)  # dead links cost infinitely much
     paid[:-1][rates > 0] = prices[rates > 0] / rates[rates > 0]
     paid[-1] = 0.0
     children, parents = (ranks.ravel() for ranks in np.meshgrid(first, first, indexing="ij"))
@@ -189,7 +208,10 @@ def _weights(topology: Topology, spec: Specification, prices: Floats, codec: str
 
 
 def cheapest_arborescence(weights: Floats, root: int) -> dict[int, int]:
-    """Each node's parent in the tree of least weight in which every way leads to the root (Chu, Liu and Edmonds).
+    """Each node's parent in the tree of least weight whose paths all end at the root (Chu and Liu, Edmonds).
+
+    Each node takes its cheapest parent. If that makes a cycle, it is contracted to one node and the smaller problem is
+    solved, which opens the cycle at one node.
 
     Args:
         weights: from child (row) to parent (column); infinite where there is no edge.
@@ -198,7 +220,7 @@ def cheapest_arborescence(weights: Floats, root: int) -> dict[int, int]:
     cycle = _cycle(parents)
     if not cycle:
         return parents
-    # The cycle becomes one node, the last. Its way out replaces one of its own edges, so it pays the difference.
+    # The cycle becomes one node, the last. Its edge out replaces one of the cycle's own: its weight is the difference.
     outside = [node for node in range(len(weights)) if node not in cycle]
     into = weights[np.ix_(outside, cycle)]
     saved = np.array([weights[node, parents[node]] for node in cycle])
@@ -217,7 +239,7 @@ def cheapest_arborescence(weights: Floats, root: int) -> dict[int, int]:
 
 
 def _cycle(parents: dict[int, int]) -> list[int]:
-    """A cycle that following the parents leads into; [] if every way ends."""
+    """A cycle among the parents; [] if there is none."""
     done: set[int] = set()
     for start in parents:
         way: list[int] = []
@@ -232,13 +254,13 @@ def _cycle(parents: dict[int, int]) -> list[int]:
 
 
 def chunks_of(collective: Collective, trees: Sequence[Tree]) -> list[int]:
-    """For each tree the number of its chunk, from 0 in order of appearance."""
+    """For each tree the number of its chunk, from 0 in order of appearance; all 0 where trees carry the message."""
     spec, numbers = SPECIFICATIONS[collective], dict[tuple[int, ...], int]()
     return [numbers.setdefault(spec.chunk_of(tree) if spec.chunked else (), len(numbers)) for tree in trees]
 
 
 def _busy(topology: Topology, loads: Any) -> tuple[Any, set[int]]:
-    """Seconds per byte of each link (row) by each tree, and the trees that cross a link without capacity."""
+    """Seconds per byte of each link (row) for each tree (column), and the trees that cross a link without capacity."""
     rates = np.array([link.bytes_per_s for link in topology.links])
     per_rate = np.divide(1.0, rates, out=np.zeros(len(rates)), where=rates > 0)
     dead = np.asarray(loads.T @ (rates == 0).astype(np.float64)) > 0
@@ -251,14 +273,14 @@ def _unit(busy: Any) -> float:
 
 
 def _chunk_rows(chunk: Sequence[int], others: int) -> Any:
-    """One row for each chunk, which sums its trees' shares; `others` variables follow the shares."""
+    """One row for each chunk, which adds up its trees' shares; `others` variables follow the shares."""
     return coo_array(
         (np.ones(len(chunk)), (chunk, range(len(chunk)))), shape=(max(chunk) + 1, len(chunk) + others)
     ).tocsr()
 
 
 def _rounded(shares: Floats, chunk: Sequence[int]) -> list[float]:
-    """Shares without crumbs and float noise; each chunk's still add up to 1 / (number of chunks)."""
+    """Shares without tiny ones and float noise; those of each chunk still add up to 1 / (number of chunks)."""
     members: dict[int, list[int]] = {}
     for tree, number in enumerate(chunk):
         members.setdefault(number, []).append(tree)

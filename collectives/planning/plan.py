@@ -1,6 +1,6 @@
-"""A plan: the forest for one topology, one collective and one size class, with what it should take and why.
+"""A plan: the forest for one topology, collective and size class, its predicted seconds, and why it was chosen.
 
-As text (`to_text`, `parse`) it reads back equal: paste it into a bug report, and whoever reads it has the same plan.
+`print(plan)` explains it. As text (`to_text`, `parse`) it reads back equal, so a bug report can hold it.
 
     plan
     num_bytes 25000000
@@ -19,8 +19,8 @@ As text (`to_text`, `parse`) it reads back equal: paste it into a bug report, an
     share 0.5 root 0: 1>0 2>0
     share 0.5 root 1: 0>1 2>1
 
-`none` stands for no bound and no bottleneck. Predicted seconds are not written but computed again, so an edited forest
-is predicted as it is.
+`none` stands for no bound and no bottleneck. Predicted seconds are not written: they are computed again, so an edited
+forest gets its own prediction.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MIN_CLASS, MAX_CLASS = 5, 13  # 4**5 = 1 KiB and less; 4**13 = 64 MiB and more
 
 
 def size_class(num_bytes: int) -> int:
-    """The class k of messages that share a forest: 4**(k-1) < num_bytes <= 4**k, within SMALLEST and MAX_CLASS."""
+    """The class k of messages that share a forest: 4**(k-1) < num_bytes <= 4**k, clipped to MIN_CLASS and MAX_CLASS."""
     exponent = (max(num_bytes, 1) - 1).bit_length()
     return min(max((exponent + 1) // 2, MIN_CLASS), MAX_CLASS)
 
@@ -57,15 +57,18 @@ class Plan:
     """The forest for one topology, one collective and one size class.
 
     Attributes:
+        topology: the ranks and links that it was made for.
+        collective: which one.
         num_bytes: size of the message that `predicted_s` and `bound_s` are about.
         size_class: all sizes of this class have the same forest and fingerprint.
+        forest: the trees and their shares.
         algorithm: where the forest comes from, such as "direct" or "mixed, planned shares".
         predicted_s: seconds by `cost.cost`.
         bound_s: seconds below which no forest can be, None if no network link is crossed; see `cost.bound_s` and
-            `shares.grow`.
-        bottleneck: name of the link that limits the forest.
-        options: algorithm and predicted seconds of all that was compared, the chosen one included.
-        codec: what carries float32 over network links; "none", too, where the one that was asked for changes nothing.
+            `linear_program.grow`.
+        bottleneck: name of the link that limits the forest; None if it crosses no link.
+        options: algorithm and predicted seconds of all options that were compared, the chosen one included.
+        codec: name of the codec of float32 on network links; "none" also if the requested one would change nothing.
     """
 
     topology: Topology
@@ -84,7 +87,7 @@ class Plan:
         return self.explain()
 
     def explain(self) -> str:
-        """For people: topology, forest, predicted seconds, bound, bottleneck, and what the other options would take."""
+        """Several lines: topology, forest, predicted seconds, bound, bottleneck, and the other options' seconds."""
         codec = f", codec {self.codec}" if self.codec != "none" else ""
         size, up_to = amount(self.num_bytes, "B"), amount(4**self.size_class, "B")
         lines = [f"{self.forest.title}, {size} (class up to {up_to}){codec}", ""]
@@ -108,7 +111,7 @@ class Plan:
         return "does not fold in canonical order: the same on all ranks, but bits depend on sizes, offsets and shares"
 
     def to_text(self) -> str:
-        """The whole plan, topology included, in a form that `parse` reads; ends with a line break."""
+        """The whole plan, topology included, in the form that `parse` reads; ends with a line break."""
         bound = "none" if self.bound_s is None else repr(self.bound_s)
         lines = ["plan", f"num_bytes {self.num_bytes}", f"codec {self.codec}"]
         lines += [f"algorithm {self.algorithm}", f"bound_s {bound}"]
@@ -119,11 +122,11 @@ class Plan:
 
     @classmethod
     def parse(cls, text: str) -> Plan:
-        """Read what `to_text` wrote, and verify the forest. Equal to the plan that was written, by the same version.
+        """Read what `to_text` wrote, and verify the forest. With the same version the result equals the plan written.
 
         Raises:
-            PlanError: a section or line that is missing or malformed, with its line number and a caret at the fault; an
-                invalid topology; a forest that is invalid or does not fit the topology.
+            PlanError: a missing or malformed section or line, with its line number and a caret under the fault; an
+                invalid topology; a forest that is invalid or of another number of ranks.
         """
         sections = plan_text.sections(text)
         fields, options = plan_text.fields(*sections["plan"])
@@ -134,7 +137,7 @@ class Plan:
         verify(forest)
         if forest.size != topology.size:
             raise PlanError(
-                f"plan: the forest is {forest.title}, the topology has {topology.size} ranks; wanted as many"
+                f"plan: the forest is {forest.title}, the topology has {topology.size} ranks; wanted the same number"
             )
         num_bytes = int(plan_text.number("num_bytes", *fields["num_bytes"]))
         codec = plan_text.codec_name(*fields["codec"])
@@ -159,16 +162,16 @@ class Plan:
 
     @property
     def codecs(self) -> tuple[str, ...]:
-        """Names of the codecs, the mildest first; those for narrow links where there are some."""
+        """Names of all codecs, the mildest first; those for narrow links only if the topology has narrow links."""
         return tuple(
             name for name, codec in CODECS.items() if not codec.narrow_only or self.topology.narrow_between.any()
         )
 
     def summary(self) -> dict[str, Any]:
-        """For JSON: the same in short.
+        """The plan as a dict for JSON, without edges of trees.
 
-        `links` are those that the message crosses: `bytes_per_s` by the topology, and `busy_s`, the seconds that the
-        message keeps each of them busy. `shares` are those of the trees, the largest first.
+        `links` are those that the message crosses, with `bytes_per_s` of the topology and `busy_s`, the seconds that
+        the message keeps the link busy. `shares` are those of the trees, the largest first.
         """
         busy = cost(self.topology, self.forest, self.codec).busy_s_per_byte
         return {

@@ -1,4 +1,4 @@
-"""Reads the sections and lines of a plan's text; `plan.py` shows the format. Errors put a caret under the fault."""
+"""Reads the sections and lines of a plan's text; `plan.py` shows the format. Errors have a caret under the fault."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ SECTIONS = ("plan", "topology", "forest")
 
 
 def sections(text: str) -> dict[str, tuple[int, list[str]]]:
-    """For each part the number of lines before its first one, and its lines."""
+    """For each section the number of lines before its content, and the lines of its content.
+
+    Raises:
+        PlanError: a section is missing or there twice, or text before the first.
+    """
     lines, found, name = text.splitlines(), dict[str, tuple[int, list[str]]](), ""
     for number, line in enumerate(lines, start=1):
         if line.strip() in SECTIONS:
             name = line.strip()
             if name in found:
-                raise PlanError(f"plan, line {number}: a second part '{name}'\n{caret(line, 0, len(line))}")
+                raise PlanError(f"plan, line {number}: duplicate section '{name}'\n{caret(line, 0, len(line))}")
             found[name] = (number, [])
         elif name:
             found[name][1].append(line)
@@ -23,12 +27,16 @@ def sections(text: str) -> dict[str, tuple[int, list[str]]]:
             raise PlanError(f"plan, line {number}: wanted the line 'plan' first\n{caret(line, 0, len(line))}")
     for name in SECTIONS:
         if name not in found:
-            raise PlanError(f"plan: the part '{name}' is missing; wanted a line with this word alone, then its content")
+            raise PlanError(f"plan: no section '{name}'; wanted a line with this word alone, then its content")
     return found
 
 
 def fields(first: int, lines: list[str]) -> tuple[dict[str, tuple[int, str]], list[tuple[str, float]]]:
-    """Line number and text of each field by name, and the options."""
+    """Line number and text of each field by name, and the options.
+
+    Raises:
+        PlanError: an unknown or duplicate field, or one without a value; a missing field.
+    """
     found, options = dict[str, tuple[int, str]](), list[tuple[str, float]]()
     wanted = ("num_bytes", "codec", "algorithm", "bound_s", "bottleneck")
     for line_number, line in enumerate(lines, start=first + 1):

@@ -1,10 +1,10 @@
 """The probe: sockets in, a Topology out.
 
-measure.py   rank 0 conducts: traffic between the hosts, on the group's own connections -> Readings
-lead.py      each host's part in it
-rounds.py    who measures with whom at the same time
+measure.py   rank 0 coordinates: traffic between the hosts, on the group's own connections -> Readings
+lead.py      what one host does in each measurement
+rounds.py    which pairs of hosts measure at the same time
 infer.py     Readings -> Topology, without I/O
-cache.py     what was measured before, by the set of hosts
+cache.py     earlier measurements, by the set of hosts
 command.py   `python -m collectives probe`
 """
 

@@ -1,6 +1,7 @@
 """Measured links on disk, in narrowgauge/links below $XDG_CACHE_HOME or ~/.cache.
 
-They are kept for a set of hosts, each by its name and the identity of its machine, which a reboot changes.
+A file belongs to a set of hosts, each given by its name and the identity of its machine. A reboot changes the identity,
+so links are measured again after it: cables and addresses may have changed.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 def recall(hosts: Sequence[str], machines: Sequence[str]) -> Topology | None:
-    """What was measured between these hosts before; None if nothing was.
+    """The topology measured between these hosts before; None, with a warning, if the file cannot be used.
 
     Args:
-        hosts, machines: of each rank, the name of its host and the identity of its machine.
+        hosts, machines: for each rank the name of its host and the identity of its machine.
+
+    Returns:
+        None also if nothing was measured yet.
     """
     try:
         path = _path(hosts, machines)
@@ -35,18 +39,22 @@ def recall(hosts: Sequence[str], machines: Sequence[str]) -> Topology | None:
         why = f"{path}: {error}"
     except (PlanError, OSError) as error:  # both name the file
         why = str(error)
-    logger.warning("the remembered links cannot be used, so they are measured again: %s", why)
+    logger.warning("cannot use the cached links, so they are measured again: %s", why)
     return None
 
 
 def remember(topology: Topology, hosts: Sequence[str], machines: Sequence[str]) -> Path:
-    """Keep a measured topology; the file that holds it. Arguments as of `recall`.
+    """Write a measured topology to the cache. Arguments as those of `recall`.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        OSError: there is no folder for it, or it cannot be written.
+        OSError: the folder cannot be made, or the file not be written.
     """
     path = _path(hosts, machines)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # A temporary file and a rename: several launches may write at once, and a reader must not see half a file.
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
         try:
             file.write(topology.to_json())

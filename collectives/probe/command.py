@@ -19,22 +19,26 @@ from collectives.units import rate, seconds
 
 HINT = "start it as: torchrun --nnodes ... -m collectives probe, or launcher probe CONFIG"
 TIMEOUT_S = 120.0
-WIDEST = 16  # hosts in the matrix
+MAX_MATRIX_HOSTS = 16
 logger = logging.getLogger(__name__)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options to its parser."""
     parser.add_argument("--json", action="store_true", help="print the topology as JSON instead")
     parser.add_argument(
-        "--save", metavar="FILE", type=Path, help="write the topology; a job's collectives.topology takes it"
+        "--save", metavar="FILE", type=Path, help="write the topology to FILE; a job's collectives.topology reads it"
     )
 
 
 def main(options: argparse.Namespace) -> str:
-    """Measure; what rank 0 should print, "" on the others.
+    """Measure the links.
+
+    Returns:
+        What rank 0 should print; "" on the other ranks.
 
     Raises:
-        UsageError: not started on several ranks, or there is no folder for the file.
+        UsageError: not started by torchrun or the lab, or --save names a folder that does not exist.
         RendezvousError: the ranks did not find each other, or one did not answer.
         OSError: the file cannot be written.
     """
@@ -45,29 +49,32 @@ def main(options: argparse.Namespace) -> str:
         return ""
     if options.save is not None:
         options.save.write_text(topology.to_json(), encoding="utf-8")
-    return topology.to_json() if options.json else told(topology, took_s)
+    return topology.to_json() if options.json else format_topology(topology, took_s)
 
 
 def check(save: Path) -> None:
-    """Seconds of measuring should not end in a mistake that could be seen before.
+    """Check --save before measuring, which takes seconds.
 
     Raises:
-        UsageError: there is no folder for the file.
+        UsageError: the file's folder does not exist.
     """
     if not save.absolute().parent.is_dir():
-        raise UsageError(f"--save {save}: there is no folder {save.parent}; make it first")
+        raise UsageError(f"--save {save}: folder {save.parent} does not exist; create it first")
 
 
 def probe() -> tuple[Topology, float]:
-    """The links between the hosts of this group, measured anew and remembered, and the seconds that it took.
+    """Measure the links between the hosts of this group and write them to the cache.
+
+    Returns:
+        The topology, the same on all ranks, and the seconds that measuring took.
 
     Raises:
         UsageError, RendezvousError: as `main`.
     """
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        raise UsageError(f"probe runs on several ranks and {', '.join(missing)} is not set; {HINT}")
-    from torch.distributed.rendezvous import rendezvous as find_store  # here, since explain needs no torch
+        raise UsageError(f"probe runs on several ranks, but {', '.join(missing)} is not set; {HINT}")
+    from torch.distributed.rendezvous import rendezvous as find_store  # here: `explain` must not load torch
 
     from collectives.transport import rendezvous
 
@@ -75,7 +82,7 @@ def probe() -> tuple[Topology, float]:
         store, rank, size = next(iter(find_store("env://", timeout=timedelta(seconds=TIMEOUT_S))))
     except RuntimeError as error:  # torch raises DistNetworkError or DistStoreError
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise RendezvousError(f"rank {os.environ['RANK']} found no store of rank 0 at {where}: {error}") from None
+        raise RendezvousError(f"rank {os.environ['RANK']} cannot reach rank 0's store at {where}: {error}") from None
     settings = replace(current(), streams=1)
     formed = rendezvous.rendezvous(store, rank, size, "probe", 0, settings, TIMEOUT_S)
     try:
@@ -89,12 +96,12 @@ def probe() -> tuple[Topology, float]:
         try:
             remember(topology, hosts, [rank_info.link_key() for rank_info in formed.rank_infos])
         except OSError as error:
-            logger.warning("the measured links cannot be remembered: %s", error)
+            logger.warning("cannot write the measured links to the cache: %s", error)
     return topology, took_s
 
 
-def told(topology: Topology, took_s: float) -> str:
-    """For people: what each host can do, and what goes from host (row) to host (column), in Mbit/s of payload."""
+def format_topology(topology: Topology, took_s: float) -> str:
+    """Two tables: rates and latency of each host, and rates from host (row) to host (column), in Mbit/s of payload."""
     hosts = topology.hosts
     width = max(8, *(len(host.name) + 2 for host in hosts))
     count = "1 host" if len(hosts) == 1 else f"{len(hosts)} hosts"
@@ -109,7 +116,7 @@ def told(topology: Topology, took_s: float) -> str:
     for site in topology.sites:
         up, down = _mbit(site.up_bytes_per_s), _mbit(site.down_bytes_per_s)
         lines.append(f"{site.name}: up {up}, down {down}, shared by {', '.join(site.hosts)}")
-    if 1 < len(hosts) <= WIDEST:
+    if 1 < len(hosts) <= MAX_MATRIX_HOSTS:
         lines += ["", "".join(f"{name:>{width}}" for name in ("from\\to", *(host.name for host in hosts)))]
         for host in hosts:
             cells = [_between(topology, host.ranks[0], other.ranks[0]) for other in hosts]

@@ -1,13 +1,14 @@
 """From readings to a topology: a pure function.
 
-    up_i, down_i     what host i was seen to send and to receive in its best matchings (their median, as each is off
-                     a little), or with all others at once if that is far more
-    pair (i, j)      what went from i to j, where that is well below up_i and down_j, and no site explains it
-    site             hosts that reach each other at full speed, but together send no more to others than one alone does
-    latency_i        least squares of (latency_i + latency_j) / 2 [+ the sites'] against what pairs took, none negative
+    up_i, down_i     the rate at which host i sent and received in its best matchings (their median, since each is a
+                     little off), or with all others at once if that is far more
+    pair (i, j)      the rate from i to j, if it is well below up_i and down_j and no site explains it
+    site             hosts that reach each other at full speed, but together send no more to others than one alone
+    latency_i        least squares of (latency_i + latency_j) / 2 [+ the sites'] against the pairs' latencies, all >= 0
     memory_i         as measured
 
-Rates that differ by less than the noise are made equal, so that equal links get a plain plan.
+Rates that differ by less than the noise are made equal: otherwise equal links would get a plan with unequal shares, and
+another one at each start.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from scipy.optimize import nnls
 
 from collectives.topology import Host, Pair, Site, Topology
 
-NEAR_BEST = 0.93  # readings of a host that are this near its best show its own link, not a slower partner's
-FULL = 0.7  # a pair that gets less of what its hosts can do is held up by something
-FASTER = 1.25  # several flows that get more than so many times what one got show more of a link than it did
-SHARED = 0.75  # hosts that together get less than this of what each got alone share an uplink
-NOISE = 0.04
-EVENLY = 1e-3  # how much an even split of latencies weighs against one that was measured
+NEAR_BEST = 0.93  # readings of a host within this factor of its best are of its own link, not of a slower partner's
+FULL = 0.7  # a pair below this fraction of its hosts' rates is slowed down by something between them
+FASTER = 1.25  # several flows count only if they get more than so many times the rate of one
+SHARED = 0.75  # hosts that together get less than this fraction of the sum of their rates alone share an uplink
+NOISE = 0.04  # relative
+EVENLY = 1e-3  # weight of an even split of latencies against measured ones
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """What a group of hosts sends to, and gets from, the others: one of its hosts alone, and all at once."""
+    """Bytes per second between a group of hosts and the others: of one pair of hosts alone, and of all at once."""
 
     members: tuple[int, ...]
     alone_up: float
@@ -41,20 +42,20 @@ class Crossing:
     together_down: float
 
     def turned(self, others: tuple[int, ...]) -> Crossing:
-        """The same as the others see it, if they are all the others."""
+        """The same crossing seen from the other side; `others` must be all other hosts."""
         return Crossing(others, self.alone_down, self.alone_up, self.together_down, self.together_up)
 
 
 @dataclass(frozen=True)
 class Readings:
-    """What was measured, by the hosts' positions in the order of their lowest ranks. Bytes per second, seconds.
+    """Measurements, indexed by the hosts' positions in the order of their lowest ranks. Bytes per second, seconds.
 
     Attributes:
-        hosts: the host's name of each rank.
-        rates: from host (row) to host (column), all pairs of a matching at once; 0 on the diagonal.
+        hosts: for each rank the name of its host.
+        rates: from host (row) to host (column), while all pairs of a matching were active; 0 on the diagonal.
         latencies: half a round trip; 0 on the diagonal.
-        memory: what copying gives, for each host.
-        fan_up, fan_down: with all others at once, for hosts that no single other one could fill.
+        memory: rate of copying in memory, for each host.
+        fan_up, fan_down: rates with all others at once, for hosts whose links no single other host can fill.
         crossings: of groups whose hosts reach each other faster than the others.
     """
 
@@ -85,14 +86,14 @@ def infer(readings: Readings) -> Topology:
     site_of = {i: index for index, crossing in enumerate(sites) for i in crossing.members}
     pairs = tuple(
         Pair(plain.hosts[i].name, plain.hosts[j].name, _tidy(readings.rates[i][j]))
-        for i, j in held_up(readings)
+        for i, j in slow_pairs(readings)
         if site_of.get(i) == site_of.get(j)
     )
     return Topology(hosts, built, pairs)
 
 
 def capacities(readings: Readings) -> tuple[list[float], list[float]]:
-    """Up and down of each host, the noise taken off."""
+    """Up and down of each host; rates that differ by less than the noise are equal."""
     rates, count = np.array(readings.rates).reshape(len(readings.memory), -1), len(readings.memory)
     if count == 1:
         return [Host.up_bytes_per_s], [Host.down_bytes_per_s]
@@ -103,25 +104,25 @@ def capacities(readings: Readings) -> tuple[list[float], list[float]]:
 
 
 def _best(rates: npt.NDArray[np.float64]) -> float:
-    """The median of those that are near the largest."""
+    """The median of the rates that are near the largest."""
     return float(np.median(rates[rates >= NEAR_BEST * rates.max()]))
 
 
 def _more(alone: float, together: float) -> float:
-    """What several flows got counts only if it is far more: the sum of their rates is less exact than one flow's."""
+    """The rate of several flows if it is far more, else that of one: a sum of several rates is less exact."""
     return together if together > FASTER * alone else alone
 
 
-def held_up(readings: Readings) -> list[tuple[int, int]]:
-    """Pairs that get well below what their hosts can do."""
+def slow_pairs(readings: Readings) -> list[tuple[int, int]]:
+    """Pairs (i, j) whose rate is well below the rates of their hosts."""
     up, down = capacities(readings)
     hosts = range(len(up))
     return [(i, j) for i in hosts for j in hosts if i != j and readings.rates[i][j] < FULL * min(up[i], down[j])]
 
 
 def groups(readings: Readings) -> list[tuple[int, ...]]:
-    """Hosts that reach each other at full speed, directly or by others; more than one if some pairs are held up."""
-    slow = set(held_up(readings))
+    """Connected groups of hosts, where hosts are connected that reach each other at full speed in both directions."""
+    slow = set(slow_pairs(readings))
     left, found = set(range(len(readings.memory))), []
     while left:
         group, edge = set(), {min(left)}
@@ -134,7 +135,7 @@ def groups(readings: Readings) -> list[tuple[int, ...]]:
 
 
 def _sites(readings: Readings, plain: Topology) -> list[Crossing]:
-    """The groups whose hosts share an uplink: all at once they got no more than a little above what one got alone."""
+    """The groups whose hosts share an uplink: all at once got hardly more than one pair alone."""
     sites = []
     for crossing in readings.crossings:
         many = min(len(crossing.members), len(plain.hosts) - len(crossing.members))
@@ -146,7 +147,7 @@ def _sites(readings: Readings, plain: Topology) -> list[Crossing]:
 
 
 def _latencies(readings: Readings, sites: Sequence[Crossing]) -> tuple[list[float], list[float]]:
-    """Of each host and each site."""
+    """Latency of each host and of each site, in seconds."""
     count = len(readings.memory)
     if count == 1:
         return [Host.latency_s], []
@@ -160,7 +161,7 @@ def _latencies(readings: Readings, sites: Sequence[Crossing]) -> tuple[list[floa
                 row[[count + site_of[host] for host in (i, j) if host in site_of]] = 1.0
             rows.append(row)
             wanted.append(readings.latencies[i][j])
-    # Where several splits explain it, the even one: of two hosts, each gets what the pair took.
+    # If several splits of a pair's latency fit, the even one: of two hosts, each gets the latency of the pair.
     rows += [*EVENLY * np.eye(count + len(sites))]
     wanted += [0.0] * (count + len(sites))
     found, _ = nnls(np.array(rows), np.array(wanted))
@@ -168,7 +169,7 @@ def _latencies(readings: Readings, sites: Sequence[Crossing]) -> tuple[list[floa
 
 
 def _evened(rates: list[float]) -> list[float]:
-    """Rates that lie within the noise of each other become their median."""
+    """Rates within the noise of each other become their median."""
     order = sorted(range(len(rates)), key=lambda i: rates[i])
     evened, start = list(rates), 0
     for end in range(1, len(order) + 1):
@@ -181,4 +182,5 @@ def _evened(rates: list[float]) -> list[float]:
 
 
 def _tidy(value: float) -> float:
+    """Four digits, which is more than measurements hold."""
     return float(f"{value:.4g}")

@@ -1,7 +1,7 @@
-"""One host's end of all measurements: carries out rank 0's orders together with the leads of the other hosts.
+"""One host's part in all measurements: carries out rank 0's orders together with the leads of the other hosts.
 
-An order is finished with every partner, whatever happened with the others. So one that fails holds up nobody who is
-well, and what is on a connection is always what the other end expects. What went wrong stands in the answer.
+An order is finished with every partner, even if one has failed. So a failed host does not block healthy ones, and the
+bytes on a connection are always those that the other end expects. Errors are part of the answer to rank 0.
 """
 
 from __future__ import annotations
@@ -18,21 +18,25 @@ import numpy as np
 
 from collectives.probe.rounds import Flow
 
-PINGS = 12
+PINGS = 12  # the fastest one counts; the others met a busy scheduler or network
 BLOCK_BYTES = 64 * 1024
-UNSENT_BYTES = 128 * 1024
-SKIPPED, COUNTED = 0.4, 0.2  # of a flow: what is passed over before counting starts, and what must be left to count
+UNSENT_BYTES = 128 * 1024  # in a sender's socket; a full socket would keep a slow link busy long after the flow
+SKIPPED, COUNTED = 0.4, 0.2  # fractions of a flow's time: not counted at its start, and needed for a valid count
 CLOSED = "the connection was closed"
 MEMORY_BYTES = 16 * 1024 * 1024
 NOTSENT_LOWAT = 25  # TCP_NOTSENT_LOWAT of linux/tcp.h
 
 
-def patient_until(connection: socket.socket, deadline: float) -> None:
-    """The connection's next call may take until then (time.monotonic, seconds); what is there by then can be read."""
+def set_deadline(connection: socket.socket, deadline: float) -> None:
+    """Let the connection's next call block until `deadline` (time.monotonic, seconds).
+
+    At least 10 ms, so that data that has arrived can be read even after the deadline.
+    """
     connection.settimeout(max(0.01, deadline - time.monotonic()))
 
 
 def reason(error: OSError) -> str:
+    """The error without its number."""
     return error.strerror or str(error)
 
 
@@ -41,10 +45,10 @@ class Lead:
 
     Args:
         index: the host's position in the order of lowest ranks.
-        names: what to call each host in errors.
+        names: of each host's lead, for errors.
         to: the connection to each other host's lead, by the host's position.
         deadline: when to give up on partners; time.monotonic, seconds.
-        beside: further connections to them, over other interfaces; a flow takes all there are at once.
+        beside: further connections to them over other interfaces; a flow uses all of them at once.
     """
 
     def __init__(
@@ -60,7 +64,15 @@ class Lead:
         self._problems: list[str] = []
 
     def carry_out(self, order: Mapping[str, Any]) -> dict[str, Any]:
-        """Do an order's work; the answer for rank 0: {"got": values by "from to" or by host, "problems": sentences}."""
+        """Carry out one order.
+
+        Args:
+            order: {"do": "ping", "rounds": [[(i, j), ...], ...]}, {"do": "memory"} or
+                {"do": "flows", "flows": [(from, to), ...], "seconds": s}.
+
+        Returns:
+            The answer for rank 0: {"got": values by "from to" or by host, "problems": sentences}.
+        """
         self._problems = []
         if order["do"] == "ping":
             got = self._pings(order["rounds"])
@@ -71,22 +83,22 @@ class Lead:
         return {"got": got, "problems": self._problems}
 
     def _pings(self, rounds: Sequence[Sequence[Flow]]) -> dict[str, float]:
-        """Half a round trip to each partner that comes after us."""
+        """Seconds of half a round trip to each partner with a higher position; the other end answers."""
         seconds = {}
         for pairs in rounds:
             for first, second in pairs:
                 if self.index == first:
-                    with self._noting(second):
+                    with self._collecting_errors(second):
                         seconds[f"{first} {second}"] = self._ping(second)
                 elif self.index == second:
-                    with self._noting(first):
+                    with self._collecting_errors(first):
                         self._pong(first)
         return seconds
 
     def _ping(self, other: int) -> float:
         best = float("inf")
         for _ in range(PINGS):
-            self._be_patient(self.to[other])
+            self._set_deadline(self.to[other])
             started = time.perf_counter()
             self.to[other].sendall(b".")
             _receive_byte(self.to[other])
@@ -95,11 +107,11 @@ class Lead:
 
     def _pong(self, other: int) -> None:
         for _ in range(PINGS):
-            self._be_patient(self.to[other])
+            self._set_deadline(self.to[other])
             self.to[other].sendall(_receive_byte(self.to[other]))
 
     def _flows(self, flows: Sequence[Flow], seconds: float) -> dict[str, float]:
-        """Send and receive our flows, all at once; the rates that arrived here."""
+        """Run this host's flows, all at once; returns the rates at which flows arrived here, in bytes per second."""
         out = [target for source, target in flows if source == self.index]
         into = [source for source, target in flows if target == self.index]
         if not out and not into:
@@ -110,33 +122,37 @@ class Lead:
             receiving = {of: [pool.submit(self._receive, way, seconds) for way in self._ways[of]] for of in into}
             for target, sent in sending.items():
                 for each in sent:
-                    with self._noting(target):
+                    with self._collecting_errors(target):
                         each.result()
             for source, received in receiving.items():
-                with self._noting(source):
+                with self._collecting_errors(source):
                     got[f"{source} {self.index}"] = sum(each.result() for each in received)
         return got
 
     def _send(self, connection: socket.socket, seconds: float) -> None:
-        """Blocks until the time is over; the first byte of a block says whether it is the last."""
+        """Send blocks for `seconds`; the first byte of a block says whether it is the last."""
         until = time.perf_counter() + seconds
         connection.setsockopt(socket.IPPROTO_TCP, NOTSENT_LOWAT, UNSENT_BYTES)
         more, last = bytes(BLOCK_BYTES), b"\1" + bytes(BLOCK_BYTES - 1)
         is_last = False
         while not is_last:
             is_last = time.perf_counter() >= until
-            self._be_patient(connection)
+            self._set_deadline(connection)
             connection.sendall(last if is_last else more)
 
     def _receive(self, connection: socket.socket, seconds: float) -> float:
-        """Bytes per second of the part that counts; of the whole flow if hardly any of it is left to count."""
+        """Receive a flow; returns bytes per second of its second part, or of the whole if that part is too short.
+
+        The first part does not count: TCP's slow start, and the burst that a traffic shaper lets through after a pause,
+        show rates that a long message does not get.
+        """
         block = memoryview(bytearray(BLOCK_BYTES))
         total, begin_bytes, now = 0, 0, 0.0
         first: float | None = None
         begin: float | None = None
         while total == 0 or total % BLOCK_BYTES or block[0] == 0:
-            self._be_patient(connection)
-            n = connection.recv_into(block[total % BLOCK_BYTES :])  # no further: an answer may follow
+            self._set_deadline(connection)
+            n = connection.recv_into(block[total % BLOCK_BYTES :])  # not beyond the block: an answer may follow it
             if not n:
                 raise OSError(CLOSED)
             now = time.perf_counter()
@@ -147,20 +163,22 @@ class Lead:
         assert first is not None
         if begin is not None and now - begin >= COUNTED * seconds:
             return (total - begin_bytes) / (now - begin)
-        # Most of it was here before this end came to read, so how fast it was read says nothing.
+        # Most of the data had arrived before this thread came to read, so its reading speed is not the link's.
         return total / max(now - first, seconds)
 
-    def _be_patient(self, connection: socket.socket) -> None:
-        """The next call may take until the deadline. After it nothing more is sent or read: the other end may have
-        given up, too, and then what comes from it is its answer to rank 0."""
+    def _set_deadline(self, connection: socket.socket) -> None:
+        """Let the next call block until the deadline, and after that raise instead of sending or reading.
+
+        The other end may have given up, too, and what it sends then is its answer to rank 0, not part of the flow.
+        """
         left_s = self.deadline - time.monotonic()
         if left_s <= 0:
             raise TimeoutError("timed out")
         connection.settimeout(left_s)
 
     @contextlib.contextmanager
-    def _noting(self, other: int) -> Iterator[None]:
-        """Socket errors as a sentence in the answer."""
+    def _collecting_errors(self, other: int) -> Iterator[None]:
+        """Turn a socket error into a sentence of the answer."""
         try:
             yield
         except OSError as error:
@@ -168,7 +186,7 @@ class Lead:
 
 
 def memory_bytes_per_s() -> float:
-    """What copying gives here: bytes per second of one thread, beyond the cache; the best of several."""
+    """Rate of copying in memory, in bytes per second: one thread, more than fits into a cache, the best of several."""
     source, target = np.ones(MEMORY_BYTES, np.uint8), np.ones(MEMORY_BYTES, np.uint8)
     best = float("inf")
     for _ in range(4):

@@ -1,20 +1,23 @@
-"""Measures the links between hosts, on connections that are there already.
+"""Measures the links between hosts, on connections that exist already.
 
-The lowest rank of each host leads it, and rank 0 conducts: it sends every lead an order, the leads carry it out side by
-side, and each tells what it got.
+The lowest rank of each host is its lead, and rank 0 coordinates: it sends an order to every lead, the leads carry it
+out at the same time, and each answers with its readings.
 
-    latency      matchings of ping-pongs, before there is any load
+    latency      ping-pongs in matchings, before there is any load
     matchings    n - 1 rounds of disjoint pairs, as in a tournament
-    again        pairs that got less than their hosts can do, once more, in case something else was in the way
-    fans         a host that no other single host could fill, with all others at once
+    again        pairs below their hosts' rates, once more, in case other traffic was in the way
+    fans         a host whose link no single other host can fill, with all others at once
     crossings    groups of hosts that are slow to reach from outside: one pair alone, then all at once
 
-A host sends or receives, never both: acknowledgements that wait in a queue full of the host's own data would slow down
-what it receives, most of all on links that are shaped.
+Disjoint pairs measure at once, because n (n - 1) flows one by one would take minutes. Pairs behind one switch do not
+disturb each other; pairs that share an uplink do, are found slow, and the crossings tell the two apart.
 
-A flow lasts some tenths of a second. The receiver counts, and only the second part: slow start, and what a shaper lets
-through at once after a pause, are over by then. A sender keeps little in its socket, so a slow link is not clogged for
-longer than that.
+A host sends or receives, never both at once: acknowledgements in a queue behind the host's own data would delay, and so
+slow down, what it receives, most of all on shaped links.
+
+A flow lasts some tenths of a second, and the receiver counts only its second part: TCP's slow start, and the burst that
+a shaper lets through after a pause, are over by then. A sender keeps little data in its socket, so that a slow link is
+free again soon after the flow.
 """
 
 from __future__ import annotations
@@ -30,19 +33,19 @@ from typing import Any
 import numpy as np
 
 from collectives.errors import RendezvousError
-from collectives.probe.infer import FASTER, Crossing, Readings, capacities, groups, held_up, infer
-from collectives.probe.lead import NOTSENT_LOWAT, Lead, patient_until, reason
+from collectives.probe.infer import FASTER, Crossing, Readings, capacities, groups, infer, slow_pairs
+from collectives.probe.lead import NOTSENT_LOWAT, Lead, reason, set_deadline
 from collectives.probe.rounds import Flow, matchings, tournament, trios
 from collectives.topology import Topology
 from collectives.transport.tcp import receive_frame, send_frame
 
 FLOW_S, MIN_FLOW_S, MAX_FLOW_S = 0.3, 0.1, 1.5
-MATCHINGS_S = 1.8  # for all of them
-ROUND_TRIPS = 15  # of slow start that a flow outlasts
-AGAIN_S, MAX_AGAIN = 0.2, 2  # rounds
+MATCHINGS_S = 1.8  # for all rounds together; with many hosts flows become shorter, down to MIN_FLOW_S
+ROUND_TRIPS = 15  # of TCP's slow start; a flow must last longer
+AGAIN_S, MAX_AGAIN_ROUNDS = 0.2, 2
 NEAR_THE_FASTEST, FAN_S, MAX_FANS = 0.9, 0.15, 4
 DEFAULT_TIMEOUT_S = 60.0
-MAX_STEP_S, FAREWELL_S = 1.0, 0.2
+MAX_STEP_S, SEND_ERROR_S = 1.0, 0.2
 _FRAME_LIMIT = 64 * 1024 * 1024
 
 
@@ -55,16 +58,17 @@ def measure(
     """Measure the links between hosts; all ranks of a group call it together.
 
     Args:
-        hosts: the host's name of each rank.
-        streams: (rank, idle TCP connection), one or more for each other rank; several go over several interfaces, and
-            flows use them at once. They are idle and as they were afterwards; after an error they are of no use.
-        timeout_s: seconds for all of it.
+        hosts: for each rank the name of its host.
+        streams: (rank, idle TCP connection), one or more for each other rank; several belong to several interfaces, and
+            flows use them at once. Afterwards they are idle, with their former settings; after an error they are
+            unusable.
+        timeout_s: seconds for the whole measurement.
 
     Returns:
-        The same on all ranks.
+        The topology, the same on all ranks.
 
     Raises:
-        RendezvousError: a rank did not answer; names it and its host.
+        RendezvousError: a rank did not answer; the message names it and its host.
     """
     plain = Topology.from_hosts(hosts)
     leads = [host.ranks[0] for host in plain.hosts]
@@ -75,8 +79,9 @@ def measure(
     for peer, connection in streams:
         if connections.setdefault(peer, connection) is not connection and peer in leads:
             beside.setdefault(leads.index(peer), []).append(connection)
-    # First rank 0 gives up on what it measures itself, so that it takes no answer for a part of that; then the other
-    # leads, which answer; then rank 0 on answers, and everybody hears the same from it before the time is over.
+    # Deadlines in steps, so that all ranks end with the same error. Rank 0 stops measuring first: from then on what
+    # arrives is an answer, not part of a flow. Then the other leads stop and answer. Then rank 0 stops waiting for
+    # answers and sends the error to all, before their own time is over.
     deadline, step_s = time.monotonic() + timeout_s, min(MAX_STEP_S, timeout_s / 9)
     give_up_at = deadline - (3 if rank == 0 else 2) * step_s
     try:
@@ -84,9 +89,9 @@ def measure(
             to = {index: connections[lead] for index, lead in enumerate(leads) if lead != rank}
             own = Lead(leads.index(rank), names, to, give_up_at, beside)
             if rank == 0:
-                return _Conductor(hosts, own, connections, deadline - step_s).conduct()
+                return _Coordinator(hosts, own, connections, deadline - step_s).run()
             _follow(own, deadline)
-        return Topology.from_json(_told(connections[0], names[0], deadline)["topology"])
+        return Topology.from_json(_receive_from_rank_0(connections[0], names[0], deadline)["topology"])
     finally:
         for connection, mode, unsent_bytes in before:
             with contextlib.suppress(OSError):
@@ -97,35 +102,36 @@ def measure(
 def _unsent_bytes(connection: socket.socket) -> int:
     try:
         return connection.getsockopt(socket.IPPROTO_TCP, NOTSENT_LOWAT)
-    except OSError:  # it is closed; whoever uses it first says so
+    except OSError:  # it is closed; its first use will raise
         return 0
 
 
 def _follow(lead: Lead, deadline: float) -> None:
-    """A lead other than rank 0's: carry out orders until there are no more."""
-    conductor = lead.to[0]
+    """A lead other than rank 0's: carry out orders until the last one."""
+    coordinator = lead.to[0]
     while True:
-        order = _told(conductor, lead.names[0], deadline)
+        order = _receive_from_rank_0(coordinator, lead.names[0], deadline)
         if order["do"] == "end":
             return
         answer = lead.carry_out(order)
         try:
-            patient_until(conductor, deadline)
-            send_frame(conductor, json.dumps(answer).encode())
+            set_deadline(coordinator, deadline)
+            send_frame(coordinator, json.dumps(answer).encode())
         except OSError as error:
-            raise RendezvousError(f"measuring links: {lead.names[0]} takes no answer: {reason(error)}") from None
+            who = lead.names[0]
+            raise RendezvousError(f"measuring links: cannot send the answer to {who}: {reason(error)}") from None
 
 
-def _told(connection: socket.socket, who: str, deadline: float) -> dict[str, Any]:
-    """What rank 0 says next; an error that it tells is raised."""
+def _receive_from_rank_0(connection: socket.socket, who: str, deadline: float) -> dict[str, Any]:
+    """The next message of rank 0; an error in it is raised."""
     try:
-        patient_until(connection, deadline)
-        told = _frame(connection)
+        set_deadline(connection, deadline)
+        message = _frame(connection)
     except OSError as error:
         raise RendezvousError(f"measuring links: {who} does not answer: {reason(error)}") from None
-    if "error" in told:
-        raise RendezvousError(str(told["error"]))
-    return told
+    if "error" in message:
+        raise RendezvousError(str(message["error"]))
+    return message
 
 
 def _frame(connection: socket.socket) -> dict[str, Any]:
@@ -137,8 +143,8 @@ def _frame(connection: socket.socket) -> dict[str, Any]:
     return frame
 
 
-class _Conductor:
-    """Rank 0: gives orders, takes part in them, and makes the topology of what all tell.
+class _Coordinator:
+    """Rank 0: gives orders, takes part in them, and infers the topology from all answers.
 
     Args:
         connections: to all other ranks, leads or not.
@@ -153,27 +159,27 @@ class _Conductor:
         self._answers_until = answers_until
         self._least_s = MIN_FLOW_S
 
-    def conduct(self) -> Topology:
+    def run(self) -> Topology:
         try:
             topology = infer(self._readings())
         except Exception as error:
-            words = str(error) if isinstance(error, RendezvousError) else f"{self._lead.names[0]}: {error!r}"
-            self._tell_all({"error": words}, time.monotonic() + FAREWELL_S)
+            message = str(error) if isinstance(error, RendezvousError) else f"{self._lead.names[0]}: {error!r}"
+            self._send_to_all({"error": message}, time.monotonic() + SEND_ERROR_S)
             raise
         for connection in self._to.values():
-            with contextlib.suppress(OSError):  # the next frame tells
-                patient_until(connection, self._answers_until)
+            with contextlib.suppress(OSError):  # sending the topology will fail, too, and names the rank
+                set_deadline(connection, self._answers_until)
                 send_frame(connection, json.dumps({"do": "end"}).encode())
-        if gone := self._tell_all({"topology": topology.to_json()}, self._answers_until):
+        if gone := self._send_to_all({"topology": topology.to_json()}, self._answers_until):
             raise RendezvousError(f"measuring links: {'; '.join(gone)}")
         return topology
 
-    def _tell_all(self, what: dict[str, str], until: float) -> list[str]:
-        """Send it to everybody, whoever is gone; sentences about those that are."""
+    def _send_to_all(self, what: dict[str, str], until: float) -> list[str]:
+        """Send `what` to all other ranks, past those that are gone; returns a sentence about each of these."""
         gone = []
         for rank, connection in self._connections.items():
             try:
-                patient_until(connection, until)
+                set_deadline(connection, until)
                 send_frame(connection, json.dumps(what).encode())
             except OSError as error:
                 gone.append(f"rank {rank} ({self._hosts[rank]}) is gone: {reason(error)}")
@@ -196,19 +202,21 @@ class _Conductor:
         return self._crossings(readings)
 
     def _again(self, readings: Readings, rates: Any) -> Readings:
-        """Measure pairs that were held up once more; the better reading counts."""
-        slow = {(min(pair), max(pair)) for pair in held_up(readings)}
-        for pairs in matchings(slow)[:MAX_AGAIN]:
+        """Measure slow pairs once more; the better reading counts."""
+        slow = {(min(pair), max(pair)) for pair in slow_pairs(readings)}
+        for pairs in matchings(slow)[:MAX_AGAIN_ROUNDS]:
             np.maximum(rates, self._both_ways(pairs, AGAIN_S), out=rates)
         return replace(readings, rates=_tuples(rates))
 
     def _fans(self, readings: Readings) -> Readings:
-        """The fastest hosts could be faster than any single other can tell: of those that two can, all others at once
-        find out how fast."""
+        """Measure the fastest hosts with several others at once: no single partner can show a rate above its own.
+
+        First each with a few partners for a short time; only those that get more that way are measured with all.
+        """
         up, down = capacities(readings)
         both = [min(up[i], down[i]) for i in range(self._count)]
         fastest = [i for i in range(self._count) if both[i] >= NEAR_THE_FASTEST * max(both)]
-        if self._count > 2 and len(fastest) <= MAX_FANS:  # a few can meet all others, so slow ones add up, too
+        if self._count > 2 and len(fastest) <= MAX_FANS:  # few enough to meet all others, so that slow ones add up
             fans = [[(center, other) for other in range(self._count) if other != center] for center in fastest]
         else:
             fans = trios(fastest, range(self._count))
@@ -225,12 +233,12 @@ class _Conductor:
         return replace(readings, fan_up=fan_up, fan_down=fan_down)
 
     def _fan(self, pairs: Sequence[Flow], seconds: float) -> list[tuple[int, float, float]]:
-        """Of each center, the first of a pair: itself, and what it sent to and got from its others at once."""
+        """For each center, the first of a pair: itself, and its rates to and from all its partners at once."""
         got = self._both_ways(pairs, seconds)
         return [(center, float(got[center].sum()), float(got[:, center].sum())) for center in dict(pairs)]
 
     def _crossings(self, readings: Readings) -> Readings:
-        """Of groups that are slow to reach: what one pair gets alone, and what all get at once."""
+        """For groups that are slow to reach: the rate of one pair alone, and that of all hosts at once."""
         found = [group for group in groups(readings) if len(group) < self._count]
         crossings = dict[tuple[int, ...], Crossing]()
         for members in found:
@@ -256,28 +264,28 @@ class _Conductor:
         return self._flows(pairs, seconds) + self._flows([(b, a) for a, b in pairs], seconds)
 
     def _flows(self, flows: Sequence[Flow], seconds: float) -> Any:
-        """Rates of flows that run at once, for so long, or longer where the latency asks for it."""
+        """Rates of flows that run at once, for `seconds` or longer if TCP's slow start takes longer."""
         order = {"do": "flows", "flows": flows, "seconds": max(seconds, self._least_s)}
         return self._matrix(self._order(order), symmetric=False)
 
     def _order(self, order: dict[str, Any]) -> dict[str, float]:
-        """Have all leads carry out an order; what all of them got, together.
+        """Have all leads carry out an order; returns the readings of all.
 
         Raises:
-            RendezvousError: names those that did not answer; if all did, tells what they say went wrong.
+            RendezvousError: a lead did not answer, which the message names, or an answer reports a problem.
         """
         gone = dict[int, str]()
         for other, connection in self._to.items():
             try:
-                patient_until(connection, self._lead.deadline)
+                set_deadline(connection, self._lead.deadline)
                 send_frame(connection, json.dumps(order).encode())
             except OSError as error:
                 gone[other] = reason(error)
-        answers = [self._lead.carry_out(order)]  # also without those: the others count on us
+        answers = [self._lead.carry_out(order)]  # even if some are gone: the other leads wait for us
         for other, connection in self._to.items():
             try:
                 if other not in gone:
-                    patient_until(connection, self._answers_until)
+                    set_deadline(connection, self._answers_until)
                     answers.append(_frame(connection))
             except OSError as error:
                 gone[other] = reason(error)
@@ -287,9 +295,9 @@ class _Conductor:
             raise RendezvousError(f"measuring links: {'; '.join(problems)}")
         return {key: value for answer in answers for key, value in answer["got"].items()}
 
-    def _matrix(self, told: dict[str, float], symmetric: bool = True) -> Any:
+    def _matrix(self, values: dict[str, float], symmetric: bool = True) -> Any:
         matrix = np.zeros((self._count, self._count))
-        for pair, value in told.items():
+        for pair, value in values.items():
             i, j = map(int, pair.split())
             matrix[i, j] = value
             if symmetric:

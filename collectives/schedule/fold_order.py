@@ -1,9 +1,12 @@
-"""Whether a forest folds in the canonical order: then a sum's bits depend on the contributions and on nothing else.
+"""Whether a forest folds in the canonical order, so that the bits of a sum depend on the contributions alone.
 
-The canonical order adds the ranks of each host, ascending, then the hosts' sums of each site and the sites' in order of
-lowest rank, from the left. A node folds what it has in this order (`engine/table.py`), but a tree with several nodes
-between the hosts of a site adds up in another grouping. Stars, stars of hosts and stars of sites, as in direct and
-hierarchical forests, are canonical whatever their shares; paths and general trees over three hosts and more are not.
+Floating-point addition is not associative, so the bits of a sum depend on its grouping. The canonical order adds the
+ranks of each host, ascending, then the sums of the hosts of each site, then those of the sites, each in order of lowest
+rank, from the left. A node folds its operands in this order (`engine/table_builder.py`), but a tree in which hosts of a
+site hang below each other groups them in another way. Stars, stars of hosts and stars of sites, as in direct and
+hierarchical forests, are canonical whatever their shares; paths and general trees over three or more hosts are not.
+
+Sums are compared as expressions: each gets a number, and equal pairs of terms get the same number.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from functools import reduce
 from collectives.schedule.forest import Forest
 from collectives.schedule.tree import Tree
 
-Term = int  # the number of an expression: ranks' contributions first, then sums of two terms in order of appearance
+Term = int  # number of an expression: the ranks' contributions first, then sums of two terms in order of appearance
 
 
 def is_canonical(forest: Forest, homes: Sequence[tuple[int, int]]) -> bool:
@@ -32,7 +35,7 @@ def is_canonical(forest: Forest, homes: Sequence[tuple[int, int]]) -> bool:
         return sums.setdefault((a, b), forest.size + len(sums))
 
     def folded(terms: Iterable[tuple[int, int, int, Term]], level: int = 0) -> Term:
-        """Of (site, host, rank, term): those of each site, of each host in it, of each rank."""
+        """The canonical sum of operands (site, host, rank, term): by site, in it by host, in it by rank."""
         by_part = itertools.groupby(sorted(terms), key=lambda term: term[level])
         parts = [list(group) for _, group in by_part]
         return reduce(plus, [part[0][-1] if level == 2 else folded(part, level + 1) for part in parts])

@@ -1,13 +1,13 @@
 """Trees with shares: the one form in which every collective is described, printed and checked.
 
-In a tree partial sums flow up, from child to parent, and the result flows down, from parent to child. A forest prints
-as one line a tree, `child>parent` for each edge, and reads back equal:
+In a tree partial sums go up, from child to parent, and the result goes down, from parent to child. A forest prints as
+one line for each tree, with `child>parent` for each edge, and reads back equal:
 
     all_reduce of 3 ranks
     share 0.5 root 0: 1>0 2>0
     share 0.5 root 2: 1>2 0>1
 
-`verify` holds a forest against its collective's specification and refuses with an arrow at the fault.
+`verify` checks a forest against its collective's specification and shows a fault with a caret.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Forest:
     """Trees and the share of the message that each handles.
 
     Attributes:
-        collective: what the trees carry out.
-        size: ranks of the group, 0 to size - 1.
-        root: the rank that has (broadcast) or gets (reduce) the message; None elsewhere.
+        collective: which one.
+        size: number of ranks in the group, 0 to size - 1.
+        root: the rank that has (broadcast) or gets (reduce) the message; None for other collectives.
         trees: at least one. All-to-all has a tree of two ranks for each ordered pair.
         shares: one for each tree, at least 0; they add up to 1. Where trees carry chunks (reduce_scatter, all_gather,
             all_to_all) only the ratio between trees of the same chunk counts, see `chunk_shares`.
@@ -48,7 +48,7 @@ class Forest:
 
     @cached_property
     def chunk_shares(self) -> tuple[float, ...]:
-        """What part of its chunk each tree carries; the shares themselves where trees carry the whole message."""
+        """The fraction of its chunk that each tree carries; the shares themselves where trees carry the message."""
         if not self.specification.chunked:
             return self.shares
         chunks = [self.specification.chunk_of(tree) for tree in self.trees]
@@ -74,7 +74,7 @@ class Forest:
             first_line: number of the text's first line in what it was cut from, for errors.
 
         Raises:
-            PlanError: a line that is not one, with an arrow at the first character that does not fit.
+            PlanError: a malformed line, shown with a caret.
         """
         numbered = enumerate((line.strip() for line in text.splitlines()), start=first_line)
         lines = [(number, line) for number, line in numbered if line] or [(first_line, "")]

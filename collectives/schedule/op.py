@@ -1,4 +1,4 @@
-"""What one op is, apart from its buffers. Equal on every rank of the group (all-to-all's counts excepted)."""
+"""One op without its buffers. Equal on every rank of the group, except for all-to-all's counts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 
 from collectives.errors import UsageError
 from collectives.schedule.codec import codec_of
+from collectives.schedule.specification import SPECIFICATIONS, Specification
 
 Collective = Literal["all_reduce", "reduce", "reduce_scatter", "broadcast", "all_gather", "all_to_all"]
 
@@ -25,7 +26,6 @@ ITEM_SIZE = {
 }
 REDUCTIONS = ("sum", "avg", "min", "max", "product", "band", "bor", "bxor")
 FLOATS = frozenset({"float32", "float64", "bfloat16", "float16"})
-REDUCING = frozenset({"all_reduce", "reduce", "reduce_scatter"})
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class OpSpec:
         collective: which one.
         dtype: element type by torch's name. Collectives that only move data take "uint8" and byte counts.
         reduction: how contributions are folded; None for collectives that only move data.
-        root: the rank that has (broadcast) or gets (reduce) the message; None elsewhere.
+        root: the rank that has (broadcast) or gets (reduce) the message; None for other collectives.
         counts: elements. all_reduce, reduce, broadcast: ``(count,)``. reduce_scatter, all_gather: the n chunks of
             the message in rank order, which may differ and may be 0. all_to_all: n that this rank sends, then n that
             it receives; these lie in that order, without gaps, in source and target.
-        codec: how numbers look on network links, see `collectives.schedule.codec`; for sums and averages of float32 by
-            all_reduce.
+        codec: name of the codec on network links, see `schedule/codec.py`; others than "none" are for sums and averages
+            of float32 by all_reduce.
     """
 
     collective: Collective
@@ -52,6 +52,10 @@ class OpSpec:
     codec: str = "none"
 
     @property
+    def specification(self) -> Specification:
+        return SPECIFICATIONS[self.collective]
+
+    @property
     def item_size(self) -> int:
         return ITEM_SIZE[self.dtype]
 
@@ -59,21 +63,22 @@ class OpSpec:
     def num_bytes(self) -> int:
         """Message size in bytes, as nccl-tests counts it: the larger of what goes in and what comes out."""
         counts = self.counts
-        if self.collective == "all_to_all":
+        if self.specification.pairwise:
             half = len(counts) // 2
             return max(sum(counts[:half]), sum(counts[half:])) * self.item_size
         return sum(counts) * self.item_size
 
     def fingerprint(self) -> int:
         """32 bits that differ when ranks call different ops. All-to-all's counts are each rank's own and left out."""
-        counts = () if self.collective == "all_to_all" else self.counts
+        counts = () if self.specification.counts_are_private else self.counts
         return zlib.crc32(repr((self.collective, self.dtype, self.reduction, self.root, counts, self.codec)).encode())
 
     def check(self, size: int) -> None:
-        """Refuse what the engine cannot do.
+        """Check that the op is valid in a group of `size` ranks.
 
         Raises:
-            UsageError: unknown dtype, a reduction that the dtype lacks, a root outside the group, wrong counts.
+            UsageError: an unknown dtype or codec, a reduction that the dtype lacks, a root outside the group, wrong
+                counts.
         """
         codec_of(self.codec)
         if self.codec != "none" and not (
@@ -84,17 +89,19 @@ class OpSpec:
             raise UsageError(
                 f"{self.collective}: dtype {self.dtype} is not supported; use one of {', '.join(ITEM_SIZE)}"
             )
-        if (self.reduction is not None) != (self.collective in REDUCING):
-            raise UsageError(f"{self.collective}: reduction is {self.reduction}, which does not go with it")
+        if (self.reduction is not None) != self.specification.reduces:
+            wanted = "one" if self.specification.reduces else "None"
+            raise UsageError(f"{self.collective}: reduction is {self.reduction}; wanted {wanted}")
         if self.reduction is not None:
             self._check_reduction(self.reduction)
-        if (self.root is not None) != (self.collective in ("reduce", "broadcast")):
-            raise UsageError(f"{self.collective}: root is {self.root}, which does not go with it")
+        if (self.root is not None) != self.specification.rooted:
+            wanted = "a rank" if self.specification.rooted else "None"
+            raise UsageError(f"{self.collective}: root is {self.root}; wanted {wanted}")
         if self.root is not None and not 0 <= self.root < size:
             raise UsageError(f"{self.collective}: root is {self.root}; this group has ranks 0 to {size - 1}")
-        wanted = {"reduce_scatter": size, "all_gather": size, "all_to_all": 2 * size}.get(self.collective, 1)
-        if len(self.counts) != wanted or min(self.counts) < 0:
-            raise UsageError(f"{self.collective}: counts {self.counts}; wanted {wanted} numbers of at least 0")
+        num_counts = self.specification.num_counts(size)
+        if len(self.counts) != num_counts or min(self.counts) < 0:
+            raise UsageError(f"{self.collective}: counts {self.counts}; wanted {num_counts} numbers of at least 0")
 
     def _check_reduction(self, reduction: str) -> None:
         if reduction not in REDUCTIONS:

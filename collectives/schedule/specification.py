@@ -8,7 +8,10 @@
     all_gather      down         the chunk that its root has, or a part of it
     all_to_all      down         the chunk from its root to its only child, or a part of it
 
-The rest is what a rank holds of a tree before (`precondition`) and after (`postcondition`), as sets of contributions.
+Every other fact about a collective follows from these and is a property here: whether it reduces, who owns a chunk,
+how many counts an op has, what must cross the border of a host. Other files ask for the fact, never for the name.
+
+What a rank holds of a tree before an op (`precondition`) and after it (`postcondition`) is a set of contributions.
 """
 
 from __future__ import annotations
@@ -37,6 +40,60 @@ class Specification:
     chunked: bool = False
     rooted: bool = False
     pairwise: bool = False
+
+    @property
+    def reduces(self) -> bool:
+        """Whether contributions are folded, so that an op has a reduction."""
+        return self.up
+
+    @property
+    def directions(self) -> int:
+        """How often the message crosses each edge of a tree: 1 or 2."""
+        return self.up + self.down
+
+    @property
+    def messages_per_edge(self) -> int:
+        """For each slice: where a collective only goes up, an empty message comes down and frees the slot."""
+        return 2 if self.up else 1
+
+    @property
+    def default_root(self) -> int | None:
+        """The root that commands take where none was given; None where a collective has none."""
+        return 0 if self.rooted else None
+
+    @property
+    def counts_are_private(self) -> bool:
+        """Whether each rank knows only its own counts, so that ranks must not compare them, or plan by them."""
+        return self.pairwise
+
+    def num_counts(self, size: int) -> int:
+        """Numbers in an op's counts: one for the message, or for each chunk; pairwise, for each chunk at both ends."""
+        if not self.chunked:
+            return 1
+        return 2 * size if self.pairwise else size
+
+    def bus_factor(self, size: int) -> float:
+        """Bytes that each of `size` ranks sends, on average, for a byte of the message: busbw / algbw of nccl-tests."""
+        return 1.0 if self.rooted else self.directions * (size - 1) / size
+
+    def border_crossings(self, ranks: int, size: int, has_root: bool) -> tuple[float, float]:
+        """What must leave and what must enter a part of the group, in bytes for each byte of the message.
+
+        A part owns the chunks of its ranks, or the whole message if it has the root. Contributions to what others own
+        must leave it (up), and so must its own chunks where others receive them (down).
+
+        Args:
+            ranks: how many of the `size` ranks are in the part.
+            has_root: whether the collective's root is one of them.
+        """
+        outside = 1 - ranks / size
+        if self.pairwise:
+            return ranks * outside, ranks * outside
+        if self.up and self.down:
+            return 1.0, 1.0
+        owned = float(has_root) if self.rooted else ranks / size
+        others = 1 - float(has_root) if self.rooted else outside
+        return (others, owned) if self.up else (owned, others)
 
     def chunk_of(self, tree: Tree) -> tuple[int, ...]:
         """Names the chunk that a tree carries, where trees carry chunks: its owner, or the pair it travels between."""

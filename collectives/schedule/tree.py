@@ -9,7 +9,7 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class Tree:
-    """A root and each other member's parent.
+    """A rooted tree over ranks.
 
     Attributes:
         root: the rank that has no parent.
@@ -46,16 +46,16 @@ class Tree:
         return tuple(sorted({self.root, *self._parents}))
 
     def parent_of(self, rank: int) -> int | None:
-        """The rank's parent; None for the root and for ranks that are no members."""
+        """The rank's parent; None for the root and for ranks that are not members."""
         return self._parents.get(rank)
 
     def children_of(self, rank: int) -> tuple[int, ...]:
-        """The rank's children, ascending; empty for leaves and for ranks that are no members."""
+        """The rank's children, ascending; empty for leaves and for ranks that are not members."""
         return self._children.get(rank, ())
 
     @cached_property
     def depth(self) -> int:
-        """Edges on the longest way from a member to the root; 0 for a single rank."""
+        """Edges on the longest path from a member to the root; 0 for a single rank."""
         level, depth = self.children_of(self.root), 0
         while level:
             level = tuple(child for rank in level for child in self.children_of(rank))

@@ -1,6 +1,6 @@
-"""Holds a forest against its collective's specification, by running it on sets of contributions.
+"""Checks a forest against its collective's specification, by running it on sets of contributions.
 
-It raises at the first fault and never returns a verdict: a forest that passed can be run.
+It raises at the first fault and returns nothing, so a result cannot be ignored: a forest that passed can be run.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ def verify(forest: Forest) -> None:
     """Check that the forest carries out its collective, by running it on sets of contributions.
 
     Raises:
-        PlanError: names the tree, the rank and what is wrong, and shows the line with an arrow at the fault.
+        PlanError: names the tree, the rank and the fault, and shows the line with a caret under it.
     """
     spec, size = forest.specification, forest.size
     if size < 1 or not forest.trees or len(forest.trees) != len(forest.shares):
         raise PlanError(
-            f"{forest.title}: got {len(forest.trees)} trees and {len(forest.shares)} shares; wanted as many"
+            f"{forest.title}: got {len(forest.trees)} trees and {len(forest.shares)} shares; wanted one for each tree"
         )
     if spec.rooted != (forest.root is not None) or not 0 <= (forest.root or 0) < size:
         wanted = f"a rank from 0 to {size - 1}" if spec.rooted else "none"
@@ -56,12 +56,12 @@ def _is_pair(tree: Tree, size: int) -> bool:
 
 
 def _check_edges(forest: Forest, index: int) -> None:
-    """Every member but the root must be a child once, and every way up must end at the root."""
+    """Every member but the root must be a child once, and every path up must end at the root."""
     tree, parents = forest.trees[index], dict[int, int]()
     for place, (child, parent) in enumerate(tree.edges):
         for rank in (child, parent):
             if not 0 <= rank < forest.size:
-                raise _fault(forest, index, place, f"rank {rank} is foreign; the ranks are 0 to {forest.size - 1}")
+                raise _fault(forest, index, place, f"rank {rank} is not one of the ranks 0 to {forest.size - 1}")
         if child == tree.root:
             raise _fault(forest, index, place, f"rank {child} is the root but has a parent, {parent}")
         if child in parents:
@@ -82,7 +82,7 @@ def _check_edges(forest: Forest, index: int) -> None:
         while way[-1] not in safe:
             up = parents.get(way[-1])
             if up is None:
-                raise _fault(forest, index, place, f"rank {way[-1]} is missing: a parent here, but nobody's child")
+                raise _fault(forest, index, place, f"rank {way[-1]} is missing: a parent here, but no rank's child")
             if up in way:
                 cycle = " > ".join(map(str, [*way[way.index(up) :], up]))
                 raise _fault(forest, index, place, f"rank {child} is on a cycle or leads to one: {cycle}")
@@ -91,7 +91,7 @@ def _check_edges(forest: Forest, index: int) -> None:
 
 
 def _run(forest: Forest, index: int) -> None:
-    """Fold up and copy down as the engine would, then compare with what the collective promises."""
+    """Fold up and copy down as the engine would, then compare with the postcondition."""
     spec, tree = forest.specification, forest.trees[index]
     held = spec.precondition(tree)
     parents, order = dict(tree.edges), [tree.root]
@@ -111,7 +111,7 @@ def _run(forest: Forest, index: int) -> None:
 
 
 def _check_chunks(forest: Forest) -> None:
-    """Every rank's (or pair's) chunk needs trees whose shares are not all 0."""
+    """Every rank's (or pair's) chunk needs a tree with a share above 0."""
     spec, ranks = forest.specification, range(forest.size)
     pairs = spec.pairwise and forest.size > 1
     wanted = [(i, j) for i in ranks for j in ranks if i != j] if pairs else [(rank,) for rank in ranks]
@@ -123,7 +123,7 @@ def _check_chunks(forest: Forest) -> None:
 
 
 def _fault(forest: Forest, index: int, place: str | int, what: str) -> PlanError:
-    """A refusal of tree `index`; the arrow goes under the share, the root, or the edge with that number."""
+    """An error in tree `index`; carets go under its share, its root, or the edge with the number `place`."""
     line = tree_line(forest.trees[index], forest.shares[index])
     if isinstance(place, int):
         word = list(re.finditer(r"\S+>\S+", line))[place]

@@ -1,4 +1,4 @@
-"""What is known of a cluster: hosts, sites, and the directed links between them, as plain values."""
+"""What is known about a cluster: hosts, sites, and the directed links between them, as plain values."""
 
 from collectives.topology.parts import (
     DEFAULT_BYTES_PER_S,

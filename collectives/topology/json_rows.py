@@ -1,4 +1,4 @@
-"""Flat dataclasses out of JSON objects, with refusals that name the place."""
+"""Builds flat dataclasses from JSON objects; errors name the place, such as ``hosts[2].ranks``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def fields_of(kind: type, row: object, place: str) -> dict[str, Any]:
-    """The object's fields by name; none unknown, none that is needed missing."""
+    """The object's fields by name.
+
+    Raises:
+        PlanError: not an object, an unknown field, or a required one missing.
+    """
     if not isinstance(row, dict):
         raise PlanError(f"{place}: got {json.dumps(row)[:40]}; wanted an object")
     known = {field.name: field for field in fields(kind)}
@@ -42,7 +46,7 @@ def read_rows(kind: type[Row], rows: object, part: str) -> tuple[Row, ...]:
     """Build a `kind` from each object of a JSON list; `part` names the list in errors.
 
     Raises:
-        PlanError: unknown, missing or ill-typed fields, with their place, such as ``hosts[2].ranks``.
+        PlanError: an unknown or missing field, or one of a wrong type.
     """
     if not isinstance(rows, list):
         raise PlanError(f"{part}: got {json.dumps(rows)[:40]}; wanted a list of objects")

@@ -1,4 +1,4 @@
-"""The parts of a topology: hosts, sites, pairs, and the links that they stand for."""
+"""The parts of a topology: hosts, sites, pairs, and the links that follow from them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 DEFAULT_BYTES_PER_S = 125e6  # 1 Gbit/s
-
-
 DEFAULT_MEMORY_BYTES_PER_S = 5e9
-
-
 DEFAULT_LATENCY_S = 100e-6
+PAYLOAD = 0.957  # fraction of a link's rate for TCP's payload: 1448 bytes in a packet of 1514
 
 
 @dataclass(frozen=True)
@@ -19,11 +16,11 @@ class Host:
     """Ranks that share memory, and the host's links.
 
     Attributes:
-        name: unlike that of any other host.
+        name: unique.
         ranks: at least one, ascending.
         up_bytes_per_s, down_bytes_per_s: from the host to the network and back, in payload bytes per second.
-        memory_bytes_per_s: what ranks of the host can pass to each other in total.
-        latency_s: one way to another host with the same latency; between unlike hosts their mean counts.
+        memory_bytes_per_s: what the host's ranks can pass to each other in total.
+        latency_s: one way to a host with the same latency; between two hosts their mean.
     """
 
     name: str
@@ -39,7 +36,7 @@ class Site:
     """Hosts behind one shared uplink.
 
     Attributes:
-        name: unlike that of any other site.
+        name: unique.
         hosts: names of its hosts.
         up_bytes_per_s, down_bytes_per_s: out of the site and into it, shared by its hosts.
         latency_s: one way through the uplink, on top of the hosts' own.
@@ -54,7 +51,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Pair:
-    """A limit on what goes from one host to another, where it is lower than the hosts' own links. 0: no way through."""
+    """A limit from one host to another that is lower than the hosts' own links. 0: they cannot reach each other."""
 
     source: str
     target: str
@@ -62,11 +59,7 @@ class Pair:
 
 
 class Link(NamedTuple):
-    """A directed capacity that bytes cross. Name: "up of a", "down of a", "memory of a", "up of site s", "a to b"."""
+    """A directed capacity. Names: "up of a", "down of a", "memory of a", "up of site s", "down of site s", "a to b"."""
 
     name: str
     bytes_per_s: float
-
-
-PAYLOAD = 0.957
-"""Of a link's rate this is left for a TCP connection's payload: 1448 bytes in a packet of 1514."""

@@ -1,13 +1,13 @@
-"""Hosts, sites and the links between them: what the planner knows of a cluster. Plain values, JSON in and out.
+"""Hosts, sites and the links between them: what the planner knows about a cluster. Plain values, JSON in and out.
 
-Every capacity is a directed link, in bytes of payload per second (TCP/IP's own bytes taken off). A slice from one rank
+Every capacity is a directed link, in bytes of payload per second (without the headers of TCP/IP). A slice from one rank
 to another crosses the links of its route:
 
     same host           the host's memory
     different hosts     up of the sender's host, down of the receiver's host, and the pair's link if one is given;
                         between different sites also up of the one site and down of the other
 
-A host in no site sits at the switch that joins the sites.
+A host in no site is connected to the switch that joins the sites.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from collectives.topology.json_rows import fields_of, read_rows
 from collectives.topology.parts import Host, Link, Pair, Site
 from collectives.topology.validate import check, check_known
 
-MEMORY_LATENCY_S = 10e-6
-NARROW = 0.5
+MEMORY_LATENCY_S = 10e-6  # between two ranks of a host
+NARROW = 0.5  # a link is narrow below this fraction of the fastest host's rate
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Topology:
     """Which rank is on which host, and how fast the links are. Ordered: hosts by lowest rank.
 
     Raises:
-        PlanError: names not unique, ranks that are not 0 to n - 1 once each, rates or latencies out of range, sites
-            or pairs of unknown hosts. The message begins with the place, such as ``hosts[2].up_bytes_per_s``.
+        PlanError: names that are not unique, ranks that are not 0 to n - 1 once each, rates or latencies out of range,
+            sites or pairs of unknown hosts. The message begins with the place, such as ``hosts[2].up_bytes_per_s``.
     """
 
     hosts: tuple[Host, ...]
@@ -51,17 +51,17 @@ class Topology:
 
     @classmethod
     def from_hosts(cls, names: Sequence[str]) -> Topology:
-        """Equal default links; `names` holds the host's name of each rank, in rank order."""
+        """A topology with equal default links; `names` holds the name of each rank's host, in rank order."""
         ranks: dict[str, list[int]] = {}
         for rank, name in enumerate(names):
             ranks.setdefault(name, []).append(rank)
         return cls(tuple(Host(name, tuple(members)) for name, members in ranks.items()))
 
     def seated(self, hosts: Sequence[str]) -> Topology:
-        """The same links with other ranks: `hosts` holds the host's name of each rank; hosts not named are dropped.
+        """The same links with other ranks: `hosts` holds the name of each rank's host; hosts not named are dropped.
 
         Raises:
-            PlanError: a name that is none of the hosts.
+            PlanError: a name that no host has.
         """
         ranks: dict[str, list[int]] = {}
         for rank, name in enumerate(hosts):
@@ -134,7 +134,7 @@ class Topology:
     def is_narrow(self) -> tuple[bool, ...]:
         """For each link whether it has less than NARROW times the rate of the fastest host's link to the network.
 
-        A site's links count by what is left for each of its hosts. Memory and dead pairs are never narrow.
+        A site's links are divided by the number of its hosts. Memory and dead pairs are never narrow.
         """
         least = NARROW * max(max(host.up_bytes_per_s, host.down_bytes_per_s) for host in self.hosts)
         narrow = [False] * len(self.links)
@@ -150,7 +150,7 @@ class Topology:
 
     @cached_property
     def narrow_between(self) -> npt.NDArray[np.bool_]:
-        """Whether a narrow link lies on the way from one host to another or back. Shape (hosts, hosts), symmetric."""
+        """Whether the route from one host to another or back has a narrow link. Shape (hosts, hosts), symmetric."""
         n = len(self.hosts)
         first_ranks = np.array([host.ranks[0] for host in self.hosts])
         routes = self.routes(np.repeat(first_ranks, n), np.tile(first_ranks, n))
@@ -166,7 +166,7 @@ class Topology:
         return tuple(int(link) for link in crossed if link < len(self.links))
 
     def routes(self, sources: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """`route` of many: a row for each source and target, padded with len(links). Shape (number of sources, 5)."""
+        """`route` for many: a row for each source and target, padded with len(links). Shape (number of sources, 5)."""
         a, b = self.hosts_of_ranks[sources], self.hosts_of_ranks[targets]
         routes = np.full((len(a), 5), len(self.links), np.int64)
         apart = a != b
@@ -201,11 +201,11 @@ class Topology:
         return found
 
     def latency_s(self, source: int, target: int) -> float:
-        """Seconds that an empty slice takes from one rank to the other, one way; the same both ways."""
+        """Seconds of an empty slice from one rank to the other; the same in both directions."""
         return float(self._latencies[self._host_indices[source], self._host_indices[target]])
 
     def latencies_s(self, sources: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """`latency_s` of many. Shape (number of sources,)."""
+        """`latency_s` for many. Shape (number of sources,)."""
         found: npt.NDArray[np.float64] = self._latencies[self.hosts_of_ranks[sources], self.hosts_of_ranks[targets]]
         return found
 
@@ -227,7 +227,7 @@ class Topology:
         return seconds
 
     def to_json(self) -> str:
-        """The form that `from_json` reads: an object with hosts, and sites and pairs if there are any."""
+        """The text that `from_json` reads: an object with hosts, and with sites and pairs if there are any."""
         parts = {key: rows for key, rows in asdict(self).items() if rows}
         lines = [f'  "{key}": [\n    ' + ",\n    ".join(map(json.dumps, rows)) + "\n  ]" for key, rows in parts.items()]
         return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -237,7 +237,7 @@ class Topology:
         """Read what `to_json` wrote; rates and latencies of hosts may be left out.
 
         Raises:
-            PlanError: `source`, the place in it, what was found and what was wanted.
+            PlanError: the message has `source`, the place in it, what was found and what was wanted.
         """
         try:
             document = json.loads(text)
@@ -255,11 +255,16 @@ class Topology:
 
     @classmethod
     def load(cls, path: str | Path) -> Topology:
-        """Read a topology file. Raises PlanError as `from_json`, OSError if the file cannot be read."""
+        """Read a topology file.
+
+        Raises:
+            PlanError: as `from_json`.
+            OSError: the file cannot be read.
+        """
         return cls.from_json(Path(path).read_text(encoding="utf-8"), str(path))
 
     def fingerprint(self) -> int:
-        """32 bits, equal for topologies whose numbers agree to six digits."""
+        """32 bits, equal for topologies whose numbers are equal to six digits."""
 
         def six_digits(number: str) -> str:
             return f"{float(number):.6g}"

@@ -1,4 +1,4 @@
-"""Refuses a topology that contradicts itself, with the place of the fault, such as ``hosts[2].up_bytes_per_s``."""
+"""Rejects an invalid topology, with the place of the fault, such as ``hosts[2].up_bytes_per_s``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def check(hosts: tuple[Host, ...], sites: tuple[Site, ...], pairs: tuple[Pair, .
     """Check names, ranks, rates and latencies, and that every host can be reached from every other.
 
     Raises:
-        PlanError: the place of the fault, what was found and what was wanted.
+        PlanError: the message has the place of the fault, what was found and what was wanted.
     """
     _check_hosts(hosts)
     _check_sites(sites, hosts)
@@ -24,10 +24,10 @@ def check(hosts: tuple[Host, ...], sites: tuple[Site, ...], pairs: tuple[Pair, .
 
 
 def check_known(name: str, hosts: tuple[Host, ...], place: str) -> None:
-    """Refuse a name that no host has.
+    """Check that a host has this name.
 
     Raises:
-        PlanError: `place`, the name, and the most similar name that exists.
+        PlanError: the message has `place`, the name, and the most similar name that exists.
     """
     if all(name != host.name for host in hosts):
         near = difflib.get_close_matches(name, [host.name for host in hosts], 1)
@@ -66,7 +66,7 @@ def _check_sites(sites: tuple[Site, ...], hosts: tuple[Host, ...]) -> None:
 
 
 def _check_pairs(pairs: tuple[Pair, ...], hosts: tuple[Host, ...]) -> None:
-    """A pair has two different known hosts and is given once."""
+    """A pair has two different known hosts and occurs once."""
     for i, pair in enumerate(pairs):
         check_known(pair.source, hosts, f"pairs[{i}].source")
         check_known(pair.target, hosts, f"pairs[{i}].target")
@@ -77,7 +77,7 @@ def _check_pairs(pairs: tuple[Pair, ...], hosts: tuple[Host, ...]) -> None:
 
 
 def _check_numbers(**parts: Sequence[Host | Site | Pair]) -> None:
-    """Rates are finite and more than 0; latencies, and the rates of pairs (0: no way through), may be 0."""
+    """Rates are finite and more than 0; latencies, and the rates of pairs (0: not connected), may be 0."""
     for part, rows in parts.items():
         for i, row in enumerate(rows):
             for name, value in vars(row).items():
@@ -88,7 +88,10 @@ def _check_numbers(**parts: Sequence[Host | Site | Pair]) -> None:
 
 
 def _check_reachable(hosts: tuple[Host, ...], pairs: tuple[Pair, ...]) -> None:
-    """Every host must be reached from every other, if need be through others: from the first to all, and back."""
+    """Every host must reach every other, directly or through others.
+
+    If all can be reached from the first, and the first from all, that holds.
+    """
     dead = {(pair.source, pair.target) for pair in pairs if pair.bytes_per_s == 0}
     names = [host.name for host in hosts]
     for backwards in (False, True):

@@ -1,4 +1,4 @@
-"""How many samples of a global batch each rank gets: a plain function, the same on all ranks."""
+"""How many samples of a global batch each rank gets: a pure function, the same on all ranks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collectives.errors import UsageError
 def apportion(samples: int, speeds: Sequence[float]) -> list[int]:
     """Shares in proportion to the speeds, at least 1 each, that add up to `samples`.
 
-    By largest remainder: every rank gets one, then the whole part of its quota of the rest, and what is left goes one
-    by one to the largest fractions, of equal ones to the lowest rank.
+    By the largest remainder method: each rank gets the whole part of its quota, samples * speed / sum of speeds, and at
+    least 1; what is left goes one by one to the largest fractions, of equal ones to the lowest rank.
 
     Args:
         samples: of the global batch, at least one for each rank.
@@ -29,7 +29,7 @@ def apportion(samples: int, speeds: Sequence[float]) -> list[int]:
     by_need = sorted(range(len(speeds)), key=lambda rank: (shares[rank] - quotas[rank], rank))
     for rank in by_need[: max(0, samples - sum(shares))]:
         shares[rank] += 1
-    while sum(shares) > samples:  # those who were raised to 1 took it from those with most to spare
+    while sum(shares) > samples:  # ranks were raised to 1: take it back where shares exceed quotas most
         sharing = [rank for rank, share in enumerate(shares) if share > 1]
         shares[max(sharing, key=lambda rank: (shares[rank] - quotas[rank], -rank))] -= 1
     return shares

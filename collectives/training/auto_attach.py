@@ -1,4 +1,4 @@
-"""Models of scripts that know nothing of us, attached by the launcher where the job asks for a codec."""
+"""Attaches the DDP models of an unmodified script; the launcher calls it if the job asks for a codec."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from collectives.training.ddp import attach
 
 
 def attach_new_models() -> None:
-    """From now on, a DDP model over one of our groups is attached, with the options' codec, when it is first called.
+    """Attach each DDP model over one of our groups, with the options' codec, at its first forward pass from now on.
 
-    Models that have a comm hook by then, or that the script has attached itself, stay as they are.
+    Not in its constructor: the script may register a comm hook or attach the model itself after that, and such models
+    are left alone.
     """
     make = DistributedDataParallel.__init__
 

@@ -1,20 +1,24 @@
-"""`codec="auto"`: the mildest codec whose communication hides behind the backward pass."""
+"""`codec="auto"`: the mildest codec whose communication hides behind the backward pass.
+
+Communication of a bucket overlaps with the backward pass of the layers before it. As long as all of a step's
+communication takes no longer than backward, a stronger codec would not make the step shorter, only less exact.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-NEAR = 1.01  # times the shortest: a milder codec is worth that much
+NEAR = 1.01  # if none hides: the mildest one within this factor of the shortest time
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and from what.
+    """A choice and its reasons; `str` is the line that is logged.
 
     Attributes:
-        codec: the one to use.
-        predicted_s: seconds of communication of a step with each codec that was looked at, the mildest first.
+        codec: the chosen one.
+        predicted_s: seconds of communication of a step with each codec that was considered, the mildest first.
         backward_s: seconds of the backward pass of the slowest rank.
     """
 
@@ -23,10 +27,10 @@ class Choice:
     backward_s: float
 
     def __str__(self) -> str:
-        looked_at = ", ".join(f"{codec} {1e3 * seconds:.1f} ms" for codec, seconds in self.predicted_s.items())
+        considered = ", ".join(f"{codec} {1e3 * seconds:.1f} ms" for codec, seconds in self.predicted_s.items())
         hides = self.predicted_s[self.codec] <= self.backward_s
         return (
-            f"codec auto takes {self.codec}: predicted communication of a step {looked_at}; the slowest rank's "
+            f"codec auto takes {self.codec}: predicted communication of a step {considered}; the slowest rank's "
             f"backward takes {1e3 * self.backward_s:.1f} ms" + ("" if hides else ", behind which none of them hides")
         )
 
@@ -34,13 +38,13 @@ class Choice:
 def choose(
     codecs: Sequence[str], bucket_bytes: Sequence[int], backward_s: float, seconds: Callable[[int, str], float]
 ) -> Choice:
-    """The mildest codec for which  sum over buckets of seconds(bytes, codec) <= backward_s;  else the mildest near the
-    shortest.
+    """The mildest codec with  sum over buckets of seconds(bytes, codec) <= backward_s,  else the mildest near the best.
 
     Args:
-        codecs: what to look at, the mildest first.
-        bucket_bytes: sizes of the buckets of a step, in bytes of float32.
-        seconds: what a message of so many bytes takes with a codec.
+        codecs: the candidates, the mildest first.
+        bucket_bytes: sizes of a step's buckets, in bytes of float32.
+        backward_s: seconds of the slowest rank's backward pass.
+        seconds: predicted seconds of an all-reduce of so many bytes with a codec.
     """
     predicted_s: dict[str, float] = {}
     for codec in codecs:

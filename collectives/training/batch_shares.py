@@ -1,4 +1,4 @@
-"""`collectives.Shares`: which part of each global batch a rank takes, by speeds that are measured while it trains."""
+"""`collectives.Shares`: which part of each global batch a rank takes, by speeds measured while it trains."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from collectives.training.step_timer import KEPT_STEPS
 
 logger = logging.getLogger(__name__)
 
-FIRST_LOOK = 3
-"""Steps before the first look at the speeds: one that is cold and two that count."""
-LOOKS_APART = KEPT_STEPS
-"""Steps between looks after that: as many as speeds are medians of, so each look is at new ones."""
+FIRST_CHECK_STEP = 3
+"""Steps before the first comparison of speeds: a cold one and two that count."""
+CHECK_INTERVAL = KEPT_STEPS
+"""Steps between later comparisons: as many as a speed is the median of, so each sees new measurements."""
 
 
 class Shares:
-    """This rank's part of every global batch. The batch is what the script says it is, whatever the shares.
+    """This rank's part of every global batch. The size of the global batch does not depend on the shares.
 
         shares = collectives.Shares(global_batch=256)
         for step in range(steps):
-            mine = shares.next()                      # a slice of range(256), on each rank another
+            mine = shares.next()                      # a slice of range(256), different on each rank
             inputs, targets = samples_of(step)[mine]
             collectives.set_weight(len(inputs))       # so the gradient is the mean over all 256
             ...
 
     At first shares are equal, or in proportion to the numbers in NARROWGAUGE_SHARES, which the launcher sets from its
-    plan. After two measured steps they follow the samples per second of forward and backward, without waiting, of
-    attached models (`collectives.attach`). From then on they are looked at every 20 steps: they change by a fifth
-    at most, and only if the slowest rank would compute more than 5 % shorter in the end (`rebalance.py`).
-    All ranks change at the same step; rank 0 logs it (INFO). Each rank keeps at least one sample.
+    plan. After two measured steps they follow the speeds of attached models (`collectives.attach`): samples per second
+    of forward and backward, without waiting. From then on speeds are compared every 20 steps; shares change by at most
+    a fifth, and only if the slowest rank would compute more than 5 % shorter with shares in proportion to the speeds
+    (`rebalance.py`). All ranks change at the same step; rank 0 logs it (INFO). Each rank keeps at least one sample.
 
-    Shares change what each rank adds up, so the last digits of a loss depend on them. `rebalance=False` keeps the first
-    shares, for runs that should be the same bit for bit.
+    Shares decide which samples a rank adds up, so the last digits of a loss depend on them. `rebalance=False` keeps the
+    first shares, for runs that should be the same bit for bit.
 
     Args:
         global_batch: samples of all ranks together, at least one for each.
@@ -52,7 +52,7 @@ class Shares:
         each: samples of each rank now.
 
     Raises:
-        UsageError: fewer samples than ranks; one of the variables says something else.
+        UsageError: fewer samples than ranks; an environment variable has a wrong value.
     """
 
     def __init__(self, global_batch: int, rebalance: bool | None = None, group: Any = None) -> None:
@@ -65,7 +65,7 @@ class Shares:
         speeds = read_shares(given, size) if given and whole_world else [1.0] * size
         self.each: list[int] = apportion(global_batch, speeds)
         self._steps = 0
-        self._next_look = FIRST_LOOK
+        self._next_check = FIRST_CHECK_STEP
         self._measured = False
 
     @property
@@ -84,13 +84,13 @@ class Shares:
         return slice(first, first + shares[self._rank])
 
     def next(self) -> slice:
-        """This rank's part of the next global batch. All ranks call it, once ahead of each step.
+        """This rank's part of the next global batch. All ranks call it, once before each step.
 
         Raises:
             CollectiveError: the exchange of speeds failed.
         """
-        if self._rebalance and self._steps == self._next_look:
-            self._look()
+        if self._rebalance and self._steps == self._next_check:
+            self._check_speeds()
         self._steps += 1
         return self.mine
 
@@ -99,22 +99,22 @@ class Shares:
         self.each = apportion(sum(self.each), speeds)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next steps go by; the same on all ranks."""
+        """The shares, and whether they were measured; the same on all ranks."""
         return {"each": list(self.each), "measured": self._measured}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with saved shares. If there are as many ranks as there were, but another global batch, shares are in
-        proportion; with another number of ranks they stay as they are and are measured anew."""
+        """Continue with saved shares, scaled if the global batch has changed. If the number of ranks has changed, the
+        state is ignored and speeds are measured again."""
         if len(state["each"]) == len(self.each):
             self.take([float(share) for share in state["each"]])
             self._measured = bool(state["measured"])
 
-    def _look(self) -> None:
+    def _check_speeds(self) -> None:
         speeds = exchange_speeds(self._group)
         if speeds is None:
-            self._next_look += 1
+            self._next_check += 1
             return
-        self._next_look += LOOKS_APART
+        self._next_check += CHECK_INTERVAL
         change = rebalanced(self.each, speeds, bounded=self._measured)
         self._measured = True
         if change is None:

@@ -1,8 +1,13 @@
 """How gradients were packed into buckets, and the first step after a restart packed the same way.
 
-DDP packs its buckets by the order of the parameters at first and by the order of the gradients from the second step on.
-A codec's rounding depends on what lies beside what, so a restarted process would compute other bits in its first step.
-That one step is held back until all gradients are there, and travels in the buckets of the saved state.
+DDP packs its buckets by the order of the parameters in the first step of a process, and by the order in which gradients
+became ready from the second step on. A block codec rounds an element by the largest of its neighbours, and trees cut a
+message by position, so another packing gives other bits: a restarted process would differ from one that ran through, in
+its first step only. So this step's buckets are held back until all gradients are there, repacked as they were when the
+state was saved, reduced, and copied back. It does not overlap with backward; every later step does.
+
+Buckets that DDP happens to pack as before are reduced at once. Ranks agree on which those are, because DDP packs alike
+on all ranks and all load states of one step.
 """
 
 from __future__ import annotations
@@ -36,10 +41,15 @@ class BucketLayout:
         self._held: list[tuple[Bucket, Future[None]]] = []
 
     def reduce(self, bucket: Bucket, reduce: Reduce) -> Future[Tensor]:
-        """Reduce a bucket of DDP's; after a restart, once the last one is there, all of them in the saved buckets."""
+        """Reduce one of DDP's buckets; in the first step after a restart by the saved packing, see above.
+
+        Args:
+            reduce: begins to average a bucket in place.
+        """
         if bucket.index == 0:
             self._buckets, self._num_bytes, self._held = [], [], []
         names = [self._names[parameter] for parameter in bucket.parameters]
+        # Only a common beginning may go ahead: after a bucket is held, the saved order of the ops would be broken.
         if self._saved is None or (not self._held and self._saved[bucket.index : bucket.index + 1] == [names]):
             self._buckets.append(names)
             self._num_bytes.append(bucket.flat.nbytes)
@@ -51,10 +61,16 @@ class BucketLayout:
         if bucket.is_last:
             self._reduce_held(self._saved[len(self._buckets) :], reduce)
             self._saved = None
+        # DDP takes this future now and waits for it after backward, when `_reduce_held` has completed it.
         return promise.then(lambda _: bucket.flat)
 
     def _reduce_held(self, saved: Sequence[list[str]], reduce: Reduce) -> None:
-        """Repack what was held, reduce it, and bring it back. What goes wrong is raised here, in the backward pass."""
+        """Repack the held buckets, reduce them, and copy the results back.
+
+        It waits, since DDP's own buckets are complete only when all repacked ones are. Errors are raised here, in the
+        backward pass.
+        """
+        # Views into DDP's buckets, so that copying a result to them puts it where DDP reads it.
         gradients = {
             self._names[parameter]: gradient
             for bucket, _ in self._held
@@ -66,6 +82,7 @@ class BucketLayout:
             flat = torch.cat([gradients[name].reshape(-1) for name in names])
             parameters = [self._parameters[name] for name in names]
             repacked.append(Bucket(index, index + 1 == first + len(saved), parameters, flat))
+        # All are started before the first is awaited, so that they overlap.
         for bucket, future in [(bucket, reduce(bucket)) for bucket in repacked]:
             future.wait()
             for parameter, gradient in zip(bucket.parameters, bucket.split(bucket.flat), strict=True):
@@ -84,16 +101,16 @@ class BucketLayout:
         return [list(names) for names in self._buckets]
 
     def load_state_dict(self, state: Any) -> None:
-        """Have the next step travel in these buckets.
+        """Pack the next step's gradients into these buckets.
 
         Raises:
-            UsageError: they are not this model's.
+            UsageError: the names are not those of this model's parameters.
         """
         saved = sorted(name for names in state for name in names)
         known = sorted(name for name, parameter in self._parameters.items() if parameter.requires_grad)
         if state and saved != known:
             raise UsageError(
-                f"load_state_dict: the state's buckets hold {len(saved)} parameters that are not the {len(known)} that "
-                "this model trains"
+                f"load_state_dict: the state's buckets hold {len(saved)} parameters, which are not the {len(known)} "
+                "that this model trains"
             )
         self._saved = [list(names) for names in state] or None

@@ -1,4 +1,8 @@
-"""Buckets as large as the links ask for: no larger, so that communication begins early and ends soon after backward."""
+"""The bucket size for a group's links.
+
+Large buckets use links well; small ones let communication begin early and end soon after backward. So the right size is
+the smallest that comes near the rate of long messages.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +26,9 @@ def bucket_mb(group: object = None) -> float:
         MiB, from 1/16 to 256: a power of 2. The same on all ranks.
 
     Raises:
-        UsageError: the group is not ours, or runs on Gloo.
+        UsageError: the group is of another backend, or runs on Gloo.
     """
-    chosen = native_group(group, "a bucket size by its plan")
+    chosen = native_group(group, "bucket_mb")
     wanted = GOOD_SHARE * _bytes_per_s(chosen, MAX_BYTES)
     num_bytes = MIN_BYTES
     while num_bytes < MAX_BYTES and _bytes_per_s(chosen, num_bytes) < wanted:

@@ -1,12 +1,17 @@
 """`collectives.attach`: DDP's gradients through our engine, with a codec and with weights.
 
-    DDP's reducer, a bucket is ready
-      -> Attached._bucket_ready        scaled by this rank's weight               weights.py
-        -> Attached._reduce            averaged: as it is, coded or low-rank      process_group.py, low_rank.py
-          -> a future for the reducer  which waits for all of them after backward
+    DDP's reducer: a bucket is ready
+      -> Attached._bucket_ready        scaled by this rank's weight               sample_weights.py
+        -> BucketLayout.reduce         repacked, in the first step after restart  bucket_layout.py
+          -> Attached._reduce          averaged: as it is, coded or low-rank      process_group.py, low_rank.py
+            -> a future                the reducer waits for all of them after backward
 
-A hook only starts things, so backward goes on meanwhile. What goes wrong in an op comes out of its future, and with it
-out of `backward()`, as a RuntimeError with our message.
+The hook only starts ops, so backward continues meanwhile. Ops must start in the same order on all ranks. Within a step
+that order is: all ops of `_begin_step` (codec auto's maximum, the sum of the weights), then one op for each bucket in
+DDP's order, then low-rank's second messages. All of it runs on the thread of the backward pass, which DDP runs in the
+same order on every rank; callbacks of futures, which run at times of their own, start no ops.
+
+The error of an op comes out of its future, and so out of `backward()`, as a RuntimeError with our message.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from collectives import options
-from collectives.backend.c10d import c10d, dist
+from collectives.backend.c10d import all_reduce_options, dist
 from collectives.backend.process_group import NarrowgaugeGroup
 from collectives.errors import UsageError
 from collectives.options import CODECS
@@ -37,36 +42,37 @@ from collectives.training.step_timer import StepTimer
 
 logger = logging.getLogger(__name__)
 
-MEASURED_STEPS = 4  # before codec auto chooses
-AGAIN_STEPS = 500  # until it chooses again: links and speeds change
+MEASURED_STEPS = 4  # before codec auto chooses for the first time
+RECHOOSE_STEPS = 500  # until it chooses again: links and speeds change
 Future = torch.futures.Future
 
 _attached: weakref.WeakSet[Attached] = weakref.WeakSet()
 
 
 def attach(model: DistributedDataParallel, codec: str | None = None, weight: float | None = None) -> Attached:
-    """Have the gradients of a DDP model travel with a codec, averaged by the samples that each rank has.
+    """Send the gradients of a DDP model with a codec, averaged by the samples that each rank has.
 
     Call it once, on all ranks with the same codec, after the model was wrapped and before its first backward.
 
     Args:
         model: wrapped by DistributedDataParallel over a group of backend narrowgauge, without another comm hook.
-        codec: "none": as they are. "bf16", "int8", "int4": float32 gradients are rounded where they cross a network
-            link, and what rounding took away is added the next time; others travel as they are. "narrow-bf16" and so
-            on: only where they cross a narrow link, see `Topology.is_narrow`. "low-rank": PowerSGD with rank 4. "auto":
-            the first steps travel as they are; then the mildest of all those but low-rank whose predicted
-            communication takes no longer than backward, and every 500 steps it chooses again. None takes the options'
-            codec, `collectives: {codec: ...}` of a job file.
-        weight: this rank's samples; see `set_weight`. None: all ranks count alike until `set_weight` is called.
+        codec: "none": gradients are sent as they are. "bf16", "int8", "int4": float32 gradients are rounded on network
+            links and what rounding cut off is added in the next step; other dtypes are sent as they are.
+            "narrow-bf16", "narrow-int8", "narrow-int4": the same on narrow links only, see `Topology.is_narrow`.
+            "low-rank": PowerSGD of rank 4. "auto": the first steps use none, then the mildest of the codecs above,
+            low-rank excepted, whose predicted communication takes no longer than backward; chosen again every 500
+            steps. None takes the options' codec, `collectives: {codec: ...}` of a job file.
+        weight: this rank's samples; see `set_weight`. None: all ranks count the same until `set_weight` is called.
 
     Returns:
-        A handle, which the model keeps alive: its weight, its state for checkpoints.
+        A handle with the model's weight and its state for checkpoints; the model keeps it alive.
 
     Raises:
-        UsageError: the model is no DDP model, not on our backend or has a hook; an unknown codec.
+        UsageError: the model is not wrapped by DDP, its group is of another backend, or it has a comm hook; an unknown
+            codec.
 
     Warns:
-        RuntimeWarning: a codec that the group cannot use, because it runs on Gloo: gradients travel as they are.
+        RuntimeWarning: the group runs on Gloo, which has no codecs: gradients are sent as they are.
     """
     chosen = options.current().codec if codec is None else codec
     if chosen not in CODECS:
@@ -80,14 +86,14 @@ def attach(model: DistributedDataParallel, codec: str | None = None, weight: flo
             'dist.init_process_group("narrowgauge") before the model is wrapped'
         )
     if model._comm_hooks and isinstance(model._comm_hooks[0][1], Attached):
-        raise UsageError("attach: the model is attached already, and can be once")
+        raise UsageError("attach: the model is attached already")
     if model._comm_hooks:
         hook = getattr(model._comm_hooks[0][0], "__qualname__", model._comm_hooks[0][0])
-        raise UsageError(f"attach: the model has the comm hook {hook}, and DDP takes one; attach is one itself")
+        raise UsageError(f"attach: the model has the comm hook {hook}; attach is a comm hook itself, and DDP takes one")
     if group.engine is None and chosen not in ("none", "low-rank"):
         warnings.warn(
-            f"attach: this group runs on Gloo, which has no codecs: codec {chosen} is not used and gradients travel as "
-            "they are",
+            f"attach: this group runs on Gloo, which has no codecs: codec {chosen} is not used and gradients are sent "
+            "as they are",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -96,16 +102,19 @@ def attach(model: DistributedDataParallel, codec: str | None = None, weight: flo
 
 
 def set_weight(samples: float) -> None:
-    """Say how many samples this rank's gradients are the mean of, from the next backward on, for all attached models.
+    """Set how many samples this rank's gradients are the mean of, from the next backward on, for all attached models.
 
-    The gradient that all ranks get is sum_i w_i g_i / sum_i w_i: with the loss a mean over the rank's samples, the
-    gradient of the mean over all ranks' samples, whatever their shares. A rank without samples gives 0 and runs forward
-    and backward on any batch (the one before, or an empty one): nothing of it counts, not even NaN. With `no_sync`,
-    give the samples of all the passes that add up to one gradient, and make that gradient the mean over them: divide
-    each pass's summed loss by their number. All ranks use weights or none does.
+    The gradient that all ranks get is sum_i w_i g_i / sum_i w_i. If the loss is the mean over a rank's samples, this is
+    the gradient of the mean over all ranks' samples, whatever their shares. A rank without samples sets 0 and runs
+    forward and backward on any batch (the one before, or an empty one): its gradients do not count, even if they are
+    NaN. With `no_sync`, set the samples of all passes that add up to one gradient, and make that gradient their mean:
+    divide each pass's summed loss by their number. Either all ranks set weights or none does.
+
+    Args:
+        samples: this rank's samples, 0 or more.
 
     Raises:
-        UsageError: no model is attached; samples are negative or no number.
+        UsageError: no model is attached; samples are negative or not finite.
     """
     if not _attached:
         raise UsageError("set_weight: no model is attached in this process; call collectives.attach(model) first")
@@ -114,13 +123,13 @@ def set_weight(samples: float) -> None:
 
 
 def measured_samples_per_s() -> float | None:
-    """Of the attached model that has computed most steps; None if none has been measured yet."""
+    """Samples per second of the attached model with the most steps; None if none has been measured yet."""
     measured = [each for each in _attached if each.samples_per_s is not None]
     return max(measured, key=lambda each: each.steps).samples_per_s if measured else None
 
 
 class Attached:
-    """A DDP model whose gradients travel through us; made by `attach`.
+    """A DDP model whose gradients are sent by our engine; made by `attach`.
 
     Attributes:
         codec: the one in force; "auto" until it has chosen.
@@ -142,9 +151,11 @@ class Attached:
         self._uncoded: set[torch.dtype] = set()
         if weight is not None:
             self.set_weight(weight)
+        # On the inner module: DDP's own forward may wait for other ranks, since it broadcasts buffers.
         model.module.register_forward_pre_hook(lambda module, _: self._forward_begins(module))
         model.module.register_forward_hook(lambda module, *_: self._forward_ended(module))
-        # DDP refuses annotations that are not evaluated, and a lambda has none.
+        # DDP checks a hook's annotations and refuses strings, which `from __future__ import annotations` makes of them;
+        # a lambda has none.
         model.register_comm_hook(self, lambda attached, bucket: attached._bucket_ready(Bucket.of(bucket)))
         _attached.add(self)
 
@@ -159,14 +170,14 @@ class Attached:
 
     @property
     def samples_per_s(self) -> float | None:
-        """What this rank computes, forward and backward, median of the last 20 steps; None until two have been done.
+        """Samples per second that this rank computes, forward and backward, without waiting; median of 20 steps.
 
-        Without weights: steps per second.
+        None until two steps have ended. Steps per second if no weight was set.
         """
         return self._timer.samples_per_s
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next steps depend on besides model and optimizer. It is this rank's own: save one for each rank."""
+        """What the next steps depend on besides model and optimizer. It differs between ranks: save it on each rank."""
         return {
             "codec": self.codec,
             "weights": self._weights.state_dict(),
@@ -177,16 +188,16 @@ class Attached:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave, on all ranks at the same step; the next steps are the same bit for bit.
+        """Continue from a state, on all ranks from the same step; the next steps are the same bit for bit.
 
-        That holds also in a new process, whose DDP packs its buckets otherwise in the first step: that step's gradients
-        are packed as they were when the state was saved.
+        This also holds in a new process, whose DDP packs its buckets in another way in the first step: see
+        `bucket_layout.py`.
 
         Raises:
             UsageError: the state is of another model or codec.
         """
         if self._is_auto and state["codec"] == "low-rank":
-            raise UsageError("load_state_dict: the state is of codec low-rank, which auto never takes")
+            raise UsageError("load_state_dict: the state is of codec low-rank, which auto never chooses")
         if state["codec"] != self.codec and not self._is_auto:
             raise UsageError(f"load_state_dict: the state is of codec {state['codec']}; this model has {self.codec}")
         self._residuals.load_state_dict(state["residuals"])
@@ -194,13 +205,13 @@ class Attached:
         self._layout.load_state_dict(state["buckets"])
         self._weights.load_state_dict(state["weights"])
         self.codec = state["codec"]
-        # What the choice goes by has to be measured anew.
-        self._chooses_at = self._timer.steps + max(MEASURED_STEPS, state.get("until_choice", AGAIN_STEPS))
+        # Timings are not saved, so codec auto waits until MEASURED_STEPS have been timed again.
+        self._chooses_at = self._timer.steps + max(MEASURED_STEPS, state.get("until_choice", RECHOOSE_STEPS))
 
     # One step
 
     def _forward_begins(self, module: torch.nn.Module) -> None:
-        if module.training and torch.is_grad_enabled():
+        if module.training and torch.is_grad_enabled():  # evaluation between steps is not timed
             self._timer.forward_begins()
 
     def _forward_ended(self, module: torch.nn.Module) -> None:
@@ -211,6 +222,7 @@ class Attached:
         if bucket.index == 0:
             self._begin_step()
         if bucket.is_last:
+            # Before the bucket is reduced, which may wait for other ranks: here the rank's own computation is over.
             self._timer.gradients_done(self._weights.weight)
         self._weights.scale(bucket.flat)
         return self._layout.reduce(bucket, self._reduce)
@@ -218,7 +230,7 @@ class Attached:
     def _begin_step(self) -> None:
         if self._is_auto and self._timer.steps >= self._chooses_at:
             self.codec = self._choose_codec()
-            self._chooses_at = self._timer.steps + AGAIN_STEPS
+            self._chooses_at = self._timer.steps + RECHOOSE_STEPS
         self._weights.begin_step()
         self._low_rank.begin_step()
 
@@ -226,12 +238,14 @@ class Attached:
         """Begin to average a bucket of scaled gradients."""
         if self.codec in ("none", "auto") or not self._takes_codec(bucket.flat):
             if self._is_auto and bucket.flat.dtype == torch.float32:
+                # Auto may have dropped a codec; its residual goes into the first bucket that is sent whole.
                 self._residuals.settle(bucket, "none")
             future: Future[Any] = self._average(bucket.flat).get_future()
         elif self.codec == "low-rank":
             future = self._low_rank.reduce(bucket, self._residuals.vector(bucket, bucket.flat.device))
         else:
-            assert self._group.engine is not None  # on Gloo there is no codec
+            assert self._group.engine is not None, "attach allows no codec on Gloo"
+            # The plan follows from codec and topology, and with it which rank encodes which elements.
             self._residuals.settle(bucket, (self.codec, self._group.engine.topology))
             residual = self._residuals.vector(bucket, torch.device("cpu"))
             future = self._group.all_reduce_coded(bucket.flat, "avg", self.codec, residual).get_future()
@@ -242,30 +256,25 @@ class Attached:
         return arrived
 
     def _arrived(self, mean: Tensor, done: Future[Any]) -> Tensor:
-        done.value()  # raises what went wrong
+        done.value()  # raises the op's error
         self._weights.correct(mean)
         return mean
 
     def _average(self, flat: Tensor) -> Any:
-        asked = c10d.AllreduceOptions()
-        asked.reduceOp = dist.ReduceOp.AVG
-        asked.asyncOp = True
-        return self._group.allreduce([flat], asked)
+        return self._group.allreduce([flat], all_reduce_options(dist.ReduceOp.AVG))
 
     def _takes_codec(self, flat: Tensor) -> bool:
         if flat.dtype == torch.float32:
             return True
-        if flat.dtype not in self._uncoded:
+        if flat.dtype not in self._uncoded:  # warn once, not in every step
             self._uncoded.add(flat.dtype)
-            logger.warning("codec %s is for float32; gradients of %s travel as they are", self.codec, flat.dtype)
+            logger.warning("codec %s is for float32; gradients of %s are sent as they are", self.codec, flat.dtype)
         return False
 
     def _choose_codec(self) -> str:
-        """The same on all ranks: by the slowest rank's backward and by the plan; plans don't change between ops."""
+        """The same on all ranks, which share the slowest rank's timing and the plan; plans change during ops only."""
         slowest = torch.tensor([self._timer.backward_s or 0.0], dtype=torch.float64)
-        asked = c10d.AllreduceOptions()
-        asked.reduceOp = dist.ReduceOp.MAX
-        self._group.allreduce([slowest], asked).wait()
+        self._group.allreduce([slowest], all_reduce_options(dist.ReduceOp.MAX)).wait()
         buckets = self._layout.bucket_bytes()
         codecs = self._group.plan("all_reduce", max(buckets)).codecs
         choice = auto_codec.choose(codecs, buckets, float(slowest), self._predicted_s)

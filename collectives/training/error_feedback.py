@@ -1,8 +1,12 @@
-"""A bucket of gradients as the attached hook sees it, and what a lossy codec still owes to each parameter.
+"""A bucket of gradients as the attached hook sees it, and the residual of a lossy codec for each parameter.
 
-DDP may pack the same parameters into other buckets after the first step, so nothing here is kept by bucket number: what
-is owed is kept as one flat vector for each bucket, because that is what the engine reads and updates, with a view of it
-for each parameter, through which it moves to the next layout.
+A lossy codec sends an approximation of a gradient. What it cut off, the residual, is added to the next step's gradient
+before that is encoded (error feedback, Karimireddy et al. 2019), so the sum of what was sent follows the sum of the
+gradients.
+
+The engine reads and updates residuals as one flat vector for each bucket. But DDP may pack the same parameters into
+other buckets after the first step, so nothing is keyed by bucket number: a vector is keyed by its parameters, and each
+parameter has a view into it, through which its residual is copied when the bucket layout changes.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ class Bucket:
         index: position in the order of the backward pass.
         is_last: no other bucket follows in this backward pass.
         parameters: whose gradients these are, in the order of `flat`.
-        flat: vector of all the gradients, end to end; the reduction happens in it.
+        flat: vector of all the gradients, one after the other; it is reduced in place.
     """
 
     index: int
@@ -55,7 +59,7 @@ class Bucket:
 
 
 class Residuals:
-    """What codecs have left out so far, for each parameter, to be added next time (error feedback).
+    """The residual of each parameter.
 
     Args:
         names: of the model's parameters.
@@ -64,81 +68,85 @@ class Residuals:
     def __init__(self, names: Mapping[Tensor, str]) -> None:
         self._names = names
         self._vectors: dict[tuple[Tensor, ...], Tensor] = {}
-        self._parts: dict[str, Tensor] = {}
-        self._settled: dict[tuple[Tensor, ...], object] = {}
-        self._is_restored = False  # what is owed was so under the circumstances of the first step that comes
+        self._views: dict[str, Tensor] = {}  # by parameter name, into the vectors
+        self._encoded_under: dict[tuple[Tensor, ...], object] = {}
+        self._is_restored = False  # until the end of the first step after `load_state_dict`
 
     def vector(self, bucket: Bucket, device: torch.device) -> Tensor:
-        """One float32 for each element of the bucket; whoever reduces the bucket reads and updates it."""
+        """The bucket's residual, a float32 for each element. Whoever reduces the bucket updates it in place."""
         key = tuple(bucket.parameters)
         if key not in self._vectors:
             self._move_to(key, bucket, device)
         return self._vectors[key]
 
     def settle(self, bucket: Bucket, under: object) -> None:
-        """Add what is owed to the bucket itself where it was left out under other circumstances; nothing is owed then.
+        """Add the residual to the gradients and zero it, if it was left by another codec, topology or bucket layout.
 
-        A codec adds what a rank owes where that rank encodes, and under another codec or plan, or in a bucket of other
-        parameters, it may encode elsewhere: what it owes would stay for good.
+        The engine adds a residual only to elements that this rank encodes. Under another codec or plan, or in a bucket
+        of other parameters, this rank may encode other elements, and the residual of the former ones would never be
+        sent. A residual from a checkpoint stays: the first step after a restart runs under what the state was saved
+        under, and must compute the same bits.
 
         Args:
-            under: the circumstances, such as codec and topology: whatever decides which rank encodes what.
+            under: whatever decides which rank encodes which elements, such as codec and topology; compared by ==.
         """
         key = tuple(bucket.parameters)
-        if self._settled.get(key) == under:
+        if self._encoded_under.get(key) == under:
             return
-        owes = any(self._names[parameter] in self._parts for parameter in bucket.parameters)
-        if owes and not self._is_restored:
+        has_residual = any(self._names[parameter] in self._views for parameter in bucket.parameters)
+        if has_residual and not self._is_restored:
             vector = self.vector(bucket, torch.device("cpu"))
             bucket.flat.add_(vector.to(bucket.flat.device))
             vector.zero_()
-        self._settled[key] = under
+        self._encoded_under[key] = under
 
     def end_step(self) -> None:
-        """The step's last bucket has been settled."""
+        """Call after the step's last bucket was settled."""
         self._is_restored = False
 
     def _move_to(self, key: tuple[Tensor, ...], bucket: Bucket, device: torch.device) -> None:
-        """A vector for parameters that were in other buckets so far, if anywhere."""
+        """Make the vector of a new bucket; residuals that its parameters have in other vectors are copied."""
         vector = torch.zeros(bucket.flat.numel(), dtype=torch.float32, device=device)
         for parameter, part in zip(bucket.parameters, bucket.split(vector), strict=True):
             name = self._names[parameter]
-            if name in self._parts:
-                part.copy_(self._parts[name].view(parameter.shape))
-            self._parts[name] = part
+            if name in self._views:  # of a former bucket, or of a loaded state
+                part.copy_(self._views[name].view(parameter.shape))
+            self._views[name] = part
+        # Vectors that have lost a parameter belong to buckets of the former layout, which will not come again. Their
+        # other parameters keep their residuals: their views hold the memory until they move, too.
         moved = set(key)
         self._vectors = {old: kept for old, kept in self._vectors.items() if not moved & set(old)}
-        settled = self._settled.get(key)
-        self._settled = {old: kept for old, kept in self._settled.items() if not moved & set(old)}
-        if settled is not None:
-            self._settled[key] = settled
+        under = self._encoded_under.get(key)
+        self._encoded_under = {old: kept for old, kept in self._encoded_under.items() if not moved & set(old)}
+        if under is not None:
+            self._encoded_under[key] = under
         self._vectors[key] = vector
 
     def state_dict(self) -> dict[str, Tensor]:
-        """By the parameter's name, in its shape. Copies."""
-        return {name: part.detach().clone() for name, part in self._parts.items()}
+        """Copies of the residuals by parameter name, in the parameters' shapes."""
+        return {name: part.detach().clone() for name, part in self._views.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave; what is owed now is forgotten.
+        """Replace all residuals by those that `state_dict` returned.
 
         Raises:
-            UsageError: names or shapes of another model.
+            UsageError: names or shapes are not this model's.
         """
         check_names("residuals", state, self._names)
-        self._vectors, self._settled, self._is_restored = {}, {}, True
-        self._parts = {name: part.detach().float().clone() for name, part in state.items()}
+        self._vectors, self._encoded_under, self._is_restored = {}, {}, True
+        self._views = {name: part.detach().float().clone() for name, part in state.items()}
 
 
 def check_names(what: str, state: Mapping[str, Tensor], names: Mapping[Tensor, str], shapes: bool = True) -> None:
-    """See that a saved mapping by parameter name belongs to this model.
+    """Check that a saved mapping by parameter name belongs to this model.
 
     Raises:
-        UsageError: it names parameters that the model lacks, or of other shapes.
+        UsageError: a name that the model does not have, or another shape.
     """
     known = {name: tuple(parameter.shape) for parameter, name in names.items()}
-    strange = sorted(set(state) - set(known))
-    if strange:
-        raise UsageError(f"load_state_dict: {what} of {_some(strange)}, which the model has no parameters for")
+    unknown = sorted(set(state) - set(known))
+    if unknown:
+        raise UsageError(f"load_state_dict: {what} of {_some(unknown)}, which the model has no parameters for")
     unlike = [name for name, part in state.items() if shapes and tuple(part.shape) != known[name]]
     if unlike:
         first = unlike[0]

@@ -1,17 +1,18 @@
 """Gradients as products of two thin matrices: PowerSGD (Vogels, Karimireddy and Jaggi 2019, algorithms 1 and 2).
 
-For a gradient M of n x m, with what was left out before added to it, and Q of m x r from the step before:
+For a matrix M of n x m, the gradient plus the residual, and Q of m x r from the step before:
 
-    P = mean of M Q over the ranks, its columns made orthonormal
-    Q = mean of M^T P
-    P Q^T is the gradient that all ranks get; M - P Q^T is left out and added next time
+    P = mean of M Q over the ranks, then its columns made orthonormal
+    Q = mean of M^T P over the ranks
+    the gradient on all ranks is P Q^T; the new residual is M - P Q^T
 
-So (n + m) r numbers travel instead of n m. Vectors, and matrices that would not get smaller, travel as they are, in one
+So (n + m) r numbers travel instead of n m. Vectors, and matrices that would not get smaller, travel whole, in one
 message with the bucket's P.
 
-A Q can only be sent when its P is back. Ops of a group must come in the same order on all ranks, and P come back at
-times of their own, so all Q are sent by the thread of the backward pass, after the last bucket's P. What lies before
-that overlaps with backward.
+The message with Q can only be sent when P is back. All ranks must start ops in the same order, but the P of several
+buckets come back in an order that differs between ranks. So no Q is sent from a callback: the thread of the backward
+pass sends all of them, bucket by bucket, after the last bucket's P. The messages with P overlap with backward, those
+with Q do not.
 """
 
 from __future__ import annotations
@@ -32,22 +33,22 @@ Future = torch.futures.Future
 
 
 @dataclass
-class _Underway:
+class _InFlight:
     """A bucket between its two messages.
 
     Attributes:
-        wholes: gradients that travel as they are.
-        owed: what each matrix should have had; views of the bucket's residual.
+        whole: gradients that travel whole.
+        matrices: each M; a view of the bucket's residual, so that what remains of it after the step is the residual.
         targets: where each matrix's gradient goes; views of the bucket.
         names: of the matrices' parameters.
-        message: wholes, then each P.
+        message: the whole gradients, then each P.
         work: the first all-reduce.
-        done: set when the bucket has its result.
+        done: completed when the bucket has its result.
     """
 
     bucket: Bucket
-    wholes: list[Tensor] = field(default_factory=list)
-    owed: list[Tensor] = field(default_factory=list)
+    whole: list[Tensor] = field(default_factory=list)
+    matrices: list[Tensor] = field(default_factory=list)
     targets: list[Tensor] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     message: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -68,72 +69,85 @@ class LowRank:
         self._names, self._average = names, average
         self._order = {name: position for position, name in enumerate(names.values())}
         self._bases: dict[str, Tensor] = {}
-        self._underway: list[_Underway] = []
+        self._in_flight: list[_InFlight] = []
 
     def begin_step(self) -> None:
-        """Forget what a backward pass that failed has left."""
-        self._underway = []
+        """Drop what a backward pass that failed has left behind."""
+        self._in_flight = []
 
     def reduce(self, bucket: Bucket, residual: Tensor) -> Future[Tensor]:
-        """Begin to average the bucket: the first message."""
-        under = _Underway(bucket)
-        gradients, owed = bucket.split(bucket.flat), bucket.split(residual)
-        for parameter, gradient, left_out in zip(bucket.parameters, gradients, owed, strict=True):
+        """Start the first message of a bucket; the future returns the bucket's averaged gradients.
+
+        Args:
+            residual: float32, laid out as `bucket.flat`; updated in place.
+        """
+        flight = _InFlight(bucket)
+        parts = zip(bucket.parameters, bucket.split(bucket.flat), bucket.split(residual), strict=True)
+        for parameter, gradient, left_out in parts:
             if _gets_smaller(parameter):
-                left_out.add_(gradient)
-                under.owed.append(left_out.flatten(1))
-                under.targets.append(gradient.flatten(1))
-                under.names.append(self._names[parameter])
+                left_out.add_(gradient)  # the residual's memory holds M until `_finish`
+                flight.matrices.append(left_out.flatten(1))
+                flight.targets.append(gradient.flatten(1))
+                flight.names.append(self._names[parameter])
             else:
-                under.wholes.append(gradient)
-        products = [owes @ self._basis(name, owes) for name, owes in zip(under.names, under.owed, strict=True)]
-        under.message = torch.cat([part.reshape(-1) for part in (*under.wholes, *products)])
-        under.work = self._average(under.message)
-        self._underway.append(under)
-        return under.done.then(lambda _: _result(under))
+                flight.whole.append(gradient)
+        products = [
+            matrix @ self._basis(name, matrix) for name, matrix in zip(flight.names, flight.matrices, strict=True)
+        ]
+        flight.message = torch.cat([part.reshape(-1) for part in (*flight.whole, *products)])
+        flight.work = self._average(flight.message)
+        self._in_flight.append(flight)
+        return flight.done.then(lambda _: _result(flight))
 
     def end_step(self) -> None:
-        """Send the second messages, when no bucket is left; waits for the first ones.
+        """Send the second messages, after the last bucket; waits for the first ones.
 
         Raises:
             CollectiveError: a first message failed.
         """
-        started, self._underway = self._underway, []
+        started, self._in_flight = self._in_flight, []
         for each in started:
-            self._second_message(each)
+            self._send_second_message(each)
 
-    def _second_message(self, under: _Underway) -> None:
-        under.work.wait()
-        sizes = [whole.numel() for whole in under.wholes] + [len(owes) * _columns(owes) for owes in under.owed]
-        parts = torch.split(under.message, sizes)
-        for whole, part in zip(under.wholes, parts, strict=False):
-            whole.copy_(part.view(whole.shape))
-        if not under.owed:
-            under.done.set_result(None)
+    def _send_second_message(self, flight: _InFlight) -> None:
+        # In the order of the buckets, on every rank, whichever P came back first.
+        flight.work.wait()
+        sizes = [gradient.numel() for gradient in flight.whole]
+        sizes += [len(matrix) * _columns(matrix) for matrix in flight.matrices]
+        parts = torch.split(flight.message, sizes)
+        for gradient, part in zip(flight.whole, parts, strict=False):  # the whole gradients come first
+            gradient.copy_(part.view(gradient.shape))
+        if not flight.matrices:
+            flight.done.set_result(None)
             return
-        products = parts[len(under.wholes) :]
-        pairs = zip(products, under.owed, strict=True)
-        columns = [torch.linalg.qr(product.view(len(owes), -1)).Q for product, owes in pairs]
-        bases = [owes.T @ column for owes, column in zip(under.owed, columns, strict=True)]
+        # All ranks orthonormalise the same mean, so the columns need not be sent.
+        pairs = zip(parts[len(flight.whole) :], flight.matrices, strict=True)
+        columns = [torch.linalg.qr(product.view(len(matrix), -1)).Q for product, matrix in pairs]
+        bases = [matrix.T @ column for matrix, column in zip(flight.matrices, columns, strict=True)]
         message = torch.cat([basis.reshape(-1) for basis in bases])
 
         def arrived(future: Future[list[Tensor]]) -> None:
             try:
                 future.value()
                 means = torch.split(message, [basis.numel() for basis in bases])
-                each = zip(under.names, under.owed, under.targets, columns, means, bases, strict=True)
-                for name, owes, target, column, mean, basis in each:
-                    self._bases[name] = mean.view(basis.shape)
-                    torch.matmul(column, self._bases[name].T, out=target)
-                    owes.sub_(target)
-            except BaseException as error:
-                under.error = error
-            under.done.set_result(None)
+                shaped = [mean.view(basis.shape) for mean, basis in zip(means, bases, strict=True)]
+                self._finish(flight, columns, shaped)
+            except BaseException as error:  # raised again by `_result`, where C++ sees it
+                flight.error = error
+            flight.done.set_result(None)
 
         self._average(message).get_future().then(arrived)
 
+    def _finish(self, flight: _InFlight, columns: list[Tensor], bases: list[Tensor]) -> None:
+        """Write P Q^T to the bucket and leave M - P Q^T in the residual."""
+        each = zip(flight.names, flight.matrices, flight.targets, columns, bases, strict=True)
+        for name, matrix, target, column, basis in each:
+            self._bases[name] = basis  # a warm start: with it one power iteration for each step is enough
+            torch.matmul(column, basis.T, out=target)
+            matrix.sub_(target)
+
     def _basis(self, name: str, matrix: Tensor) -> Tensor:
-        """Q of the step before; at first random, and the same on all ranks."""
+        """Q of the step before; at first random, seeded by the parameter's position, so the same on all ranks."""
         if name not in self._bases:
             generator = torch.Generator().manual_seed(self._order[name])
             random = torch.randn(matrix.shape[1], _columns(matrix), generator=generator)
@@ -141,14 +155,14 @@ class LowRank:
         return self._bases[name]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Q by the parameter's name."""
+        """Copies of each Q by parameter name."""
         return {name: basis.clone() for name, basis in self._bases.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave.
+        """Replace each Q by that which `state_dict` returned.
 
         Raises:
-            UsageError: of another model.
+            UsageError: names or shapes are not this model's.
         """
         check_names("low-rank bases", state, self._names, shapes=False)
         shapes = {name: tuple(parameter.shape) for parameter, name in self._names.items()}
@@ -160,6 +174,7 @@ class LowRank:
 
 
 def _gets_smaller(parameter: Tensor) -> bool:
+    """Whether P and Q together have fewer elements than the gradient."""
     if parameter.dim() < 2:
         return False
     matrix = parameter.detach().flatten(1)
@@ -171,7 +186,7 @@ def _columns(matrix: Tensor) -> int:
     return min(RANK, rows, columns)
 
 
-def _result(under: _Underway) -> Tensor:
-    if under.error is not None:
-        raise under.error
-    return under.bucket.flat
+def _result(flight: _InFlight) -> Tensor:
+    if flight.error is not None:
+        raise flight.error
+    return flight.bucket.flat

@@ -1,12 +1,12 @@
-"""When to share the batch anew, and how: plain functions of what was measured, the same on all ranks.
+"""When to change the shares of a batch, and to what: pure functions of measured speeds, the same on all ranks.
 
-A step's computation takes as long as its slowest rank:
+The computation of a step takes as long as its slowest rank:
 
     step_s(shares) = max_i shares_i / speeds_i        speeds in samples per second
 
-Shares stay as they are unless those that the speeds ask for would make that more than 5 % shorter. The first time they
-are taken as they come. Later each share falls by a fifth of itself at most and rises by a fifth of itself or of an
-equal share, whichever is more, so that a hiccup cannot throw the whole batch about; one sample may always move.
+Shares stay as they are unless shares in proportion to the speeds would make it more than 5 % shorter. The first change
+is unbounded. In later ones a share falls by at most a fifth of itself and rises by at most a fifth of itself or of an
+equal share, whichever is more, so that one bad measurement cannot upset the whole batch. One sample may always move.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collectives.training.apportion import apportion
 MAX_CHANGE = 0.2
 """Of a share, in one change."""
 MIN_GAIN = 0.05
-"""By which a step's computation would have to become shorter, or everything stays as it is."""
+"""Of a step's computation; for less, shares do not change."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,16 @@ class Rebalanced:
 
 
 listeners: list[Callable[[Rebalanced], None]] = []
-"""Called on rank 0 with every change of shares of this process; the launcher listens here."""
+"""Called on rank 0 with every change of shares; the launcher adds one."""
 
 
 def rebalanced(shares: Sequence[int], speeds: Sequence[float], bounded: bool = True) -> Rebalanced | None:
-    """Shares by these speeds, or None if what there is does nearly as well.
+    """New shares for these speeds, or None if they would gain too little.
 
     Args:
         shares: samples of each rank now, at least 1 each.
         speeds: samples per second of each rank, all more than 0.
-        bounded: False lets a share become whatever the speeds say.
+        bounded: whether changes are limited to MAX_CHANGE.
     """
     now_s, asked = _step_s(shares, speeds), apportion(sum(shares), speeds)
     if 1 - _step_s(asked, speeds) / now_s <= MIN_GAIN:
@@ -63,10 +63,10 @@ def rebalanced(shares: Sequence[int], speeds: Sequence[float], bounded: bool = T
 
 
 def read_shares(text: str, ranks: int) -> list[float]:
-    """Shares as NARROWGAUGE_SHARES has them: numbers in proportion to the shares, one for each rank, commas between.
+    """Parse NARROWGAUGE_SHARES: one positive number for each rank, in proportion to the shares, separated by commas.
 
     Raises:
-        UsageError: they are not.
+        UsageError: another format, or another number of ranks.
     """
     try:
         found = [float(word) for word in text.split(",")]
@@ -74,8 +74,7 @@ def read_shares(text: str, ranks: int) -> list[float]:
         found = []
     if len(found) != ranks or not all(0 < share < float("inf") for share in found):
         raise UsageError(
-            f"NARROWGAUGE_SHARES is {text!r}; wanted {ranks} numbers of more than 0 with commas between, one for each "
-            "rank"
+            f"NARROWGAUGE_SHARES is {text!r}; wanted {ranks} numbers above 0, separated by commas, one for each rank"
         )
     return found
 
@@ -85,7 +84,10 @@ def _step_s(shares: Sequence[int], speeds: Sequence[float]) -> float:
 
 
 def _bounded(shares: Sequence[int], speeds: Sequence[float]) -> list[int]:
-    """The whole numbers nearest to speed_i * T, each within its bounds, with the T at which they add up."""
+    """Shares of speed_i * T, rounded down and clipped to their bounds, with the T at which they add up to the batch.
+
+    The sum grows with T, so T is found by bisection; it is the seconds that a rank computes which is at no bound.
+    """
     total = sum(shares)
     equal = total / len(shares)
     low = [max(1, share - max(1, int(MAX_CHANGE * share))) for share in shares]
@@ -99,13 +101,13 @@ def _bounded(shares: Sequence[int], speeds: Sequence[float]) -> list[int]:
         middle = (short + long) / 2
         short, long = (middle, long) if sum(at(middle)) <= total else (short, middle)
     new = at(short)
-    while sum(new) < total:  # several cross a whole number at the same T
+    while sum(new) < total:  # several shares reach their next whole number at the same T
         able = [rank for rank in range(len(new)) if new[rank] < high[rank]]
         new[min(able, key=lambda rank: ((new[rank] + 1) / speeds[rank], rank))] += 1
     return new
 
 
 def announce(change: Rebalanced) -> None:
-    """Call all listeners with a change of the shares, such as the one that puts it into the launcher's events."""
+    """Call all listeners."""
     for listener in listeners:
         listener(change)

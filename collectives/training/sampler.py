@@ -1,4 +1,4 @@
-"""Which samples of each global batch a rank gets, by the speeds that were measured."""
+"""Which samples of each global batch a rank gets, by measured speeds."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from collectives.errors import UsageError
 from collectives.training.apportion import apportion
 from collectives.training.batch_shares import Shares, exchange_speeds
 
-SEEDS_APART = 1_000_003  # of two epochs, so that neighbouring seeds share no order
+EPOCH_SEED_STRIDE = 1_000_003  # so that epoch 1 of one seed is not epoch 0 of the next
 
 
 def local_batch(global_batch: int, group: Any = None) -> int:
     """How many of a global batch's samples this rank should take, by the speeds measured so far. All ranks call it.
 
-    Speeds are samples per second of forward and backward without waiting, as attached models (`collectives.attach`)
-    have measured them by the weights that were set; until all ranks have measured two steps, shares are equal. All
-    ranks' shares add up to `global_batch` and each is at least 1.
+    Speeds are samples per second of forward and backward, without waiting, measured by attached models
+    (`collectives.attach`) from the weights that were set. Until all ranks have measured two steps, shares are equal.
+    Shares add up to `global_batch` and each is at least 1.
 
     Args:
         global_batch: samples of all ranks together, at least one for each.
@@ -38,7 +38,7 @@ def local_batch(global_batch: int, group: Any = None) -> int:
 
 
 class Sampler(torch.utils.data.Sampler[list[int]]):
-    """A batch sampler: each rank's part of every global batch, so that all samples of an epoch are seen once.
+    """A batch sampler: each rank's part of every global batch. Each sample is used once in an epoch.
 
         sampler = collectives.Sampler(len(dataset), global_batch=256)
         loader = DataLoader(dataset, batch_sampler=sampler)
@@ -49,14 +49,14 @@ class Sampler(torch.utils.data.Sampler[list[int]]):
                 ...
             sampler.balance()
 
-    Shares are equal until `balance` is called, or follow the speeds while it runs, as `collectives.Shares` says, with
-    `rebalance=True`. The order of the samples depends on seed and epoch alone, so global batches hold the same samples
-    whatever the number of ranks and their shares. The last global batch is as small as what is left; if that is less
-    than one sample for each rank, it is left out.
+    Shares are equal until `balance` is called; with `rebalance=True` they follow the speeds as in `collectives.Shares`.
+    The order of the samples depends on seed and epoch alone, so a global batch holds the same samples whatever the
+    number of ranks and their shares. The last global batch of an epoch may be smaller; with fewer samples than ranks it
+    is dropped.
 
-    `state_dict` has the place in the data, in samples, so a run may go on with another number of ranks or another
-    global batch: what is left of the epoch comes in the next pass. It counts batches that were drawn. The workers of a
-    DataLoader draw ahead; there, say where to go on by `seek(batches)`.
+    `state_dict` holds the position in the data, in samples, so a run may resume with another number of ranks or another
+    global batch: the next pass is the rest of the epoch. It counts batches that were drawn. A DataLoader with workers
+    draws ahead, so there set the position by `seek(batches)`.
 
     Args:
         num_samples: size of the data set.
@@ -64,8 +64,8 @@ class Sampler(torch.utils.data.Sampler[list[int]]):
         shuffle: False keeps the order of the data set.
         seed: of the order; the same on all ranks.
         group: a process group; None takes the default one.
-        rebalance: whether shares follow the speeds while it runs. All ranks then draw their batches in the same order
-            with their other collectives, as they do when they run the same loop.
+        rebalance: whether shares follow the speeds. Drawing a batch is then a collective at times, so all ranks must
+            draw in the same order relative to their other collectives, as they do when they run the same loop.
 
     Raises:
         UsageError: fewer samples in a batch than ranks.
@@ -91,7 +91,7 @@ class Sampler(torch.utils.data.Sampler[list[int]]):
         self._shares = Shares(global_batch, rebalance, group)
 
     def balance(self) -> list[int]:
-        """Take shares by the speeds measured so far, if all ranks have, from the next batch on. All ranks call it.
+        """Set shares by the speeds measured so far, if all ranks have some, from the next batch on. All ranks call it.
 
         Returns:
             The samples of each rank in a full batch.
@@ -107,31 +107,31 @@ class Sampler(torch.utils.data.Sampler[list[int]]):
             self._epoch, self._drawn, self._resumed = epoch, 0, False
 
     def seek(self, batches: int) -> None:
-        """Go on after this many global batches, counted from the start of epoch 0; sets the epoch, too.
+        """Continue after this many global batches, counted from the start of epoch 0; sets the epoch, too.
 
         Raises:
-            UsageError: less than 0, or the data set has no batch.
+            UsageError: a negative number, or the data set has no batch.
         """
-        a_pass = len(self._batches(0))
-        if batches < 0 or a_pass == 0:
-            raise UsageError(f"seek got {batches} batches; wanted 0 or more, in a data set that has some ({a_pass})")
-        self._epoch = batches // a_pass
-        self._drawn, self._resumed = batches % a_pass * self._global_batch, True
+        per_epoch = len(self._batches(0))
+        if batches < 0 or per_epoch == 0:
+            raise UsageError(f"seek got {batches} batches, in epochs of {per_epoch}; wanted at least 0 and at least 1")
+        self._epoch = batches // per_epoch
+        self._drawn, self._resumed = batches % per_epoch * self._global_batch, True
 
     @property
     def epoch(self) -> int:
-        """The pass over the data that is under way, or comes next."""
+        """The current pass over the data, or the next one."""
         return self._epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Place in the data and shares; the same on all ranks."""
+        """Position in the data, and shares; the same on all ranks."""
         return {"epoch": self._epoch, "drawn": self._drawn, "seed": self._seed, "shares": self._shares.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the state was taken; the next pass has what was left of its epoch.
+        """Continue where the state was taken; the next pass is the rest of its epoch.
 
         Raises:
-            UsageError: the state is of another seed, whose order is another.
+            UsageError: the state is of another seed, so its samples are in another order.
         """
         if state["seed"] != self._seed:
             raise UsageError(f"load_state_dict: the state is of seed {state['seed']}; this sampler has {self._seed}")
@@ -142,7 +142,7 @@ class Sampler(torch.utils.data.Sampler[list[int]]):
         first = self._drawn if self._resumed else 0
         order = list(range(self._num_samples))
         if self._shuffle:
-            generator = torch.Generator().manual_seed(self._seed + SEEDS_APART * self._epoch)
+            generator = torch.Generator().manual_seed(self._seed + EPOCH_SEED_STRIDE * self._epoch)
             order = torch.randperm(self._num_samples, generator=generator).tolist()
         self._resumed = False
         for begin in self._batches(first):
@@ -152,9 +152,12 @@ class Sampler(torch.utils.data.Sampler[list[int]]):
             yield whole[self._shares.part_of(len(whole))]
 
     def __len__(self) -> int:
-        """Global batches in the next pass: those of an epoch, or those that are left of it after a restart."""
+        """Global batches in the next pass: those of an epoch, or after a restart the rest of it."""
         return len(self._batches(self._drawn if self._resumed else 0))
 
     def _batches(self, first: int) -> range:
-        """Where each global batch begins, from sample `first` of the epoch on."""
+        """The first sample of each global batch, from sample `first` of the epoch on.
+
+        A last batch with fewer samples than ranks is left out: each rank needs at least one.
+        """
         return range(first, max(first, self._num_samples - self._size + 1), self._global_batch)

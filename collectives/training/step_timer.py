@@ -1,4 +1,8 @@
-"""How long a rank computes for a step, seen from the attached hook: shares of the batch and `codec="auto"` go by it."""
+"""How long a rank computes for a step; shares of the batch and `codec="auto"` depend on it.
+
+A step is timed from the start of forward to the moment when DDP has the last gradient. What follows, waiting for other
+ranks, is left out: it depends on how fast those are.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from time import perf_counter
 from collectives.backend.meter import TRAINING
 
 KEPT_STEPS = 20
-COLD_STEPS = 1  # the first step allocates, and DDP packs its buckets anew after it
+COLD_STEPS = 1  # the first step allocates memory, and DDP repacks its buckets after it
 
 
 class StepTimer:
@@ -30,7 +34,11 @@ class StepTimer:
         self._forward_ended = perf_counter()
 
     def gradients_done(self, samples: float | None) -> None:
-        """The last bucket is there: this rank has computed all of its step. `samples` None: as many as other ranks."""
+        """The last bucket is ready, so this rank's computation of the step is over.
+
+        Args:
+            samples: the weight that was set; None if weights are not used, which counts steps instead of samples.
+        """
         now = perf_counter()
         TRAINING["steps"] += 1
         TRAINING["samples"] += samples or 0.0
@@ -49,7 +57,7 @@ class StepTimer:
 
     @property
     def samples_per_s(self) -> float | None:
-        """Median samples per second of forward and backward, without waiting; steps per second if there are no weights.
+        """Median samples per second of forward and backward, without waiting; steps per second without weights.
 
         None before the second step with samples has ended.
         """

@@ -56,7 +56,7 @@ def probe(job: Job, save: Path | None, as_json: bool) -> dict[str, Any]:
     note = summary["notes"][NOTE]
     topology = Topology.from_json(note["topology"])
     print(f"folder {summary['folder']}\n", file=out)
-    print(topology.to_json() if as_json else command.told(topology, note["took_s"]), end="")
+    print(topology.to_json() if as_json else command.format_topology(topology, note["took_s"]), end="")
     if save is not None:
         save.write_text(topology.to_json(), encoding="utf-8")
     return summary

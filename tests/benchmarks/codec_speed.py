@@ -1,8 +1,7 @@
-"""How fast the compiled codecs are on one core, next to memcpy: ``python -m tests.benchmarks.codec_speed``.
+"""Speed of the compiled codecs on one core, beside memcpy: ``python -m tests.benchmarks.codec_speed``.
 
-Speeds are bytes of float32 per second, on buffers of one slice, as the engine uses them, aligned as its slots are: the
-best of several runs. (Of buffers that are not, some processors copy ten times slower where the target lies a few bytes
-after the source within a page.)
+Speeds are bytes of float32 per second, the best of several runs, on buffers of one slice, aligned as the engine's slots
+are. (Without that, some processors copy ten times slower if the target lies a few bytes after the source in a page.)
 """
 
 from __future__ import annotations

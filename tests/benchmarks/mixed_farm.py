@@ -5,9 +5,9 @@ python -m tests.benchmarks.mixed_farm
 
 Four hosts, three at 1000 Mbit/s and one at 100 (configs/lab/three-fast-one-slow.yaml), with a Ray node in each; the
 worker on the slow link also has a CPU quota. First the probe measures the links. A first run, with equal shares that
-stay, is what the plan knows speeds from; then the plan; then two runs in turn, one that begins with the plan's shares
-and may change them, and one with equal shares. Printed: milliseconds of a step (median of the second half), samples per
-second, shares at the end, and those that the speeds measured in the last run would ask for.
+stay, gives the plan its speeds; then the plan; then two runs in turn, one that begins with the plan's shares and may
+change them, and one with equal shares. Prints milliseconds of a step (median of the second half), samples per second,
+shares at the end, and shares in proportion to the speeds of the last run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SLOW_RANK_HOST = "d"
 
 
 def launcher(folder: Path, *words: str) -> str:
-    """What a command of the launcher prints."""
+    """The output of a command of the launcher."""
     done = subprocess.run(
         [sys.executable, "-m", "launcher.cli", *words],
         cwd=folder,
@@ -55,7 +55,7 @@ def in_lab(folder: Path, *words: str) -> str:
 
 @contextmanager
 def quota(folder: Path, percent: float) -> Iterator[None]:
-    """Give the worker on the slow host, of any run below the folder, so much of a core."""
+    """Limit the worker on the slow host, in any run below the folder, to a percentage of a core."""
     version_2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
     group = Path("/sys/fs/cgroup" if version_2 else "/sys/fs/cgroup/cpu") / "narrowgauge-mixed-farm"
     group.mkdir(exist_ok=True)
@@ -93,7 +93,7 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def trained(folder: Path, *settings: str) -> dict[str, Any]:
-    """Submit the job, and give what its second half was like."""
+    """Submit the job; returns step seconds, shares and speeds of its second half."""
     words = [word for setting in settings for word in ("--set", setting)]
     summary = json.loads(in_lab(folder, "submit", "job.yaml", "--json", *words))
     reported = events(Path(summary["folder"]), "Reported")
@@ -122,11 +122,6 @@ def trained(folder: Path, *settings: str) -> dict[str, Any]:
     }
 
 
-def _samples_of(reported: list[dict[str, Any]], step: int) -> dict[int, float]:
-    """By rank."""
-    return {event["rank"]: event["samples"] for event in reported if event["step"] == step}
-
-
 def main() -> int:
     args = arguments()
     batch = args.global_batch
@@ -152,7 +147,15 @@ def main() -> int:
                 runs = [("measured shares", trained(folder, links)), ("equal shares", trained(folder, *equal))]
         finally:
             launcher(folder, "lab", "down", NAME)
-    forecast = plan["forecast"]
+    report(args, known, plan, runs)
+    return 0
+
+
+def report(
+    args: argparse.Namespace, known: dict[str, Any], plan: dict[str, Any], runs: list[tuple[str, dict[str, Any]]]
+) -> None:
+    """Print the first run, the plan, the runs after it, and the plan's error."""
+    forecast, batch = plan["forecast"], args.global_batch
     print(
         f"{os.cpu_count()} cores, {args.steps} steps, global batch {batch}, quota {args.quota:g} % of a core on host d"
     )
@@ -174,7 +177,6 @@ def main() -> int:
         )
     taken = runs[0][1]["step_s"]
     print(f"error of the plan: {100 * (forecast['step_s'] / taken - 1):+.1f} %")
-    return 0
 
 
 def arguments() -> argparse.Namespace:

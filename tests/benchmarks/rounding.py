@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import collectives  # noqa: F401 - makes the backend known to torch
+import collectives  # noqa: F401 - registers the backend
 
 COUNT, OFFSET = 300_000, 1234
 

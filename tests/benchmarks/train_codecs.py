@@ -1,4 +1,4 @@
-"""DDP training of a small GPT (2.1 million parameters) with each codec, next to Gloo with and without torch's PowerSGD.
+"""DDP training of a small GPT (2.1 million parameters) with each codec, beside Gloo with and without torch's PowerSGD.
 
 launcher lab run configs/lab/four-slow.yaml -- python -m tests.benchmarks.train_codecs
 torchrun --nproc-per-node 4 -m tests.benchmarks.train_codecs --steps 20 --seeds 1 --methods gloo,none,low-rank
@@ -11,7 +11,7 @@ For each method and seed the same model on the same batches. Printed by rank 0, 
     exposed    share of a step that is not computing, 1 - (a step without communication) / (a step): overlapped with the
                backward pass, in DDP's own buckets, and in one bucket, which has nothing to overlap with
 
-PowerSGD on Gloo has one bucket only: torch's hook begins ops from callbacks, and with several buckets ranks could begin
+PowerSGD on Gloo has one bucket only: torch's hook starts ops from callbacks, and with several buckets ranks could start
 them in different orders. Exit status 1 if ranks end up with different parameters.
 """
 
@@ -42,7 +42,7 @@ WARM_STEPS = 3
 
 @dataclass
 class Row:
-    """What one method gave."""
+    """Results of one method."""
 
     method: str
     losses: list[float] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Row:
 
 
 class Training:
-    """One model in training over the group that is there.
+    """One model in training over the default group.
 
     Args:
         method: one of METHODS.

@@ -47,7 +47,7 @@ def test_explain_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_explain_simulates(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "--hosts", "3", "--simulate"]) == 0
     printed = capsys.readouterr().out
-    for part in ("simulated\n", "each followed", "predicted   1.0", "% busy up of host0", "folds in canonical order"):
+    for part in ("simulated\n", "each simulated", "predicted   1.0", "% busy up of host0", "folds in canonical order"):
         assert part in printed
 
 
@@ -77,7 +77,7 @@ def test_a_broken_plan_is_pointed_at_with_its_file(tmp_path: Path, capsys: pytes
         (["--hosts", "0"], "wanted at least 1"),
         (["--hosts", "2", "--root", "1"], "all_reduce has no root"),
         (["--hosts", "2", "--root", "5", "--collective", "reduce"], "reduce of 2 ranks: got root 5"),
-        (["--hosts", "2", "--bytes", "25X"], "'25X' is no number of bytes"),
+        (["--hosts", "2", "--bytes", "25X"], "'25X' is not a number of bytes"),
         (["no/such/file.json"], "no/such/file.json"),
     ],
 )
@@ -96,5 +96,5 @@ def test_num_bytes(text: str, value: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "M", "12 parsecs", "nan", "inf"])
 def test_num_bytes_refuses(text: str) -> None:
-    with pytest.raises(UsageError, match="no number of bytes"):
+    with pytest.raises(UsageError, match="not a number of bytes"):
         num_bytes(text)

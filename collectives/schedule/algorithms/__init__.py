@@ -1,6 +1,6 @@
 """Candidate trees: pure functions from a topology, a collective and its root (if it has one) to a list of trees.
 
-An empty list means that the algorithm has nothing to offer there. What the trees carry is the planner's choice.
+An empty list means that the algorithm does not apply. The planner decides on the shares.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collectives.schedule.algorithms.ring import ring
 from collectives.schedule.algorithms.shallow import shallow
 from collectives.schedule.algorithms.spanning import spanning
 from collectives.schedule.op import Collective
+from collectives.schedule.specification import SPECIFICATIONS
 from collectives.schedule.tree import Tree
 from collectives.topology import Topology
 
@@ -28,12 +29,12 @@ ALGORITHMS: dict[str, Algorithm] = {
     "binary": binary,
     "spanning": spanning,
 }
-"""By name, the plainer ones first: of two that take equally long the planner takes the first."""
+"""By name, the plainest first: of options that take equally long the planner takes the first."""
 
 
 def candidates(topology: Topology, collective: Collective, root: int | None = None) -> dict[str, list[Tree]]:
-    """What each algorithm offers; those that offer nothing, or the same trees as one before, are left out."""
-    if collective == "all_to_all":
+    """The trees of each algorithm that applies; one with the same trees as an earlier one is left out."""
+    if SPECIFICATIONS[collective].pairwise:
         return {"direct": pairs(topology, collective, root)}
     offered: dict[str, list[Tree]] = {}
     for name, algorithm in ALGORITHMS.items():

@@ -1,4 +1,4 @@
-"""Ring: for one cyclic order of the ranks, a path for each rank. Every rank talks only to its two neighbours."""
+"""Ring: for one cyclic order of the ranks, a path for each rank. Every rank has connections to two neighbours only."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from collectives.schedule.op import Collective
 from collectives.schedule.tree import Tree
 from collectives.topology import Topology
 
-SEARCH_STEPS = 20_000
+SEARCH_STEPS = 20_000  # finding a Hamiltonian cycle may take exponential time
 
 
 def ring(topology: Topology, collective: Collective, root: int | None = None) -> list[Tree]:
-    """A path from each rank (with a root: from the root) once round the order. Empty if no order avoids a dead pair."""
+    """A path from each rank (with a root: from the root) round the order. Empty if every order crosses a dead pair."""
     order = [rank for host in host_order(topology) for rank in topology.hosts[host].ranks]
     starts = tree_roots(order, collective) if root is None else [root]
-    return [Tree.path(turned(order, order.index(tree_root))) for tree_root in starts] if order else []
+    return [Tree.path(rotated(order, order.index(tree_root))) for tree_root in starts] if order else []
 
 
-def turned(order: list[int], start: int) -> list[int]:
-    """The cyclic order, begun at position `start`."""
+def rotated(order: list[int], start: int) -> list[int]:
+    """The cyclic order from position `start` on."""
     return order[start:] + order[:start]
 
 
 def host_order(topology: Topology) -> list[int]:
     """The cyclic order of host indices that maximises the slowest link between neighbours; empty if none is possible.
 
-    Hosts behind one switch send as fast to any neighbour as to any other, so only pairs with a link of their own count;
-    hosts of one site stay together. With pairs, the largest rate is sought for which neighbours that are all at least
-    as fast still make a cycle (a bottleneck travelling salesman), by bisection over the rates that occur.
+    Hosts behind one switch reach all others at the same rate, so without pairs any order that keeps sites together will
+    do. With pairs this is a bottleneck travelling salesman problem: find the largest rate such that links of at least
+    that rate contain a cycle through all hosts, by bisection over the rates that occur.
     """
     order = [host for group in topology.site_groups for host in group]
     if not topology.pairs or len(order) < 2:
@@ -49,7 +49,10 @@ def host_order(topology: Topology) -> list[int]:
 
 
 def speeds(topology: Topology) -> dict[int, dict[int, float]]:
-    """For hosts a, b the slowest link between them in bytes per second, either way: a path is crossed both ways."""
+    """For hosts a, b the rate of the slowest link between them in either direction, in bytes per second.
+
+    Either, because an all-reduce uses a path in both.
+    """
     first = np.array([host.ranks[0] for host in topology.hosts])
     rates = np.array([*(link.bytes_per_s for link in topology.links), np.inf])
     found = {}
@@ -61,7 +64,11 @@ def speeds(topology: Topology) -> dict[int, dict[int, float]]:
 
 
 def _cycle(order: list[int], neighbours: dict[int, list[int]]) -> list[int]:
-    """A cycle through all hosts, or [] if none was found: depth first, the neighbour with the fewest ways on first."""
+    """A cycle through all hosts; [] if none was found in SEARCH_STEPS.
+
+    Depth first. The next host is the neighbour with the fewest unused neighbours (Warnsdorff's rule), because that one
+    is the most likely to become unreachable later.
+    """
     way, options = [order[0]], [iter(neighbours[order[0]])]
     used = {order[0]}
     for _ in range(SEARCH_STEPS):

@@ -1,9 +1,10 @@
-"""Shallow: one levelled star for small messages, where the number of messages and hops counts, not the bandwidth."""
+"""Shallow: one levelled star for small messages, whose time depends on messages and hops, not on bandwidth."""
 
 from __future__ import annotations
 
 from collectives.schedule.algorithms.hierarchical import levelled
 from collectives.schedule.op import Collective
+from collectives.schedule.specification import SPECIFICATIONS
 from collectives.schedule.tree import Tree
 from collectives.topology import Topology
 
@@ -11,9 +12,9 @@ from collectives.topology import Topology
 def shallow(topology: Topology, collective: Collective, root: int | None = None) -> list[Tree]:
     """One levelled star around the root, or else around the first rank of the host with the best links.
 
-    Empty for collectives whose trees carry chunks: each chunk has its own root, so one tree cannot do.
+    Empty for collectives whose trees carry chunks: each chunk needs a root of its own.
     """
-    if collective in ("reduce_scatter", "all_gather"):
+    if SPECIFICATIONS[collective].chunked:
         return []
     if root is None:
         root = max(

@@ -1,6 +1,7 @@
-"""Spanning: trees over the best connected hosts, for topologies where only some pairs are, or some are slow.
+"""Spanning: trees over the fastest links between hosts, for topologies where some pairs are slow or not connected.
 
-A chain or a grid has no cycle for a ring and no host that reaches all others for a star, but always a spanning tree.
+A chain or a grid of hosts may have no cycle for a ring, and no host that reaches all others for a star, but it always
+has a spanning tree.
 """
 
 from __future__ import annotations
@@ -9,21 +10,22 @@ from collections.abc import Mapping
 
 from collectives.schedule.algorithms.ring import speeds
 from collectives.schedule.op import Collective
+from collectives.schedule.specification import SPECIFICATIONS
 from collectives.schedule.tree import Tree
 from collectives.topology import Topology
 
 
 def spanning(topology: Topology, collective: Collective, root: int | None = None) -> list[Tree]:
-    """The spanning tree of the hosts whose slowest link is the fastest, from its middle, from the root, or from all.
+    """The maximum spanning tree of the hosts, rooted at its middle, at the root, or (with chunks) at every rank.
 
-    Empty where no pair has a link of its own: a star is such a tree then.
+    Its slowest link is the fastest possible. Empty if no pair has a link of its own: then a star is such a tree.
     """
     if not topology.pairs or len(topology.hosts) < 2:
         return []
     beside = _widest_tree(topology)
     if root is not None:
         roots = [root]
-    elif collective in ("reduce_scatter", "all_gather"):
+    elif SPECIFICATIONS[collective].chunked:
         roots = list(range(topology.size))
     else:
         roots = [topology.hosts[_middle(beside)].ranks[0]]
@@ -36,12 +38,13 @@ def spanning(topology: Topology, collective: Collective, root: int | None = None
 def over_hosts(
     topology: Topology, above: Mapping[int, int], root: int, turn: int, hang: Mapping[int, int] | None = None
 ) -> Tree:
-    """A tree over hosts as a tree over ranks: one rank of each host (the root in its own) leads, the others hang below.
+    """A tree over hosts as a tree over ranks: one rank of each host is its lead, the others are the lead's children.
 
     Args:
-        above: for each host but the root's, by index, the host that is its parent.
-        turn: rotates which rank of a host leads.
-        hang: hosts whose other ranks hang below the lead of another host instead of their own.
+        above: for each host but the root's, by index, its parent host.
+        root: the rank at the root; the lead of its host.
+        turn: rotates which rank of a host is its lead.
+        hang: for some hosts another host, whose lead is the parent of their other ranks.
     """
     home, hang = topology.host_index(root), hang or {}
     leads = [root if index == home else host.ranks[turn % len(host.ranks)] for index, host in enumerate(topology.hosts)]
@@ -52,7 +55,7 @@ def over_hosts(
 
 
 def _widest_tree(topology: Topology) -> dict[int, list[int]]:
-    """Prim's algorithm for the largest rates: each host's neighbours in the tree."""
+    """Each host's neighbours in the maximum spanning tree, by Prim's algorithm."""
     rates = speeds(topology)
     best = {host: (rates[0][host], 0) for host in rates if host != 0}
     beside: dict[int, list[int]] = {host: [] for host in rates}
@@ -68,7 +71,7 @@ def _widest_tree(topology: Topology) -> dict[int, list[int]]:
 
 
 def _directed(beside: dict[int, list[int]], root: int) -> dict[int, int]:
-    """Each host's parent on its way to the root."""
+    """Each host's parent when the tree is rooted at `root`."""
     above: dict[int, int] = {}
     order = [root]
     for host in order:
@@ -80,7 +83,10 @@ def _directed(beside: dict[int, list[int]], root: int) -> dict[int, int]:
 
 
 def _middle(beside: dict[int, list[int]]) -> int:
-    """The host from which the farthest one is nearest: the middle of the longest way."""
+    """The host whose farthest host is nearest: the middle of the longest path.
+
+    The host farthest from any host is one end of a longest path, and the one farthest from that end is the other.
+    """
     ways: list[int] = [0]
     for _ in range(2):
         above = _directed(beside, ways[0])

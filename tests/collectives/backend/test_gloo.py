@@ -46,7 +46,7 @@ def test_failed_self_test_moves_all_ranks_and_names_the_culprit() -> None:
     for native, said in run(failing_on_rank_1, 3):
         assert not native
         assert said == [
-            "this group runs on Gloo, since the native engine failed its self-test on "
+            "this group runs on Gloo, because the native engine failed its self-test on "
             "rank 1: OSError: no compiler in this machine"
         ]
 
@@ -54,7 +54,8 @@ def test_failed_self_test_moves_all_ranks_and_names_the_culprit() -> None:
 def test_one_rank_that_asks_for_gloo_moves_all_and_is_named() -> None:
     for native, said in run(asked_for_by_rank_2, 3):
         assert not native
-        assert said == ["this group runs on Gloo, since ranks [2] ask for it by their options and the others do not"]
+        reason = "the options of ranks [2] ask for it, those of the others do not"
+        assert said == [f"this group runs on Gloo, because {reason}"]
 
 
 def test_asking_on_all_ranks_is_no_reason_to_warn() -> None:

@@ -122,7 +122,7 @@ def in_chunks(rank: int, size: int, store: Any) -> tuple[list[str], bool, list[b
         fake_device()
         staging._pins = lambda device_type: device_type == "fake"  # type: ignore[assignment]
         staging._page_locked = lambda shape, dtype: torch.empty(shape, dtype=dtype)
-        staging._arrive = arrive
+        staging._wait_for_copy = arrive
     process_group.CHUNK_BYTES = 4000
     dist.init_process_group("narrowgauge", store=store, rank=rank, world_size=size)
     given = torch.arange(3500.0) * (rank + 1)
@@ -172,7 +172,7 @@ def failing_copy(rank: int, size: int, store: Any) -> str:
     fake_device()
     staging._pins = lambda device_type: device_type == "fake"  # type: ignore[assignment]
     staging._page_locked = lambda shape, dtype: torch.empty(shape, dtype=dtype)
-    staging._arrive = arrive
+    staging._wait_for_copy = arrive
     dist.init_process_group("narrowgauge", store=store, rank=rank, world_size=size)
     with pytest.raises(RuntimeError) as raised:
         dist.all_reduce(FakeTensor(torch.ones(3)))

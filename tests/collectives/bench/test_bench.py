@@ -49,7 +49,7 @@ UNEQUAL = Topology((Host("a", (0, 1)), Host("b", (2,), up_bytes_per_s=1e6, down_
     [("all_reduce", 4, 1.5), ("all_gather", 4, 0.75), ("reduce_scatter", 2, 0.5), ("broadcast", 8, 1.0)],
 )
 def test_bus_factor_is_that_of_nccl_tests(collective: str, size: int, factor: float) -> None:
-    assert measure.bus_factor(collective, size) == factor
+    assert SPECIFICATIONS[collective].bus_factor(size) == factor
 
 
 def test_what_follows_from_a_row() -> None:
@@ -264,11 +264,11 @@ def test_a_picture_shows_something(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("--sizes 4q", "'4q' is no number of bytes"),
+        ("--sizes 4q", "'4q' is not a number of bytes"),
         ("--sizes 0", "wanted at least 1"),
         ("--round-s 0", "--round-s 0: wanted more than 0 seconds"),
         ("--round-s nan", "wanted more than 0 seconds"),
-        ("--save /nowhere/x.json", "there is no folder /nowhere"),
+        ("--save /nowhere/x.json", "folder /nowhere does not exist"),
         ("--plot x.pdf", "wanted a name that ends in"),
         ("", "torchrun --nproc-per-node 4 -m collectives bench"),
     ],

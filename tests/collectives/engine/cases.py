@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from collectives.schedule.op import REDUCING, OpSpec
+from collectives.schedule.op import OpSpec
+from collectives.schedule.specification import SPECIFICATIONS
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -57,7 +58,7 @@ def sizes(spec: OpSpec, rank: int) -> tuple[int, int]:
 def specs(rng: np.random.Generator, collective: str, dtype: str, reduction: str, count: int, size: int) -> list[OpSpec]:
     """Each rank's spec of one op with about `count` elements; chunks of unequal sizes, some of them empty."""
     root = int(rng.integers(size)) if collective in ("reduce", "broadcast") else None
-    chosen = reduction if collective in REDUCING else None
+    chosen = reduction if SPECIFICATIONS[collective].reduces else None
     if collective == "all_to_all":
         matrix = rng.integers(0, count // size + 2, (size, size))
         return [

@@ -379,7 +379,7 @@ def test_plans_read_back(name: str) -> None:
         ("1>0", "0>1", "tree 0: rank 0 is the root but has a parent, 1", "0>1"),
         ("1>0 2>0", "1>0", "tree 0: rank 2 is missing", "0"),
         ("all_reduce of 3 ranks", "allreduce of 3 ranks", "forest, line 23: wanted 'C of", "allreduce of 3 ranks"),
-        ("forest\n", "tree\n", "plan: the part 'forest' is missing", ""),
+        ("forest\n", "tree\n", "plan: no section 'forest'", ""),
         ("plan\n", "plans\n", "plan, line 1: wanted the line 'plan' first", "plans"),
         ("\"up_bytes_per_s\": 125000000.0", "\"up_bytes_per_s\": -1", "hosts[0].up_bytes_per_s: got -1", ""),
         ("{\"name\": \"h0\"", "{name: \"h0\"", "plan, line 16, column 6: not JSON", ""),

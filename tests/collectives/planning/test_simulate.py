@@ -155,11 +155,11 @@ def test_a_dead_link_takes_forever() -> None:
 def test_too_many_slices_are_made_longer() -> None:
     made = plan(switched(*[RATE] * 4), "all_reduce", LARGE)
     fine = simulate(made.topology, made.forest, LARGE)
-    coarse = simulate(made.topology, made.forest, LARGE, most_transfers=fine.transfers // 3)
+    coarse = simulate(made.topology, made.forest, LARGE, max_transfers=fine.transfers // 3)
     assert (fine.level, coarse.level, coarse.longer) == ("slices", "long slices", 4)
     assert coarse.transfers <= fine.transfers // 3
     assert coarse.seconds == pytest.approx(fine.seconds, rel=0.02)
-    nothing = simulate(made.topology, made.forest, LARGE, most_transfers=10)
+    nothing = simulate(made.topology, made.forest, LARGE, max_transfers=10)
     assert (nothing.level, nothing.seconds) == ("equations", made.predicted_s)
 
 
@@ -172,7 +172,7 @@ def test_too_long_a_run_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_thousand_hosts() -> None:
     topology = switched(*[RATE] * 1000)
     made = plan(topology, "all_reduce", LARGE)
-    ran = simulate(topology, made.forest, LARGE, most_transfers=50_000)
+    ran = simulate(topology, made.forest, LARGE, max_transfers=50_000)
     assert ran.level == "long slices"
     assert made.bound_s is not None
     assert made.bound_s < ran.seconds < 1.5 * made.bound_s

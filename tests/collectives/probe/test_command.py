@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from collectives.__main__ import main
-from collectives.probe.command import told
+from collectives.probe.command import format_topology
 from collectives.topology import Host, Pair, Site, Topology
 from tests import processes
 from tests.paths import REPOSITORY
@@ -31,12 +31,12 @@ FARM = Topology(
 
 
 def test_the_table_has_hosts_sites_and_what_goes_between() -> None:
-    lines = [line.split() for line in told(FARM, 1.23).splitlines()]
-    assert told(FARM, 1.23).startswith("3 hosts, measured in 1.2 s; Mbit/s of payload\n")
+    lines = [line.split() for line in format_topology(FARM, 1.23).splitlines()]
+    assert format_topology(FARM, 1.23).startswith("3 hosts, measured in 1.2 s; Mbit/s of payload\n")
     assert ["host", "up", "down", "latency", "memory", "ranks"] in lines
     assert ["a", "100", "200", "20", "us", "9", "GB/s", "2"] in lines
     assert ["a-longer-name", "50", "60", "100", "us", "5", "GB/s", "1"] in lines
-    assert "site a: up 40, down 30, shared by a, a-longer-name\n" in told(FARM, 1.23)
+    assert "site a: up 40, down 30, shared by a, a-longer-name\n" in format_topology(FARM, 1.23)
     assert lines[-4:] == [
         ["from\\to", "a", "a-longer-name", "c"],
         ["a", "-", "7", "40"],
@@ -46,7 +46,7 @@ def test_the_table_has_hosts_sites_and_what_goes_between() -> None:
 
 
 def test_columns_stand_below_each_other() -> None:
-    text = told(FARM, 1.0)
+    text = format_topology(FARM, 1.0)
     matrix = text.splitlines()[-4:]
     assert len({len(line) for line in matrix}) == 1
     assert text.endswith("\n")
@@ -54,18 +54,18 @@ def test_columns_stand_below_each_other() -> None:
 
 def test_slow_links_are_not_rounded_to_nothing() -> None:
     slow = Topology((Host("a", (0,), 0.5 * MBIT, 1.25 * MBIT), Host("b", (1,), 9.57 * MBIT, 9.57 * MBIT)))
-    assert ["a", "0.5", "1.25"] in [line.split()[:3] for line in told(slow, 1.0).splitlines()]
-    assert ["b", "1.25", "-"] in [line.split() for line in told(slow, 1.0).splitlines()]
+    assert ["a", "0.5", "1.25"] in [line.split()[:3] for line in format_topology(slow, 1.0).splitlines()]
+    assert ["b", "1.25", "-"] in [line.split() for line in format_topology(slow, 1.0).splitlines()]
 
 
 def test_many_hosts_have_no_matrix() -> None:
-    text = told(Topology.from_hosts([f"h{i}" for i in range(17)]), 1.0)
+    text = format_topology(Topology.from_hosts([f"h{i}" for i in range(17)]), 1.0)
     assert "h16" in text
     assert "from" not in text
 
 
 def test_one_host_has_no_matrix() -> None:
-    text = told(Topology.from_hosts("aa"), 0.1)
+    text = format_topology(Topology.from_hosts("aa"), 0.1)
     assert text.startswith("1 host, ")
     assert "from" not in text
 
@@ -82,7 +82,7 @@ def test_alone_it_says_how_to_start_it(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_a_folder_that_is_missing_is_told_before(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "--save", "no/such/folder/x.json"]) == 2
-    assert "there is no folder no/such/folder; make it first" in capsys.readouterr().err
+    assert "folder no/such/folder does not exist; create it first" in capsys.readouterr().err
 
 
 def test_a_store_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,7 +93,7 @@ def test_a_store_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert main(["probe"]) == 1
-    assert f"rank 1 found no store of rank 0 at 127.0.0.1:{port}" in capsys.readouterr().err
+    assert f"rank 1 cannot reach rank 0's store at 127.0.0.1:{port}" in capsys.readouterr().err
 
 
 def as_rank(rank: int, size: int, store: object, port: int, arguments: list[str]) -> tuple[int, str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from collectives.probe.infer import Crossing, Readings, capacities, groups, held_up, infer
+from collectives.probe.infer import Crossing, Readings, capacities, groups, infer, slow_pairs
 from collectives.topology import Host, Pair, Topology
 
 
@@ -146,7 +146,7 @@ def test_groups_are_hosts_that_reach_each_other_directly_or_by_others() -> None:
     assert groups(readings([120e6] * 5, slow=TWO_SITES)) == [(0, 1, 2), (3, 4)]
     assert groups(readings([120e6] * 4)) == [(0, 1, 2, 3)]
     one_slow_pair = readings([120e6] * 4, slow={(0, 1): 1e6})
-    assert (held_up(one_slow_pair), groups(one_slow_pair)) == ([(0, 1)], [(0, 1, 2, 3)])
+    assert (slow_pairs(one_slow_pair), groups(one_slow_pair)) == ([(0, 1)], [(0, 1, 2, 3)])
 
 
 def latencies(seconds: Sequence[float], uplink: dict[int, float] | None = None) -> tuple[tuple[float, ...], ...]:

@@ -261,7 +261,7 @@ def test_mistakes_are_told() -> None:
         "codec of state": "UsageError: load_state_dict: the state is of codec int8; this model has none",
         "names of state": "UsageError: load_state_dict: residuals of x, which the model has no parameters for",
         "shapes of state": "UsageError: load_state_dict: residuals of bias have shape (4,); the parameter has (3,)",
-        "buckets of state": "UsageError: load_state_dict: the state's buckets hold 1 parameters that are not the 2",
+        "buckets of state": "UsageError: load_state_dict: the state's buckets hold 1 parameters, which are not the 2",
     }
     for told in run(refusals, 2):
         assert set(told) == set(expected)
@@ -366,16 +366,16 @@ def automatic(rank: int, size: int, store: Any, emulate: str | None) -> tuple[st
     return attached.codec, "\n".join(logged)
 
 
-def test_auto_chooses_again_and_pays_what_it_owes() -> None:
-    for codecs, off, owed in run(chooses_again, 2):
+def test_auto_chooses_again_and_settles_residuals() -> None:
+    for codecs, off, residual in run(chooses_again, 2):
         assert codecs == ["auto"] * MEASURED_STEPS + ["int4"] * 3 + ["none"] * 3
         assert off < 1e-5
-        assert owed == 0
+        assert residual == 0
 
 
 def chooses_again(rank: int, size: int, store: Any) -> tuple[list[str], float, float]:
-    """The codec of each step, how far all gradients together are from the exact ones, and what is owed in the end."""
-    ddp.AGAIN_STEPS = 3
+    """The codec of each step, how far all gradients together are from the exact ones, and the residual in the end."""
+    ddp.RECHOOSE_STEPS = 3
     collectives.configure(emulate="1,1", host=f"host-{rank}")
     dist.init_process_group("narrowgauge", store=store, rank=rank, world_size=size)
     model = DistributedDataParallel(small_model())
@@ -399,9 +399,9 @@ def chooses_again(rank: int, size: int, store: Any) -> tuple[list[str], float, f
         total = total + flat(gradients_of(model))
         for whose in range(size):
             exact = exact + flat(torch.autograd.grad(loss(model.module, step, whose), parameters)) / size
-    owed = max(float(part.abs().max()) for part in attached.state_dict()["residuals"].values())
+    residual = max(float(part.abs().max()) for part in attached.state_dict()["residuals"].values())
     dist.destroy_process_group()
-    return codecs, float((total - exact).abs().max() / exact.abs().max()), owed
+    return codecs, float((total - exact).abs().max() / exact.abs().max()), residual
 
 
 def resume(rank: int, size: int, store: Any, codec: str) -> tuple[float, float]:

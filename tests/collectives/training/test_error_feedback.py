@@ -43,7 +43,7 @@ def test_state_of_another_model() -> None:
         Residuals(NAMES).load_state_dict({"d": torch.zeros(1)})
 
 
-def test_what_is_owed_is_settled_once_when_circumstances_change() -> None:
+def test_a_residual_is_settled_once_when_circumstances_change() -> None:
     names, bucket = model_of_one()
     residuals = Residuals(names)
     residuals.settle(bucket, "int8")

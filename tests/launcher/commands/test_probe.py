@@ -38,7 +38,7 @@ def test_the_jobs_workers_run_the_probe_instead() -> None:
 
 
 def test_errors_are_reported_before_ray_starts(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no folder .*missing; make it first"):
+    with pytest.raises(UsageError, match=r"folder .*missing does not exist; create it first"):
         probe.probe(JOB, tmp_path / "missing" / "links.json", False)
     with pytest.raises(UsageError, match="emulate: these links are as fast as the job file says"):
         probe.probe(JOB.model_copy(update={"emulate": [100.0, 10.0]}), None, False)
