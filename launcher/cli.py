@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -100,11 +102,8 @@ def bench(
     job = job_file.load(file, overrides)
     from launcher.commands.bench import bench as run_bench
 
-    try:
+    with _exit_2_on("launcher bench", NarrowgaugeError, OSError):
         summary = run_bench(job, words.args)
-    except (NarrowgaugeError, OSError) as error:
-        print(f"launcher bench: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
     raise typer.Exit(EXIT_STATUS[summary["status"]])
 
 
@@ -122,11 +121,8 @@ def probe(
     job = job_file.load(file, overrides)
     from launcher.commands.probe import probe as run_probe
 
-    try:
+    with _exit_2_on("launcher probe", NarrowgaugeError, OSError):
         summary = run_probe(job, save, as_json)
-    except (NarrowgaugeError, OSError) as error:
-        print(f"launcher probe: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
     raise typer.Exit(EXIT_STATUS[summary["status"]])
 
 
@@ -143,11 +139,8 @@ def report(
     if grafana == (folder is not None):
         print("launcher report: give either a run's folder or --grafana; see `launcher report --help`", file=sys.stderr)
         raise typer.Exit(2)
-    try:
+    with _exit_2_on("launcher report", ReportError, OSError):
         print(page.grafana() if folder is None else page.write(folder))
-    except (ReportError, OSError) as error:
-        print(f"launcher report: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
 
 
 @app.command()
@@ -169,6 +162,17 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 def schema() -> None:
     """Print the JSON schema of the job file, for editors."""
     print(json.dumps(Job.model_json_schema(), indent=2))
+
+
+@contextmanager
+def _exit_2_on(command: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Print these exceptions as one line and exit with status 2: here they mean wrong options or files of the user's,
+    while elsewhere the same classes may be a failure."""
+    try:
+        yield
+    except kinds as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
 
 
 def main() -> None:

@@ -262,7 +262,7 @@ def test_what_travels(tmp_path: Path, address: str) -> None:
 def test_another_version_on_the_cluster(tmp_path: Path, address: str) -> None:
     write(tmp_path, address, {"count": 1})
     program = (
-        "import sys, launcher.remote.client, launcher.cli\nlauncher.remote.__version__ = '0.0.7'\n"
+        "import sys, launcher.remote.client, launcher.cli\nlauncher.remote.client.__version__ = '0.0.7'\n"
         "sys.argv = ['launcher', 'submit', 'job.yaml']\nlauncher.cli.main()"
     )
     done = subprocess.run(
