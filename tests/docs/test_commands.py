@@ -19,6 +19,9 @@ NEVER_RUN = {
     "pip": "it would change the environment of the tests; .ci/run installs into a fresh one",
     "pytest": "it would run itself",
     "mkdocs": "tests/docs/test_site.py builds the site",
+    "python3": "CONTRIBUTING.md makes a virtual environment with it",
+    "source": "a builtin of the shell, for that environment",
+    "pre-commit": "it would change the hooks of this checkout",
 }
 TWO_COMMANDS = (["launcher", "submit", "configs/quickstart.yaml"],)
 """Of the README, which .ci/run runs; the second, pytest, is in NEVER_RUN."""
