@@ -16,10 +16,9 @@ LOADS_A_JOB = ("submit", "probe", "plan", "bench")
 
 
 def find(words: Sequence[str]) -> tuple[Any, list[str]]:
-    """The command that words begin with, and the words after its name."""
+    """The command or group of commands that words begin with, and the words after its name."""
     command, rest = typer.main.get_command(app), list(words)
-    while hasattr(command, "commands"):
-        assert rest, "no command"
+    while hasattr(command, "commands") and rest:
         assert rest[0] in command.commands, f"launcher has no command {rest[0]!r}"
         command = command.commands[rest.pop(0)]
     return command, rest
