@@ -1,7 +1,7 @@
 """The metrics of a run for Prometheus: their names, and how events update them. No I/O and no Ray.
 
-docs/metrics.md has the same table. Ray puts "ray_" before each name. Sums are counters and not gauges, so that a scrape
-that is missed loses nothing: rates and averages are left to the query.
+docs/reference/metrics.md is generated from this table. Ray puts "ray_" before each name. Sums are counters and not
+gauges, so that a scrape that is missed loses nothing: rates and averages are left to the query.
 """
 
 from __future__ import annotations

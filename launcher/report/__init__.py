@@ -34,7 +34,7 @@ def write(folder: Path) -> Path:
 
 
 def grafana() -> str:
-    """A Grafana dashboard, as JSON to import there, over the metrics of docs/metrics.md."""
+    """A Grafana dashboard, as JSON to import there, over the metrics of docs/reference/metrics.md."""
     return Path(__file__).with_name("grafana.json").read_text(encoding="utf-8")
 
 

@@ -56,13 +56,6 @@ def test_of_ranks() -> None:
     ]
 
 
-def test_the_documented_table_is_the_real_one() -> None:
-    text = (REPOSITORY / "docs" / "metrics.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\w, ]+) \| (.+) \|$", text, re.MULTILINE)
-    tags = {False: "run", True: "run, rank, host"}
-    assert rows == [(each.name, each.kind, tags[each.of_rank], each.meaning) for each in METRICS]
-
-
 def test_the_dashboard_asks_only_for_documented_names() -> None:
     dashboard = json.loads(grafana())
     known = {metric.name: metric for metric in METRICS}
