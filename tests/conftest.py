@@ -1,12 +1,15 @@
-"""What holds for all tests: none of them touches the links that this user's machines remember."""
+"""What holds for all tests: none of them touches the links and machines that this user's cache remembers."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from tests.caches import new_cache
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -14,7 +17,7 @@ def _cache_of_its_own() -> Iterator[None]:
     """For this process and all that it starts."""
     before = os.environ.get("XDG_CACHE_HOME")
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_CACHE_HOME"] = folder
+        os.environ["XDG_CACHE_HOME"] = str(new_cache(Path(folder)))
         try:
             yield
         finally:

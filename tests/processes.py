@@ -33,7 +33,7 @@ PRELOADED = [
     "collectives.backend.process_group",
     "tests.warm_engine",
 ]
-AFTERMATH_S = 15.0  # once a process has failed, the others have this long to end too
+AFTERMATH_S = 60.0  # once a process has failed, the others have this long to end too
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def run(
     worker: Callable[..., Any],
     size: int,
     *arguments: Any,
-    deadline_s: float = 90.0,
+    deadline_s: float = 240.0,
     may_die: Collection[int] = (),
     environment: dict[str, str] | None = None,
 ) -> list[Any]:
@@ -132,7 +132,7 @@ def _collect(
             try:
                 kind, value = ready.recv()
             except EOFError:
-                processes[rank].join(5.0)
+                processes[rank].join(60.0)
                 results[rank] = Died(processes[rank].exitcode)
                 if rank not in may_die:
                     problems.append(f"rank {rank} died with {results[rank]}:\n{stacks[rank].read_text()}")
@@ -144,10 +144,10 @@ def _collect(
             deadline = min(deadline, time.monotonic() + AFTERMATH_S)
     for rank in pending:
         os.kill(processes[rank].pid, signal.SIGABRT)
-        processes[rank].join(5.0)
+        processes[rank].join(60.0)
         problems.append(f"rank {rank} still ran at the deadline:\n{stacks[rank].read_text()}")
     for rank, process in enumerate(processes):
-        process.join(10.0)
+        process.join(60.0)
         if process.is_alive():
             process.kill()
             process.join()

@@ -35,7 +35,7 @@ CHOSEN = {
 }
 
 
-@pytest.mark.parametrize("executor", CHOSEN)
+@pytest.mark.parametrize("executor", ["narrowgauge", pytest.param("replaced", marks=pytest.mark.slow)])
 def test_chosen(executor: str, tmp_path: Path) -> None:
     pytest.importorskip("expecttest", reason="torch's test suites need it: pip install 'narrowgauge[test]'")
     outcomes = run(executor, CHOSEN[executor], tmp_path / "log")
@@ -43,6 +43,7 @@ def test_chosen(executor: str, tmp_path: Path) -> None:
     assert len(outcomes) == len(CHOSEN[executor])
 
 
+@pytest.mark.slow
 def test_a_broken_suite_is_an_error_with_its_log(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)its log ends so:.*test_no_such_thing"):
         run("gloo", ["test_no_such_thing"], tmp_path / "log")

@@ -25,7 +25,7 @@ in_lab = [
 
 
 def launcher(*arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, env=environment(), timeout=120)
+    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, env=environment(), timeout=240)
 
 
 def command(*arguments: str) -> list[str]:
@@ -42,7 +42,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def wait_until(what: Callable[[], object], timeout_s: float = 10) -> None:
+def wait_until(what: Callable[[], object], timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < deadline, "it did not happen"

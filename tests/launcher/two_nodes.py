@@ -19,7 +19,8 @@ def two_nodes(*, dashboard: bool = True, gpus: int = 0, path: str | None = None,
         path: PATH of the nodes; None: with this Python's folder first.
         variables: more of their environment.
     """
-    node = f"num_cpus=2, num_gpus={gpus}"
+    # each agent takes any free port; by default all Rays of a machine want the same one, and jobs go to who has it
+    node = f"num_cpus=2, num_gpus={gpus}, dashboard_agent_listen_port=0"
     program = (
         "import sys\nfrom ray.cluster_utils import Cluster\n"
         f"cluster = Cluster(initialize_head=True, head_node_args=dict({node}, include_dashboard={dashboard}))\n"
@@ -41,4 +42,4 @@ def two_nodes(*, dashboard: bool = True, gpus: int = 0, path: str | None = None,
     )
     assert process.stdout is not None
     yield process.stdout.readline().strip()
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)

@@ -100,7 +100,7 @@ def compare(rank: int, size: int, store: Any, executor: str) -> dict[str, tuple[
 
 @pytest.fixture(scope="module", params=["narrowgauge", "gloo"])
 def figures(request: pytest.FixtureRequest) -> list[dict[str, tuple[float, float, float]]]:
-    return run(compare, 3, request.param, deadline_s=180)
+    return run(compare, 3, request.param, deadline_s=280)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -126,6 +126,13 @@ def exposed_wait(rank: int, size: int, store: Any) -> tuple[float, float]:
 
 
 def test_ddp_waits_are_metered() -> None:
+    for wait_s, busy_s in run(exposed_wait, 2):
+        assert wait_s > 0
+        assert busy_s > 0
+
+
+@pytest.mark.measured
+def test_ddp_waits_no_longer_than_ops_take() -> None:
     for wait_s, busy_s in run(exposed_wait, 2):
         assert 0 < wait_s < busy_s + 0.1  # a future may settle a little after its op has ended
 

@@ -27,7 +27,7 @@ def total(group: Any = None) -> float:
 
 def typical_script() -> None:
     """As found in tutorials: backend by device, environment for the rest."""
-    dist.init_process_group(backend="nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(seconds=30))
+    dist.init_process_group(backend="nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(seconds=120))
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     tensor = torch.ones(4, device=device)
     dist.all_reduce(tensor)
@@ -59,7 +59,7 @@ def install_and_run(rank: int, size: int, store: Any) -> None:
             store=dist.PrefixStore(name, store),
             rank=rank,
             world_size=size,
-            timeout=timedelta(seconds=30),
+            timeout=timedelta(seconds=120),
             **more,
         )
         ours = is_ours()

@@ -18,8 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 import collectives
 from tests.processes import Died, run
 
+A_WHILE = timedelta(seconds=80)  # for another rank to come as far
 
-def join(store: Any, rank: int, size: int, name: str = "", timeout_s: float = 30.0) -> None:
+
+def join(store: Any, rank: int, size: int, name: str = "", timeout_s: float = 120.0) -> None:
     dist.init_process_group(
         "narrowgauge",
         store=dist.PrefixStore(name, store),
@@ -38,7 +40,7 @@ def holdings() -> tuple[set[str], int, set[str]]:
 
 def settled(wanted: tuple[set[str], int, set[str]]) -> tuple[set[str], int, set[str]]:
     """The holdings, once they are as wanted; the kernel takes a moment to bury a thread that has been joined."""
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 60
     while (has := holdings()) != wanted and time.monotonic() < deadline:
         time.sleep(0.01)
     return has
@@ -88,7 +90,7 @@ def die_in_the_middle(rank: int, size: int, store: Any, victim: int) -> tuple[fl
     if rank == victim:
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
     with pytest.raises(collectives.PeerLost) as caught:
-        reduce_until(tensor, started + 20)
+        reduce_until(tensor, started + 60)
     took_s = time.monotonic() - started
     with pytest.raises(collectives.CollectiveError, match="broke"):
         dist.barrier()
@@ -99,10 +101,15 @@ def die_in_the_middle(rank: int, size: int, store: Any, victim: int) -> tuple[fl
 def test_a_dead_rank_is_named_by_all_survivors() -> None:
     results = run(die_in_the_middle, 4, 2, may_die={2})
     assert results[2] == Died(-signal.SIGKILL)
-    for took_s, message, culprit in (results[0], results[1], results[3]):
-        assert took_s < 5
+    for _, message, culprit in (results[0], results[1], results[3]):
         assert "rank 2" in message
         assert culprit == 2
+
+
+@pytest.mark.measured
+def test_a_dead_rank_is_noticed_within_seconds() -> None:
+    results = run(die_in_the_middle, 4, 2, may_die={2})
+    assert max(results[rank][0] for rank in (0, 1, 3)) < 5
 
 
 def mismatched(rank: int, size: int, store: Any) -> str:
@@ -120,7 +127,7 @@ def test_mismatched_ops_are_told() -> None:
 def late(rank: int, size: int, store: Any) -> list[str]:
     """Rank 1 comes too late: for the wait, for the op, for the group."""
     said = []
-    for name, group_timeout_s, op_timeout_s in (("op", 30.0, 0.5), ("group", 0.5, None)):
+    for name, group_timeout_s, op_timeout_s in (("op", 120.0, 0.5), ("group", 0.5, None)):
         join(store, rank, size, name, group_timeout_s)
         options = dist.AllreduceOptions()
         options.asyncOp = False
@@ -131,19 +138,21 @@ def late(rank: int, size: int, store: Any) -> list[str]:
             with pytest.raises(collectives.OpTimeout) as caught:
                 dist.group.WORLD.allreduce([torch.ones(3)], options)  # type: ignore[union-attr]
             said.append(str(caught.value))
-            assert 0.4 < time.monotonic() - started < 3
+            assert 0.4 < time.monotonic() - started < 60
+            store.set(f"said {name}", "")
         else:
-            time.sleep(1.5)
+            store.wait([f"said {name}"], A_WHILE)
         dist.destroy_process_group()
     join(store, rank, size, "wait")
     if rank == 1:
-        time.sleep(1.0)
+        store.wait(["said wait"], A_WHILE)
     tensor = torch.ones(3)
     work = dist.all_reduce(tensor, async_op=True)
     if rank == 0:
         with pytest.raises(collectives.OpTimeout, match=r"waited 0\.2 s") as caught:
             work.wait(timedelta(seconds=0.2))
         said.append(str(caught.value))
+        store.set("said wait", "")
     work.wait()
     assert tensor.tolist() == [2.0] * 3
     dist.destroy_process_group()
@@ -157,10 +166,11 @@ def unfinished(rank: int, size: int, store: Any) -> str:
         work = dist.all_reduce(torch.ones(3), async_op=True)
         time.sleep(0.2)
         dist.destroy_process_group()
+        store.set("closed", "")
         with pytest.raises(collectives.GroupClosed) as caught:
             work.wait()
         return str(caught.value)
-    time.sleep(0.4)
+    store.wait(["closed"], A_WHILE)
     with pytest.raises(collectives.CollectiveError) as lost:
         dist.all_reduce(torch.ones(3))
     dist.destroy_process_group()

@@ -34,19 +34,19 @@ def hold(timeout_s: float, away: Collection[int] = (), wait_all_ranks: bool = Fa
 
 
 def test_all_come() -> None:
-    told, seconds = hold(30.0)
+    told, seconds = hold(300.0)
     assert told == dict.fromkeys(range(SIZE), "")
-    assert seconds < 10
+    assert seconds < 100
 
 
 def test_the_first_that_is_missing_is_named_to_all() -> None:
-    told, _ = hold(0.5, away=[1, 3])
-    assert "Rank 1 failed to pass monitoredBarrier in 500 ms" in told[0]
+    told, _ = hold(2.0, away=[1, 3])
+    assert "Rank 1 failed to pass monitoredBarrier in 2000 ms" in told[0]
     assert "Rank 2 successfully reached monitoredBarrier" in told[2]
 
 
 def test_all_that_are_missing_are_named() -> None:
-    told, _ = hold(0.2, away=[1, 3], wait_all_ranks=True)
+    told, _ = hold(2.0, away=[1, 3], wait_all_ranks=True)
     assert "Ranks 1, 3 failed to pass monitoredBarrier" in told[0]
 
 

@@ -223,7 +223,7 @@ def c10d_overloads(rank: int) -> None:
     tensor = full(rank, 2)
     world().allreduce(tensor).wait()
     world().allreduce([tensor], dist.ReduceOp.MAX).wait()
-    world().allreduce(tensor, op=dist.ReduceOp.AVG, timeout=timedelta(seconds=20)).wait()
+    world().allreduce(tensor, op=dist.ReduceOp.AVG, timeout=timedelta(seconds=120)).wait()
     assert tensor.tolist() == [TOTAL] * 2
     tensor = full(rank, 2)
     world().broadcast(tensor, root=1).wait()
@@ -237,7 +237,7 @@ def c10d_overloads(rank: int) -> None:
     world().gather(outputs if rank == 1 else [], full(rank, 2), root=1).wait()
     world().scatter(output, outputs if rank == 1 else [], root=1).wait()
     assert output.tolist() == [rank + 1.0] * 2
-    world().barrier(timeout=timedelta(seconds=20)).wait()
+    world().barrier(timeout=timedelta(seconds=120)).wait()
 
 
 @check
@@ -282,7 +282,7 @@ def messages_between_two(rank: int) -> None:
     for work in dist.batch_isend_irecv([to_right, from_left]):
         work.wait()
     assert received.tolist() == full((rank - 1) % SIZE, 3).tolist()
-    world().monitored_barrier(timedelta(seconds=20))
+    world().monitored_barrier(timedelta(seconds=120))
 
 
 @check
@@ -373,7 +373,7 @@ def run_checks(rank: int, size: int, store: Any, backend: str) -> dict[str, str]
     """Tracebacks of the checks that failed, by name."""
     warnings.simplefilter("ignore", FutureWarning)
     collectives.configure(backend=backend)
-    dist.init_process_group("narrowgauge", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=30))
+    dist.init_process_group("narrowgauge", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=120))
     failed = {}
     for each in CHECKS:
         try:
@@ -386,7 +386,7 @@ def run_checks(rank: int, size: int, store: Any, backend: str) -> dict[str, str]
 
 @pytest.fixture(scope="module", params=["narrowgauge", "gloo"])
 def failures(request: pytest.FixtureRequest) -> list[dict[str, str]]:
-    return run(run_checks, SIZE, request.param, deadline_s=180)
+    return run(run_checks, SIZE, request.param, deadline_s=280)
 
 
 @pytest.mark.parametrize("name", [each.__name__ for each in CHECKS])

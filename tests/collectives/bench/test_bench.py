@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -225,8 +226,13 @@ def test_on_one_host_the_limit_is_one_copy_of_what_changes_ranks(
 
 
 def test_memcpy_is_measured_once_for_sizes_near_each_other() -> None:
-    assert 1e8 < limit.memory_bytes_per_s(8) < 1e14
+    assert 0 < limit.memory_bytes_per_s(8) < math.inf
     assert limit.memory_bytes_per_s(300_000) == limit.memory_bytes_per_s(500_000)
+
+
+@pytest.mark.measured
+def test_memcpy_is_as_fast_as_any_machines() -> None:
+    assert 1e8 < limit.memory_bytes_per_s(8) < 1e14
 
 
 # ---- the picture ---------------------------------------------------------------------------------------------------
@@ -334,7 +340,7 @@ def test_bench_runs_every_collective_under_torchrun(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*start, "--save", str(tmp_path / "report.json")],
-        capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=120,
+        capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
@@ -350,7 +356,8 @@ def test_bench_runs_every_collective_under_torchrun(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_dies_ends_the_bench_with_status_1(tmp_path: Path) -> None:
-    port = str(next(port for port in range(29700, 29900) if _is_free(port)))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
     common = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     command = [sys.executable, "-m", "collectives", "bench", "--sizes", "8:64M:2x", "--round-s", "0.05", "--no-gloo"]
     ranks = []
@@ -367,7 +374,7 @@ def test_a_rank_that_dies_ends_the_bench_with_status_1(tmp_path: Path) -> None:
         assert survivor.stdout is not None
         assert "all_reduce" in survivor.stdout.readline()
         victim.kill()
-        _, said = survivor.communicate(timeout=60)
+        _, said = survivor.communicate(timeout=200)
     finally:
         for process in ranks:
             process.kill()
@@ -375,8 +382,3 @@ def test_a_rank_that_dies_ends_the_bench_with_status_1(tmp_path: Path) -> None:
     assert survivor.returncode == 1
     assert "python -m collectives bench: rank 0" in said
     assert "Traceback" not in said
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0

@@ -33,7 +33,7 @@ from collectives.options import Options
 from collectives.schedule.op import OpSpec
 from collectives.transport import control, rendezvous, tcp
 from collectives.transport.handshake import Hello, Refused, admit, introduce
-from tests.collectives.engine.group import MemoryStore, engines, errors_of, on_all
+from tests.collectives.engine.group import AT_ONCE_S, MemoryStore, engines, errors_of, on_all
 
 HOSTS = ["farm-a", "farm-a", "farm-b"]
 
@@ -59,7 +59,7 @@ def test_a_dead_rank_is_named_on_all_others_with_its_host_and_log() -> None:
         on_all(3, lambda rank: all_reduce(group[rank]))
         started = time.monotonic()
         errors = errors_of(3, lambda rank: die(group[2]) if rank == 2 else all_reduce(group[rank]))
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < AT_ONCE_S
         for error in errors[:2]:
             assert isinstance(error, PeerLost), error
             assert error.culprit == 2
@@ -111,7 +111,7 @@ def test_a_rank_that_does_not_come_is_named_after_the_timeout() -> None:
     with engines(HOSTS) as group:
         started = time.monotonic()
         errors = errors_of(3, lambda rank: None if rank == 1 else all_reduce(group[rank], timeout_s=0.5))
-        assert 0.4 < time.monotonic() - started < 5
+        assert 0.4 < time.monotonic() - started < AT_ONCE_S
         for error in (errors[0], errors[2]):
             assert isinstance(error, OpTimeout), error
             assert isinstance(error, TimeoutError)
@@ -202,7 +202,7 @@ def test_noise_on_a_connection_is_refused() -> None:
         ((_, connection),) = group[0]._connections.data
         connection.sendall(b"GET / HTTP/1.1\r\nHost: somebody-lost\r\n\r\n")
         with pytest.raises(CollectiveError, match=r"rank 0 \(farm-a\)"):
-            all_reduce(group[1], 100, timeout_s=2)
+            all_reduce(group[1], 100, timeout_s=100)
 
 
 def test_wrong_token_is_refused_by_both_ends() -> None:
@@ -210,11 +210,11 @@ def test_wrong_token_is_refused_by_both_ends() -> None:
 
     def join(rank: int) -> None:
         options = Options(host=f"h{rank}", token="right" if rank == 0 else "wrong")
-        connect(store, rank, 2, "test", 60.0, options).close()
+        connect(store, rank, 2, "test", 300.0, options).close()
 
     started = time.monotonic()
     errors = errors_of(2, join)
-    assert time.monotonic() - started < 5, "an error that is known must not wait for the deadline"
+    assert time.monotonic() - started < AT_ONCE_S, "an error that is known must not wait for the deadline"
     assert isinstance(errors[1], RendezvousError)
     assert "does not hold this group's token" in str(errors[1])
     assert isinstance(errors[0], RendezvousError)
@@ -240,11 +240,11 @@ def test_strangers_do_not_hold_up_the_rendezvous() -> None:
                 stranger = socket.create_connection(("127.0.0.1", rank_info.port))
                 stranger.sendall(words)
                 strangers.append(stranger)
-        return connect(store, rank, 2, "test", 10.0, Options(host=f"h{rank}"))
+        return connect(store, rank, 2, "test", 300.0, Options(host=f"h{rank}"))
 
     started = time.monotonic()
     group = on_all(2, join)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < AT_ONCE_S
     on_all(2, lambda rank: all_reduce(group[rank]))
     on_all(2, lambda rank: group[rank].close())
     for stranger in strangers:
@@ -265,8 +265,8 @@ HELLO = Hello("group", 0, 1, 1)
 )
 def test_handshake_refuses(hello: Hello, token: bytes, words: str) -> None:
     near, far = socket.socketpair()
-    near.settimeout(2)
-    far.settimeout(2)
+    near.settimeout(100)
+    far.settimeout(100)
     with near, far:
 
         def knock() -> None:
@@ -284,7 +284,7 @@ def test_handshake_refuses(hello: Hello, token: bytes, words: str) -> None:
 
 def test_handshake_frames_are_bounded() -> None:
     near, far = socket.socketpair()
-    far.settimeout(2)
+    far.settimeout(100)
     with near, far:
         near.sendall(b"\xff\xff\xff\x7f")
         with pytest.raises(Refused, match="2147483647 bytes where at most"):
@@ -343,7 +343,7 @@ def test_all_to_all_counts_that_do_not_match_are_found_by_the_next_op() -> None:
     with engines(["a", "b"]) as group:
         started = time.monotonic()
         errors = errors_of(2, lambda rank: do(group[rank]))
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < AT_ONCE_S
         assert isinstance(errors[1], OpMismatch), errors
         assert isinstance(errors[0], CollectiveError), errors
 

@@ -405,6 +405,7 @@ def test_roots_are_checked(collective: Collective, root: int | None) -> None:
 
 
 @pytest.mark.parametrize("collective", ["all_reduce", "reduce_scatter", "broadcast", "all_to_all"])
+@pytest.mark.measured
 def test_64_ranks_are_planned_within_a_second(collective: Collective) -> None:
     topology = Topology(tuple(Host(f"h{rank}", (rank,), 1e8 + rank, 1e8 - rank) for rank in range(64)))
     start = time.process_time()
@@ -413,6 +414,7 @@ def test_64_ranks_are_planned_within_a_second(collective: Collective) -> None:
 
 
 @pytest.mark.parametrize("collective", SPECIFICATIONS)
+@pytest.mark.measured
 def test_256_hosts_are_planned_within_five_seconds(collective: Collective) -> None:
     topology = Topology(tuple(Host(f"h{rank}", (rank,), 1e8 + rank, 1e8 - rank) for rank in range(256)))
     start = time.process_time()

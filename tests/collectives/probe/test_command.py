@@ -140,12 +140,13 @@ hosts:
     os.geteuid() != 0 or not (shutil.which("ip") and shutil.which("tc")),
     reason="network namespaces need root, `ip` and `tc`",
 )
+@pytest.mark.measured
 def test_rates_in_a_lab_are_those_of_its_links(tmp_path: Path) -> None:
     file, saved = tmp_path / "lab.yaml", tmp_path / "links.json"
     file.write_text(LAB)
     command = [sys.executable, "-m", "launcher.cli", "lab", "run", str(file), "--"]
     command += [sys.executable, "-m", "collectives", "probe", "--save", str(saved)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=280)
     assert done.returncode == 0, done.stderr
     assert "4 hosts, measured in" in done.stdout
     topology = Topology.load(saved)

@@ -20,7 +20,7 @@ from collectives.probe.measure import measure
 from collectives.topology import Topology
 from collectives.transport import rendezvous, tcp
 from collectives.transport.tcp import receive_frame, send_frame
-from tests.collectives.engine.group import MemoryStore, errors_of, on_all
+from tests.collectives.engine.group import AT_ONCE_S, MemoryStore, errors_of, on_all
 
 measuring = sys.modules["collectives.probe.measure"]
 Connections = Mapping[int, socket.socket]
@@ -52,7 +52,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def measured(hosts: Sequence[str], connections: Sequence[Connections]) -> list[Topology]:
-    return on_all(len(hosts), lambda rank: measure(rank, hosts, [*connections[rank].items()], 20.0))
+    return on_all(len(hosts), lambda rank: measure(rank, hosts, [*connections[rank].items()], 300.0))
 
 
 HOSTS = {
@@ -78,14 +78,20 @@ def test_all_ranks_get_the_same_and_their_connections_back(hosts: list[str]) -> 
         plain = Topology.from_hosts(hosts)
         assert [(host.name, host.ranks) for host in topology.hosts] == [(host.name, host.ranks) for host in plain.hosts]
         for host in topology.hosts:
-            assert host.memory_bytes_per_s > 1e8
-            if len(topology.hosts) > 1:
-                assert min(host.up_bytes_per_s, host.down_bytes_per_s) > 1e7
+            assert min(host.memory_bytes_per_s, host.up_bytes_per_s, host.down_bytes_per_s) > 0
         for rank, own in enumerate(connections):
             for peer, connection in own.items():
                 assert connection.gettimeout() == modes[(rank + peer) % 3]
                 assert connection.getsockopt(socket.IPPROTO_TCP, NOTSENT_LOWAT) == 4096 * (1 + rank)
         check_idle_and_usable(connections)
+
+
+@pytest.mark.measured
+def test_memory_and_loopback_are_as_fast_as_any_machines() -> None:
+    with meshes("abbc") as connections:
+        for host in measured("abbc", connections)[0].hosts:
+            assert host.memory_bytes_per_s > 1e8
+            assert min(host.up_bytes_per_s, host.down_bytes_per_s) > 1e7
 
 
 def check_idle_and_usable(connections: Sequence[Connections]) -> None:
@@ -141,7 +147,7 @@ def failing(hosts: Sequence[str], instead: dict[int, Callable[[Connections], obj
             try:
                 return instead.get(rank, lambda own: measure(rank, hosts, [*own.items()], timeout_s))(connections[rank])
             except RendezvousError:
-                assert time.monotonic() - started < timeout_s + 0.5
+                assert time.monotonic() - started < timeout_s + AT_ONCE_S
                 for connection in connections[rank].values():  # as its group would
                     connection.close()
                 raise
@@ -161,8 +167,8 @@ def close_all(own: Connections) -> None:
 @pytest.mark.parametrize("rank", [1, 3])
 def test_a_rank_that_is_gone_is_named_at_once(rank: int) -> None:
     started = time.monotonic()
-    told = failing("abcd", {rank: close_all}, 20.0)
-    assert time.monotonic() - started < 5
+    told = failing("abcd", {rank: close_all}, 300.0)
+    assert time.monotonic() - started < AT_ONCE_S
     assert {*told} == {f"measuring links: rank {rank} ({'abcd'[rank]}) does not answer: {why(told[0])}"}
 
 
@@ -211,9 +217,9 @@ def test_a_lead_that_stops_in_the_middle_of_a_flow_is_named() -> None:
         names = ["rank 0 (a)", "rank 1 (b)", "rank 2 (c)"]
         to = {0: own[0], 2: own[2]}
         for each in to.values():
-            each.settimeout(5)
+            each.settimeout(100)
         for _ in range(2):
-            answer = Lead(1, names, to, time.monotonic() + 5).carry_out(json.loads(receive_frame(own[0], 9999)))
+            answer = Lead(1, names, to, time.monotonic() + 100).carry_out(json.loads(receive_frame(own[0], 9999)))
             send_frame(own[0], json.dumps(answer).encode())
         receive_frame(own[0], 9999)
         for each in to.values():
@@ -228,8 +234,8 @@ def test_a_connection_between_two_others_that_is_cut_is_told_by_both() -> None:
     with meshes("abcd") as connections:
         connections[1][3].shutdown(socket.SHUT_RDWR)
         started = time.monotonic()
-        errors = errors_of(4, lambda rank: measure(rank, "abcd", [*connections[rank].items()], 20.0))
-        assert time.monotonic() - started < 5
+        errors = errors_of(4, lambda rank: measure(rank, "abcd", [*connections[rank].items()], 300.0))
+        assert time.monotonic() - started < AT_ONCE_S
     assert len({str(error) for error in errors}) == 1
     assert "rank 1 (b) lost rank 3 (d): " in str(errors[0])
     assert "rank 3 (d) lost rank 1 (b): the connection was closed" in str(errors[0])
@@ -271,11 +277,12 @@ def rate_of(send: Callable[[socket.socket], object], seconds: float) -> float:
         sender = threading.Thread(target=send, args=(theirs,))
         sender.start()
         try:
-            return Lead(0, ["a", "b"], {1: ours}, time.monotonic() + 10)._receive(ours, seconds)
+            return Lead(0, ["a", "b"], {1: ours}, time.monotonic() + 100)._receive(ours, seconds)
         finally:
             sender.join()
 
 
+@pytest.mark.measured
 def test_what_a_shaper_lets_through_at_once_does_not_count() -> None:
     def burst_then_steady(connection: socket.socket) -> None:
         connection.sendall(bytes(20 * BLOCK_BYTES))

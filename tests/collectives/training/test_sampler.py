@@ -38,7 +38,7 @@ def sample(rank: int, size: int, store: Any) -> dict[str, Any]:
     for epoch in (0, 0, 1):
         sampler.set_epoch(epoch)
         found["epochs"].append(list(sampler))
-    model = DistributedDataParallel(Slow(0.002 if rank == 0 else 0.006))
+    model = DistributedDataParallel(Slow(0.002 if rank == 0 else 0.02))
     collectives.attach(model)
     data = [(torch.ones(1), index) for index in range(50)]
     for inputs, indices in DataLoader(data, batch_sampler=sampler):  # type: ignore[arg-type]

@@ -49,6 +49,7 @@ def slowed(job: dict[str, Any]) -> dict[str, Any]:
     return {**job, "emulate": [2, 2]}
 
 
+@pytest.mark.slow
 def test_after_the_whole_job_was_killed(undisturbed: dict[tuple[int, int], float], tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("first", "second", "third")]
     for folder in folders:
@@ -100,6 +101,7 @@ def test_after_one_worker_was_killed(undisturbed: dict[tuple[int, int], float], 
     assert submitted.nothing_left()
 
 
+@pytest.mark.slow
 def test_an_error_of_the_users_is_not_tried_again(tmp_path: Path) -> None:
     job = {**SCRIPTED, "workers": 2, "args": {"end": "raise@1:1"}, "retries": 3, "collectives": {"backend": "gloo"}}
     submitted = Submitted(tmp_path, job)
@@ -110,6 +112,7 @@ def test_an_error_of_the_users_is_not_tried_again(tmp_path: Path) -> None:
     assert submitted.events("Retried") == []
 
 
+@pytest.mark.slow
 def test_one_that_comes_again_is_given_up(tmp_path: Path) -> None:
     job = {**SCRIPTED, "workers": 2, "args": {"end": "kill@1:3"}, "retries": 1, "collectives": {"backend": "gloo"}}
     submitted = Submitted(tmp_path, job)

@@ -49,13 +49,14 @@ def test_every_option_reaches_the_workers() -> None:
     assert worker == {**vars(options), "json": False}
 
 
+@pytest.mark.slow
 def test_a_job_files_workers_are_measured(tmp_path: Path) -> None:
     """For real, with Ray: JSON on stdout, and Gloo is torch's own although workers replace it for scripts."""
     (tmp_path / "job.yaml").write_text(JOB.model_copy(update={"runs_dir": str(tmp_path)}).model_dump_json())
     command = [sys.executable, "-m", "launcher.cli", "bench", str(tmp_path / "job.yaml")]
     command += ["--set", "name=farm", "--set", "entrypoint=launcher.examples.train_gpt"]
     command += ["--sizes", "4k", "--round-s", "0.01", "--json", "--save", str(tmp_path / "saved.json")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=280)
     assert done.returncode == 0, done.stderr
     report = Report.from_dict(json.loads(done.stdout))
     (row,) = report.rows

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.cli import main
 from launcher.config.job import Job
 from launcher.record.events import Exited, Reported, Started, to_json
 from launcher.record.run_dir import RunDir
@@ -22,7 +23,20 @@ from tests.paths import REPOSITORY
 
 def launcher(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "launcher.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=240)
+
+
+def in_process(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """The command without the seconds that imports take in a new process: its status, output and errors."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPOSITORY)
+        patch.setattr(sys, "argv", ["launcher", *arguments])
+        patch.setattr(sys, "stdout", sys.stdout)  # main() replaces both
+        patch.setattr(sys, "stderr", sys.stderr)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
 
 
 @pytest.fixture
@@ -52,32 +66,37 @@ def finished(tmp_path: Path) -> RunDir:
     return run
 
 
-def test_what_is_shown_of_a_run_that_is_over(finished: RunDir) -> None:
-    where = ("--runs", str(finished.path.parent))
-    (row,) = json.loads(launcher("list", "--json", *where).stdout)
-    assert (row["run"], row["state"], row["ranks"], row["step"]) == (finished.path.name, "finished", 2, 20)
-    assert abs(row["started_at"] - time.time()) < 60
-    assert re.search(rf"{finished.path.name}  finished  \S+ \S+  2      20    local", launcher("list", *where).stdout)
+def test_what_is_shown_of_a_run_that_is_over(finished: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*arguments: str) -> str:
+        status, out, err = in_process(capsys, *arguments)
+        assert (status, err) == (0, "")
+        return out
 
-    shown = json.loads(launcher("status", "demo", "--json", *where).stdout)
+    where = ("--runs", str(finished.path.parent))
+    (row,) = json.loads(said("list", "--json", *where))
+    assert (row["run"], row["state"], row["ranks"], row["step"]) == (finished.path.name, "finished", 2, 20)
+    assert abs(row["started_at"] - time.time()) < 600
+    assert re.search(rf"{finished.path.name}  finished  \S+ \S+  2      20    local", said("list", *where))
+
+    shown = json.loads(said("status", "demo", "--json", *where))
     ranks = shown["ranks"]
     assert [(rank["host"], rank["address"], rank["interface"], rank["state"], rank["step"]) for rank in ranks] == [
         ("box-1", "10.0.0.1", "eth0", "finished", 20)
     ] * 2
     assert [rank["share"] for rank in ranks] == [0.25, 0.75]
     assert [rank["waits_for"] for rank in ranks] == [None, ["rank 0 (box-1)", 0.5]]
-    said = launcher("status", str(finished.path)).stdout
-    assert "demo" in said
-    assert re.search(r"1 +box-1 +10\.0\.0\.1 +eth0 +finished +20 +1\.0000 +75\.0%", said)
+    shown = said("status", str(finished.path))
+    assert "demo" in shown
+    assert re.search(r"1 +box-1 +10\.0\.0\.1 +eth0 +finished +20 +1\.0000 +75\.0%", shown)
 
-    said = launcher("top", "demo", *where).stdout
-    assert re.search(r"0 +box-1 +finished +20 +25\.0% +80\.0 +0\.0 +8\n", said)
-    assert re.search(r"1 +box-1 +finished +20 +75\.0% +40\.0 +60\.0 +8 +rank 0 \(box-1\), 50% of the time", said)
+    shown = said("top", "demo", *where)
+    assert re.search(r"0 +box-1 +finished +20 +25\.0% +80\.0 +0\.0 +8\n", shown)
+    assert re.search(r"1 +box-1 +finished +20 +75\.0% +40\.0 +60\.0 +8 +rank 0 \(box-1\), 50% of the time", shown)
 
-    assert launcher("logs", "demo", *where).stdout == (
+    assert said("logs", "demo", *where) == (
         "[rank 0] I am 0\n[rank 0] without end\n[rank 1] I am 1\n[rank 1] without end\n"
     )
-    assert launcher("logs", "demo", "-f", "--rank", "1", *where).stdout == "I am 1\nwithout end\n"
+    assert said("logs", "demo", "-f", "--rank", "1", *where) == "I am 1\nwithout end\n"
 
 
 @pytest.mark.parametrize(
@@ -90,34 +109,37 @@ def test_what_is_shown_of_a_run_that_is_over(finished: RunDir) -> None:
         (["list", "--address", "127.0.0.1:1"], 1, r"cannot reach the Ray cluster at '127.0.0.1:1'"),
     ],
 )
-def test_what_cannot_be(finished: RunDir, arguments: list[str], status: int, words: str) -> None:
-    done = launcher(*arguments, "--runs", str(finished.path.parent))
-    assert done.returncode == status, done.stderr
-    assert re.search(words, done.stderr), done.stderr
-    assert "Traceback" not in done.stderr
+def test_what_cannot_be(
+    finished: RunDir, capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, words: str
+) -> None:
+    ended, _, err = in_process(capsys, *arguments, "--runs", str(finished.path.parent))
+    assert ended == status, err
+    assert re.search(words, err), err
+    assert "Traceback" not in err
 
 
-def test_a_folder_without_runs(tmp_path: Path) -> None:
-    done = launcher("list", "--runs", str(tmp_path / "none"))
-    assert (done.returncode, done.stdout) == (0, f"no runs in {tmp_path / 'none'}\n")
+def test_a_folder_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert in_process(capsys, "list", "--runs", str(tmp_path / "none")) == (0, f"no runs in {tmp_path / 'none'}\n", "")
 
 
-def test_a_run_that_is_carried_out_elsewhere_is_not_stopped_here(finished: RunDir) -> None:
+def test_a_run_that_is_carried_out_elsewhere_is_not_stopped_here(
+    finished: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
     finished.summary.unlink()
     finished.owner.write_text(json.dumps({"host": "box-9", "pid": 1, "started_at": 1.0}))
-    done = launcher("stop", str(finished.path))
-    assert done.returncode == 2
-    assert "is not carried out on this machine" in done.stderr
-    assert "but on box-9; stop it there" in done.stderr
+    status, _, err = in_process(capsys, "stop", str(finished.path))
+    assert status == 2
+    assert "is not carried out on this machine" in err
+    assert "but on box-9; stop it there" in err
 
 
-def test_detaching_is_for_clusters() -> None:
-    done = launcher("submit", "configs/quickstart.yaml", "--detach")
-    assert done.returncode == 2
-    assert "--detach is for runs on a cluster" in done.stderr
+def test_detaching_is_for_clusters(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = in_process(capsys, "submit", "configs/quickstart.yaml", "--detach")
+    assert status == 2
+    assert "--detach is for runs on a cluster" in err
 
 
-@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("force", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_local_run_is_watched_and_stopped_from_another_terminal(tmp_path: Path, force: bool) -> None:
     script = {"workers": 2, "args": {"steps": 1000, "step-s": 0.05}, "collectives": {"backend": "gloo"}}
     submitted = Submitted(tmp_path, {**SCRIPTED, **script})
@@ -138,7 +160,7 @@ def test_a_local_run_is_watched_and_stopped_from_another_terminal(tmp_path: Path
     assert submitted.finish()[0] == 130
     assert submitted.summary["notes"]["niceness"] == os.nice(0)  # Ray's own workers are started at 15
     assert submitted.nothing_left()
-    follower.join(timeout=20)
+    follower.join(timeout=120)
     assert len(followed) == 1
     assert {rank["state"] for rank in json.loads(launcher("status", "scripted", "--json", *where).stdout)["ranks"]} == {
         "stopped"

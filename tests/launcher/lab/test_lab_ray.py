@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from launcher.config import job_file
 from launcher.lab import inside, life, network, ray_nodes
 from launcher.lab.record import LabRecord
@@ -60,6 +62,7 @@ class TestRay:
         finally:
             life.down(LAB)
 
+    @pytest.mark.slow
     def test_a_run_outlives_its_terminal_and_is_fetched_by_another_host(self, tmp_path: Path) -> None:
         """Submitted on host b into a folder that only b has, terminal closed, followed from a, stopped from a."""
         hosts = "".join(f"  - {{name: {name}, mbit: 100}}\n" for name in "ab")
@@ -74,7 +77,7 @@ class TestRay:
 
         def said(*arguments: str) -> str:
             process = at(0, *command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-            return process.communicate(timeout=60)[0].decode()
+            return process.communicate(timeout=240)[0].decode()
 
         row = {"run": "none"}
         try:
@@ -88,7 +91,7 @@ class TestRay:
             assert terminal.stdout is not None
             assert any(b"[rank 1] step 3" in line for line in terminal.stdout)
             terminal.send_signal(signal.SIGHUP)
-            assert terminal.wait(timeout=10) == -signal.SIGHUP
+            assert terminal.wait(timeout=120) == -signal.SIGHUP
             (row,) = json.loads(said("list", "--json"))
             told = json.loads(said("status", row["run"], "--json"))
             assert [(rank["host"], rank["address"], rank["state"]) for rank in told["ranks"]] == [
@@ -98,9 +101,9 @@ class TestRay:
             assert {rank["interface"] for rank in told["ranks"]} == {network.INTERFACE}
             follower = at(0, *command("logs", row["run"], "-f"), stdout=subprocess.PIPE)
             assert said("stop", row["run"]) == f"{row['run']}: stopped\n"
-            lines = follower.communicate(timeout=30)[0].decode().splitlines()
+            lines = follower.communicate(timeout=120)[0].decode().splitlines()
             assert {"[rank 0] step 3", "[rank 1] step 3"} <= set(lines)
-            wait_until(lambda: not [words for words in living(made) if b"launcher.run.worker" in words], 20)
+            wait_until(lambda: not [words for words in living(made) if b"launcher.run.worker" in words], 120)
             assert not [
                 words for words in living(made) if b"launcher.remote.driver" in words or b"ray::Agent\0" in words
             ]

@@ -28,16 +28,7 @@ def test_a_finished_run_has_a_page_and_scalars(tmp_path: Path) -> None:
     assert {"wait_s/rank-0", "wait_s/rank-1", "tokens_per_s"} <= set(found.Tags()["scalars"])
 
 
-def test_a_failed_run_has_a_page_that_says_why(tmp_path: Path) -> None:
-    run = Submitted(tmp_path, {**SCRIPTED, "workers": 2, "args": {"steps": 5, "end": "raise@1:3"}})
-    status, _, _ = run.finish()
-    assert status == 1
-    page = (run.folder / "report.html").read_text()
-    assert "Why it failed: rank 1 on" in page
-    assert "ValueError: the test wanted this" in page
-    assert not (run.folder / "tensorboard").exists()
-
-
+@pytest.mark.slow
 def test_a_page_that_cannot_be_made_is_reported_and_is_no_failure(tmp_path: Path) -> None:
     script = tmp_path / "spoils.py"
     script.write_text(

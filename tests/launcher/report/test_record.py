@@ -85,7 +85,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, spoil: Callable[[Path], objec
 
 def launcher(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "launcher.cli", "report", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.caches import new_cache
 from tests.launcher.two_nodes import REPOSITORY, two_nodes
 
 SCRIPT = """
@@ -35,11 +36,13 @@ def launcher(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         text=True,
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(folder / "cache")},
-        timeout=150,
+        timeout=280,
     )
 
 
+@pytest.mark.slow
 def test_workers_are_placed_by_speed_and_see_their_nodes_accelerators(tmp_path: Path, address: str) -> None:
+    new_cache(tmp_path / "cache")
     looked = launcher(tmp_path, "inventory", "--address", address, "--save", "farm.json", "--json")
     assert looked.returncode == 0, looked.stderr
     farm = json.loads(looked.stdout)

@@ -141,13 +141,13 @@ def order(folder: Path, script: str, rank: int = 0) -> WorkerSpec:
 def until_exit(agent: Agent) -> list[Event]:
     events: list[Event] = []
     while not any(isinstance(event, Exited) for event in events):
-        new = agent.next_events(timeout_s=20)
-        assert new, f"nothing happened for 20 s after {events}"
+        new = agent.next_events(timeout_s=200)
+        assert new, f"nothing happened for 200 s after {events}"
         events += new
     return events
 
 
-def eventually(check: Callable[[], bool], timeout_s: float = 5.0) -> bool:
+def eventually(check: Callable[[], bool], timeout_s: float = 100.0) -> bool:
     deadline = time.monotonic() + timeout_s
     while not check() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -202,7 +202,7 @@ def test_stopping_ends_the_worker_and_all_that_it_started(tmp_path: Path, force:
     )
     events: list[Event] = []
     while not any(isinstance(event, Noted) for event in events):
-        events += agent.next_events(timeout_s=20)
+        events += agent.next_events(timeout_s=200)
     (grandchild,) = [event.values["child"] for event in events if isinstance(event, Noted)]
     agent.stop(force)
     assert [event.code for event in until_exit(agent) if isinstance(event, Exited)] == [code]
@@ -220,7 +220,7 @@ def test_a_worker_that_hangs_shows_where_when_it_is_stopped(tmp_path: Path, call
     agent.start(order(tmp_path, script))
     events: list[Event] = []
     while not any(isinstance(event, Noted) for event in events):
-        events += agent.next_events(timeout_s=20)
+        events += agent.next_events(timeout_s=200)
     time.sleep(0.2)
     agent.stop(force=False)
     assert [event.code for event in until_exit(agent) if isinstance(event, Exited)] == [-signal.SIGTERM]
@@ -234,7 +234,7 @@ def test_a_worker_does_not_outlive_its_agent(tmp_path: Path) -> None:
     program = (
         "import sys, time, pickle\nfrom launcher.run.agent import Agent\nagent = Agent()\n"
         "agent.start(pickle.loads(bytes.fromhex(sys.argv[1])))\n"
-        "print(agent.next_events(10)[0].pid, flush=True)\ntime.sleep(600)\n"
+        "print(agent.next_events(200)[0].pid, flush=True)\ntime.sleep(600)\n"
     )
     import pickle
 
@@ -243,7 +243,7 @@ def test_a_worker_does_not_outlive_its_agent(tmp_path: Path) -> None:
     )
     assert agent.stdout is not None
     pid = int(agent.stdout.readline())
-    assert eventually(lambda: script.log.read_text() == "up\n", timeout_s=20)
+    assert eventually(lambda: script.log.read_text() == "up\n", timeout_s=200)
     agent.kill()
     agent.wait()
     assert eventually(lambda: not running(pid))

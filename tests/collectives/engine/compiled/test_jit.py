@@ -13,29 +13,42 @@ import pytest
 
 import collectives
 from collectives.engine.compiled import jit
+from tests.paths import REPOSITORY
 
 WARM_UP = "from collectives.engine.selftest import warm_up; import collectives; warm_up(); print(collectives.__file__)"
 
 
 def test_a_copy_of_the_sources_compiles_nothing(tmp_path: Path) -> None:
-    kept: list[dict[str, int]] = []
-    for place in ("one", "two"):
-        compiled = shutil.ignore_patterns("*.pyc", "*.nb*")
-        shutil.copytree(Path(collectives.__file__).parent, tmp_path / place / "collectives", ignore=compiled)
-        done = subprocess.run(
-            [sys.executable, "-c", WARM_UP], cwd=tmp_path / place, check=True, capture_output=True, text=True,
-            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
-        )  # fmt: skip
-        assert done.stdout.startswith(str(tmp_path / place))
-        files = (tmp_path / "cache/narrowgauge/compiled" / jit.source_stamp()[:16]).iterdir()
-        kept.append({file.name: file.stat().st_mtime_ns for file in files})
-    assert any(name.startswith("loop.advance") for name in kept[0])
-    assert kept[0] == kept[1]
-    assert not list(tmp_path.glob("*/collectives/engine/__pycache__/*.nb*"))
+    """What this checkout compiled serves a copy elsewhere; in a cache of its own, where no other process compiles."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "PYTHONPATH")}
+    compiled = Path("narrowgauge/compiled") / jit.source_stamp()[:16]
+    warm_up(REPOSITORY, environment)
+    shutil.copytree(Path(environment["XDG_CACHE_HOME"]) / compiled, tmp_path / "cache" / compiled)
+    before = stamps(tmp_path / "cache" / compiled)
+    assert any(name.startswith("loop.advance") for name in before)
+
+    sources = shutil.ignore_patterns("*.pyc", "*.nb*")
+    shutil.copytree(Path(collectives.__file__).parent, tmp_path / "copy" / "collectives", ignore=sources)
+    warm_up(tmp_path / "copy", {**environment, "XDG_CACHE_HOME": str(tmp_path / "cache")})
+    assert stamps(tmp_path / "cache" / compiled) == before
+    assert not list(tmp_path.glob("copy/**/*.nb*"))
+
+
+def warm_up(folder: Path, environment: dict[str, str]) -> None:
+    """In a new process, with the sources in `folder`."""
+    done = subprocess.run(
+        [sys.executable, "-c", WARM_UP], cwd=folder, check=True, capture_output=True, text=True, env=environment
+    )
+    assert done.stdout.startswith(str(folder))
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
 
 
 def test_numbas_own_place_where_ours_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert jit._folder.__wrapped__() is None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -45,6 +58,7 @@ def test_numbas_own_place_where_ours_cannot_be_written(tmp_path: Path, monkeypat
 
 
 def test_what_old_versions_compiled_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     every = tmp_path / "narrowgauge/compiled"
     for name, days in (("old", 31), ("recent", 29)):

@@ -70,6 +70,7 @@ def test_ranks_tell_each_other_after_so_many_ops_or_seconds() -> None:
     assert [long.is_due(SPEC, in_force, 0.0) for _ in range(MIN_OPS)].index(True) == MIN_OPS - 1
 
 
+@pytest.mark.measured
 def test_a_rank_that_comes_late_is_named_and_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     spec = OpSpec("all_reduce", "float32", "sum", None, (1000,))
     with engines("abc") as group, caplog.at_level(logging.WARNING):
@@ -95,7 +96,7 @@ def test_a_trace_has_ops_slices_and_waits(tmp_path: Path) -> None:
         def run(rank: int) -> None:
             values = np.ones(100_000, np.float32)
             for _ in range(2):
-                time.sleep(0.05 * rank)
+                time.sleep(0.3 * rank)
                 group[rank].run(spec, values.ctypes.data, values.ctypes.data)
 
         on_all(2, run)
