@@ -152,7 +152,7 @@ _BRING_TORCH = {
 def __getattr__(name: str) -> Any:
     """What brings torch with it is loaded when it is asked for."""
     if name in _BRING_TORCH:
-        return getattr(importlib.import_module(f"collectives.{_BRING_TORCH[name]}"), name)
+        return getattr(importlib.import_module(f"{__name__}.{_BRING_TORCH[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
