@@ -86,7 +86,7 @@ _LOADED_ON_USE = {
 
 def __getattr__(name: str) -> Any:
     if name in _LOADED_ON_USE:
-        return getattr(importlib.import_module(f"collectives.{_LOADED_ON_USE[name]}"), name)
+        return getattr(importlib.import_module(f"{__name__}.{_LOADED_ON_USE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,7 +1,7 @@
 """Checks whether this machine can train. Each check says what it found and, if that is a problem, what to do.
 
 launcher doctor
-python -m launcher.commands.doctor pair      one of the two processes of the all-reduce check; started by it
+python bootstrap.py launcher.commands.doctor pair      one of the two processes of the all-reduce check
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from packaging.requirements import Requirement
 
 from collectives import UsageError
 from collectives.options import Options, current
+from launcher.bootstrap import command
 from launcher.run.agent import MASTER_PORTS, Agent
 
 SHM_WANTED_BYTES = 256 * 1024**2
@@ -171,7 +172,7 @@ def _pair() -> Check:
     started = time.perf_counter()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "launcher.commands.doctor", "pair"],
+            command("launcher.commands.doctor", "pair"),
             env={**os.environ, **common, "RANK": str(rank), "NARROWGAUGE_HOST": f"host-{rank}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

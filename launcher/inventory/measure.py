@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 from collectives.transport.tcp import machine_identity
+from launcher.bootstrap import command
 from launcher.inventory.accelerators import kind_of
 from launcher.inventory.inventory import Accelerator, Interface, Machine, Rate, Speed
 
@@ -41,12 +42,11 @@ def look(address: str, cpus: int, worker_cpus: int, measure: bool) -> str:
     Raises:
         RuntimeError: it fails or takes minutes; the message has what it said.
     """
-    command = [sys.executable, "-m", "launcher.inventory.measure", address, str(cpus), str(worker_cpus)]
+    options = ["--measure"] if measure else []
+    start = command("launcher.inventory.measure", address, str(cpus), str(worker_cpus), *options)
     env = {**os.environ, "OMP_NUM_THREADS": str(worker_cpus), "MKL_NUM_THREADS": str(worker_cpus)}
     try:
-        done = subprocess.run(
-            [*command, *(["--measure"] if measure else [])], capture_output=True, text=True, env=env, timeout=TIMEOUT_S
-        )
+        done = subprocess.run(start, capture_output=True, text=True, env=env, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"looking at {socket.gethostname()} took more than {TIMEOUT_S:g} s") from None
     if done.returncode:

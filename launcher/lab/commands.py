@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from launcher.bootstrap import command
 from launcher.config import job_file
 from launcher.errors import LabError
 from launcher.lab import life, network, ranks, ray_nodes, record, signals
@@ -127,8 +128,7 @@ def _run_launcher(there: LabRecord, arguments: list[str], warden: Warden) -> int
     reach = ray_nodes.address(there.lab)
     with ray_nodes.present(there, warden.trust_group):
         print(f"lab: Ray is at {reach}; cluster.address=auto finds it", file=sys.stderr, flush=True)
-        command = [sys.executable, "-m", "launcher.cli", *arguments]
-        return ranks.run_once(there, command, warden, ray_nodes.environment(there))
+        return ranks.run_once(there, command("launcher.cli", *arguments), warden, ray_nodes.environment(there))
 
 
 def _cable(there: LabRecord, name: str) -> network.Cable:

@@ -36,10 +36,10 @@ from launcher.record.replay import Reader
 from launcher.record.run_dir import RunDir
 from launcher.record.tail import LogTails
 from launcher.remote.feed import Mirror
-from launcher.remote.packing import pack
+from launcher.remote.packing import BOOTSTRAP, pack
 from launcher.remote.ray_jobs import ClusterRun, Jobs
 
-COMMAND = "exec python -m launcher.remote.driver"
+COMMAND = f"exec python {BOOTSTRAP} launcher.remote.driver"
 REFRESH_S = 0.25
 
 

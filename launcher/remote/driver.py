@@ -1,5 +1,5 @@
-"""`python -m launcher.remote.driver`: carries out a run on a cluster, as the driver of a Ray job, in the unpacked
-working directory. `client.py` has Ray start it.
+"""`python .narrowgauge launcher.remote.driver`: carries out a run on a cluster, as the driver of a Ray job, in the
+unpacked working directory. `client.py` has Ray start it.
 
 It runs on the cluster and not with the submitter so that the run survives the submitter's laptop. Its input is the
 job's metadata, which Ray stores with the job and gives to it and to all observers alike; there is no file to send.

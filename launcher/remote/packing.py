@@ -18,8 +18,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from launcher import bootstrap
 from launcher.errors import PackingError
 
+BOOTSTRAP = ".narrowgauge"
+"""A copy of bootstrap.py, which starts the driver: only there is it known where the node has narrowgauge."""
 LIMIT_BYTES = 90 * 1024**2
 """Ray's head accepts requests of up to 100 MiB."""
 LIMIT_FILES = 20_000
@@ -54,7 +57,7 @@ def pack(folder: Path, archive: Path, *, exclude: Sequence[str], runs_dir: Path)
     files = chosen(found_in(folder, exclude, runs_dir))
     try:
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as out:
-            out.writestr(_entry(PurePosixPath(".narrowgauge"), 0o644), "")  # so that the archive is never empty
+            out.writestr(_entry(PurePosixPath(BOOTSTRAP), 0o644), Path(bootstrap.__file__).read_bytes())
             for file in files:
                 source = folder / file.path
                 mode = 0o755 if os.access(source, os.X_OK) else 0o644

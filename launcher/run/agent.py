@@ -22,7 +22,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -35,6 +34,8 @@ from pathlib import Path
 import psutil
 
 from collectives.version import __version__
+from launcher.bootstrap import command
+from launcher.config.job import is_file
 from launcher.progress import REPORT_FD
 from launcher.record.events import Event, Exited, Logged, Started, from_script
 from launcher.run.worker import PARENT
@@ -101,9 +102,7 @@ class Agent:
         """
         # In a process of its own: a crash of the compiler would take the agent along, and LLVM would stay in its
         # memory.
-        done = subprocess.run(
-            [sys.executable, "-c", "import collectives; print(collectives.warm_up())"], capture_output=True, text=True
-        )
+        done = subprocess.run(command("launcher.run.warm_up"), capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"the engine does not compile on {socket.gethostname()}:\n{done.stderr.strip()}")
         return float(done.stdout.split()[-1])
@@ -185,7 +184,7 @@ def _spawn(spec: WorkerSpec, output: _Output) -> tuple[subprocess.Popen[bytes], 
     report_read, report_write = os.pipe()
     try:
         process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "launcher.run.worker", spec.entrypoint, *spec.args],
+            command("launcher.run.worker", spec.entrypoint, *spec.args, beside=_user_folder(spec)),
             env=_environment(spec, output.log, report_write),
             cwd=spec.cwd,
             stdin=subprocess.DEVNULL,  # a script that asks a question gets an error instead of waiting forever
@@ -202,6 +201,14 @@ def _spawn(spec: WorkerSpec, output: _Output) -> tuple[subprocess.Popen[bytes], 
         os.close(report_write)
         os.close(output.fd)
     return process, report_read
+
+
+def _user_folder(spec: WorkerSpec) -> str | None:
+    """The folder that the user's code finds its neighbours in; None: the entrypoint is ours."""
+    if spec.entrypoint.startswith("launcher.commands."):
+        return None
+    cwd = Path(spec.cwd or os.getcwd())
+    return str((cwd / spec.entrypoint).resolve().parent if is_file(spec.entrypoint) else cwd)
 
 
 class _Output:

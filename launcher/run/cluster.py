@@ -44,6 +44,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from collectives.version import __version__
+from launcher import bootstrap
+from launcher.bootstrap import stand_in
 from launcher.config.job import Job
 from launcher.errors import ClusterError
 from launcher.inventory.measure import TIMEOUT_S as LOOK_S
@@ -53,6 +55,7 @@ from launcher.record.events import Event, Lost
 from launcher.record.seats import Node, RankPlacement
 from launcher.run.agent import Agent, WorkerSpec
 
+ray.cloudpickle.register_pickle_by_value(bootstrap)  # type: ignore[no-untyped-call]
 ROOM_TIMEOUT_S = 60.0
 """How long to wait until a cluster has reserved the CPUs. Longer means that another job holds them."""
 LOOK_TIMEOUT_S = LOOK_S + 30.0
@@ -144,7 +147,7 @@ class Cluster:
             ClusterError: a node failed, went away, or did not answer in time.
         """
         # Tasks without CPUs: they run beside other jobs, and on nodes that are full.
-        task = ray.remote(look)
+        task = ray.remote(stand_in(look))
         calls = [
             task.options(num_cpus=0, label_selector={"ray.io/node-id": node.id}).remote(
                 node.address, node.cpus, worker_cpus, measure
@@ -200,7 +203,7 @@ class WorkerGroup:
                 f"waited {ROOM_TIMEOUT_S:g} s for {len(self._seats)} bundles of {self._cpus} CPU(s) on {wanted}: "
                 "other jobs hold them; see `ray status` there, or lower workers.count"
             )
-        actor = ray.remote(Agent)
+        actor = ray.remote(stand_in(Agent))
         self._agents = [
             actor.options(
                 num_cpus=self._cpus,

@@ -1,6 +1,6 @@
 """A worker: the process that runs the user's script as one rank, and its environment.
 
-    python -u -m launcher.run.worker ENTRYPOINT [ARGS...]
+    python -u launcher/bootstrap.py --beside FOLDER launcher.run.worker ENTRYPOINT [ARGS...]
 
 The environment is torchrun's (RANK, WORLD_SIZE, LOCAL_RANK, ...) plus NARROWGAUGE_*, so a script written for torchrun
 runs unchanged; `collectives.install` makes its "gloo" or "nccl" mean our engine, unless the job's backend is gloo.
@@ -129,11 +129,12 @@ def run(entrypoint: str, arguments: list[str]) -> None:
                 "travels"
             )
         sys.argv = [str(path), *arguments]
-        sys.path[0] = str(path.parent)
+        sys.path.insert(0, str(path.parent))
         runpy.run_path(str(path), run_name="__main__")
         return
     module, _, function = entrypoint.partition(":")
     sys.argv = [entrypoint, *arguments]
+    sys.path.insert(0, os.getcwd())
     if not function:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         return
