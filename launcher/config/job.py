@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from typing_extensions import Self
 
 from collectives.options import Options
+from launcher.schema import Section
 
 _SET_BY_LAUNCHER = re.compile(
     r"(RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK|MASTER_ADDR|MASTER_PORT|NARROWGAUGE_.*)"
@@ -16,11 +17,7 @@ _SET_BY_LAUNCHER = re.compile(
 _ADDRESS = re.compile(r"(https?://)?[^\s/]+:\d{1,5}")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Workers(_Section):
+class Workers(Section):
     """How many processes, and over how many hosts. `workers: 4` is short for `workers: {count: 4}`."""
 
     count: int = Field(
@@ -72,7 +69,7 @@ class Workers(_Section):
         return hosts
 
 
-class Cluster(_Section):
+class Cluster(Section):
     """Where the workers run. `cluster: local` is short for `cluster: {address: null}`."""
 
     address: str | None = Field(
@@ -104,7 +101,7 @@ class Cluster(_Section):
 Codec = Literal["none", "narrow-bf16", "bf16", "narrow-int8", "int8", "narrow-int4", "int4", "low-rank", "auto"]
 
 
-class Collectives(_Section):
+class Collectives(Section):
     """How gradients travel; the defaults are those of `collectives.Options`."""
 
     backend: Literal["narrowgauge", "gloo"] = Field(
@@ -152,14 +149,14 @@ _QUANTITY = re.compile(r"([0-9.]+)\s*([kMGBT]?)")
 _FACTORS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 
 
-class Accelerators(_Section):
+class Accelerators(Section):
     """Which kinds of accelerator may carry workers, by the names that `launcher inventory` shows."""
 
     only: list[str] | None = Field(default=None, min_length=1, description="These and no others. null: all.")
     exclude: list[str] = Field(default=[], description="All but these.")
 
 
-class Workload(_Section):
+class Workload(Section):
     """What a step costs, so that it can be predicted before anything has run. Numbers may be written as 124M."""
 
     parameters: float | None = Field(default=None, gt=0, description="Parameters of the model.")
@@ -192,7 +189,7 @@ class Workload(_Section):
         return float(found[1]) * _FACTORS[found[2]] if found and found[1].count(".") <= 1 else value
 
 
-class Checkpoint(_Section):
+class Checkpoint(Section):
     """What `launcher.checkpoint` does where the script doesn't say it."""
 
     every_steps: int | None = Field(
@@ -201,7 +198,7 @@ class Checkpoint(_Section):
     keep: int = Field(default=3, ge=1, description="How many checkpoints stay; older ones are removed.")
 
 
-class Job(_Section):
+class Job(Section):
     """Everything that a job file may say. Relative paths are relative to the working directory of `launcher submit`."""
 
     name: str = Field(

@@ -8,10 +8,12 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from collectives.topology import PAYLOAD, Host, Site, Topology
+from collectives.topology import Host, Site, Topology
 from launcher.errors import Contradiction
+from launcher.schema import Section
+from launcher.units import payload_bytes_per_s
 
 NETWORK = ipaddress.ip_network("10.77.0.0/24")
 """Known inside of labs only, so all labs can have the same."""
@@ -21,8 +23,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,23}")
 _Rate = Annotated[float, Field(ge=0.1, le=40_000)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+class _Named(Section):
+    """Something with a name that fits into names of namespaces and into /etc/hosts."""
 
     name: str
 
@@ -34,7 +36,7 @@ class _Section(BaseModel):
         return name
 
 
-class _Linked(_Section):
+class _Linked(_Named):
     """Something with a link: `mbit` both ways, or `up_mbit` and `down_mbit`."""
 
     mbit: _Rate | None = Field(default=None, description="Rate of the link, up and down, in Mbit/s.")
@@ -79,7 +81,7 @@ class LabSite(_Linked):
     hosts: list[str] = Field(min_length=1, description="Names of the hosts that are here.")
 
 
-class LabFile(_Section):
+class LabFile(_Named):
     """Everything that a lab file may say."""
 
     name: str = Field(description="Name of the lab.")
@@ -114,7 +116,8 @@ class LabFile(_Section):
 
 
 def _payload_bytes_per_s(mbit: float) -> float:
-    return round(mbit * 1e6 / 8 * PAYLOAD, 3)
+    """Without digits that only rounding put there, since people read the topology file."""
+    return round(payload_bytes_per_s(mbit), 3)
 
 
 def contradictions(lab: LabFile) -> Iterator[Contradiction]:

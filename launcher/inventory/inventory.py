@@ -11,19 +11,17 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_serializer, field_validator, model_validator
 
 from collectives.errors import PlanError
-from collectives.topology import DEFAULT_BYTES_PER_S, PAYLOAD, Host, Topology
+from collectives.topology import DEFAULT_BYTES_PER_S, Host, Topology
 from launcher.errors import Contradiction
 from launcher.inventory.accelerators import SHEETS
+from launcher.schema import Section
+from launcher.units import payload_bytes_per_s
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
-
-
-class Rate(_Section):
+class Rate(Section):
     """A number per second and where it comes from. A bare number is short for one that the file itself gives."""
 
     value: float = Field(gt=0, allow_inf_nan=False, description="The number, per second.")
@@ -37,7 +35,7 @@ class Rate(_Section):
         return {"value": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-class Speed(_Section):
+class Speed(Section):
     """How fast one worker's device is; what is not known is left out."""
 
     half_flops_per_s: Rate | None = Field(default=None, description="Matrix multiplication in fp16 or bf16, dense.")
@@ -46,7 +44,7 @@ class Speed(_Section):
     samples_per_s: Rate | None = Field(default=None, description="Samples of forward and backward, of real training.")
 
 
-class Interface(_Section):
+class Interface(Section):
     """A network interface."""
 
     name: str = Field(min_length=1, description="Its name, such as eth0.")
@@ -54,7 +52,7 @@ class Interface(_Section):
     mbit: float | None = Field(default=None, gt=0, description="What it was negotiated to, in Mbit/s, if known.")
 
 
-class Accelerator(_Section):
+class Accelerator(Section):
     """Devices of one kind in a node."""
 
     kind: str = Field(min_length=1, description="As Ray calls it, such as GeForce-RTX-4090 or A100-80G.")
@@ -63,7 +61,7 @@ class Accelerator(_Section):
     speed: Speed = Field(default=Speed(), description="Of each. What is left out comes from the data sheet.")
 
 
-class Machine(_Section):
+class Machine(Section):
     """A node: a machine that can carry workers."""
 
     name: str = Field(min_length=1, description="Its hostname, unlike that of any other node.")
@@ -77,8 +75,10 @@ class Machine(_Section):
     machine: str | None = Field(default=None, description="Identity of its kernel and network, for measured links.")
 
 
-class Inventory(_Section):
+class Inventory(Section):
     """The machines of a farm and the links between them."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)  # Topology checks itself
 
     nodes: list[Machine] = Field(min_length=1, description="The machines.")
     topology: Topology | None = Field(
@@ -164,7 +164,7 @@ def links(inventory: Inventory) -> tuple[Topology, str]:
         mbit = next((face.mbit for face in node.interfaces if face.address == node.address), None)
         if mbit is None:
             unknown.append(node.name)
-        bytes_per_s = DEFAULT_BYTES_PER_S if mbit is None else mbit * 1e6 / 8 * PAYLOAD
+        bytes_per_s = DEFAULT_BYTES_PER_S if mbit is None else payload_bytes_per_s(mbit)
         hosts.append(Host(node.name, (index,), bytes_per_s, bytes_per_s))
     told = "by the rates of the interfaces, not measured"
     if unknown:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collectives.topology import PAYLOAD, Host, Topology
+from collectives.topology import Host, Topology
 from launcher.config.job import Job
 from launcher.inventory.inventory import Inventory, Rate
 from launcher.record.past_speeds import Earlier
+from launcher.units import payload_bytes_per_s
 
 LOOPBACK_BYTES_PER_S = 2.5e9
 """Between emulated hosts whose links are not paced: about what TCP carries within a machine."""
@@ -32,7 +33,7 @@ def emulated(job: Job, inventory: Inventory, earlier: Earlier) -> tuple[Inventor
         )
         for name in names
     ]
-    rates = [mbit * 1e6 / 8 * PAYLOAD for mbit in job.emulate] if job.emulate else [LOOPBACK_BYTES_PER_S] * count
+    rates = [payload_bytes_per_s(mbit) for mbit in job.emulate] if job.emulate else [LOOPBACK_BYTES_PER_S] * count
     hosts = tuple(Host(name, (i,), rates[i], rates[i]) for i, name in enumerate(names))
     told = "as the job emulates them" if job.emulate else "within this machine, taken as 20 Gbit/s"
     return inventory.model_copy(update={"nodes": nodes, "topology": Topology(hosts)}), told

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.report import units
+from launcher import units
 from launcher.report.geometry import Scale, band, high_end, line, stacked
 from launcher.report.story import Point
 

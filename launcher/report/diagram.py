@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.report import units
+from launcher import units
 from launcher.report.network import Link, Network, NetworkHost, Site
 
 ROW, BOX_HEIGHT, HEADER, GAP, EDGE = 74.0, 56.0, 30.0, 14.0, 6.0

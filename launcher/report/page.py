@@ -10,7 +10,8 @@ from typing import Any
 
 import jinja2
 
-from launcher.report import diagram, units
+from launcher import units
+from launcher.report import diagram
 from launcher.report.charts import Chart, loss_chart, speed_chart, time_chart
 from launcher.report.network import network
 from launcher.report.ranks import lanes, rows

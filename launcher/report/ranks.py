@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.report import units
+from launcher import units
 from launcher.report.story import Rank, Story
 
 
