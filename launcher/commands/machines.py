@@ -89,7 +89,7 @@ def _job_for(file: Path | None, address: str | None) -> Job:
     overrides = [] if address is None else [f"cluster.address={address}"]
     if file is not None:
         return job_file.load(file, overrides)
-    return job_file.checked(
+    return job_file.with_overrides(
         Job(name="inventory", entrypoint="launcher.inventory.measure", workers=Workers(count=1)), overrides
     )
 

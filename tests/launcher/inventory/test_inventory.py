@@ -62,7 +62,7 @@ BAD: dict[str, tuple[str, list[str]]] = {
     "half a core": (changed((*ONE, "cpus"), 1.5), ["'nodes.0.cpus'", "1.5", "a whole number"]),
     "no memory": (changed((*ONE, "memory_bytes"), ...), ["'nodes.0.memory_bytes' is missing"]),
     "no name": (changed((*ONE, "name"), ""), ["'nodes.0.name'", "at least 1 character"]),
-    "name twice": (changed((*ONE, "name"), "box-2"), ["the name 'box-2' stands twice"]),
+    "name twice": (changed((*ONE, "name"), "box-2"), ["duplicate name 'box-2'"]),
     "unknown accelerator": (changed((*CARD, "kind"), "A100-90G"), ["no data sheet", "nearest: A100-80G"]),
     "negative speed of an interface": (changed((*ONE, "interfaces", 0, "mbit"), -1), ["mbit", "greater than 0"]),
     "too many rank_infos": (changed((*CARD, "count"), 0), ["count", "greater than or equal to 1"]),
