@@ -8,7 +8,7 @@ from launcher.inventory.inventory import Accelerator, Inventory, Machine, Speed,
 from launcher.units import memory, speed
 
 
-def told(inventory: Inventory) -> str:
+def as_text(inventory: Inventory) -> str:
     """A block for each node: what it has, how fast that is, and where the numbers come from."""
     topology, source = links(inventory)
     lines = [f"{len(inventory.nodes)} node{'s' * (len(inventory.nodes) > 1)}: {inventory.source}"]
@@ -37,16 +37,16 @@ def _memory_of(found: Accelerator) -> int:
 
 
 def _with_sheet(found: Accelerator) -> Speed:
-    """What is known of the accelerator, filled up from its data sheet."""
+    """Speeds of the accelerator, completed from its data sheet."""
     sheet = SHEETS.get(found.kind)
     if sheet is None:
         return found.speed
-    said = {
+    from_sheet = {
         name: {"value": value, "source": f"data sheet: {sheet.source}"}
         for name in ("half_flops_per_s", "single_flops_per_s", "memory_bytes_per_s")
         if (value := getattr(sheet, name)) is not None
     }
-    return Speed.model_validate({**said, **found.speed.model_dump(exclude_none=True)})
+    return Speed.model_validate({**from_sheet, **found.speed.model_dump(exclude_none=True)})
 
 
 def _speeds(of: Speed, cpus: int | None) -> list[str]:

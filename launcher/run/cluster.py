@@ -47,7 +47,7 @@ from collectives.version import __version__
 from launcher.config.job import Job
 from launcher.errors import ClusterError
 from launcher.inventory.measure import TIMEOUT_S as LOOK_S
-from launcher.inventory.measure import look
+from launcher.inventory.measure import run_as_process
 from launcher.inventory.reachability import check_listening
 from launcher.record.events import Event, Lost
 from launcher.record.seats import Node, RankPlacement
@@ -144,7 +144,7 @@ class Cluster:
             ClusterError: a node failed, went away, or did not answer in time.
         """
         # Tasks without CPUs: they run beside other jobs, and on nodes that are full.
-        task = ray.remote(look)
+        task = ray.remote(run_as_process)
         calls = [
             task.options(num_cpus=0, label_selector={"ray.io/node-id": node.id}).remote(
                 node.address, node.cpus, worker_cpus, measure

@@ -12,7 +12,7 @@ from ray.util.accelerators import accelerators as rays
 from launcher.config import job_file
 from launcher.errors import ConfigError
 from launcher.inventory.accelerators import SHEETS, kind_of
-from launcher.inventory.describe import told
+from launcher.inventory.describe import as_text
 from launcher.inventory.inventory import Inventory, links
 from tests.launcher.farms import farm, node
 
@@ -161,6 +161,6 @@ def test_devices_have_kinds(device: str, gib: int, kind: str) -> None:
 
 
 def test_the_text_says_where_numbers_come_from() -> None:
-    text = told(Inventory.model_validate(GOOD))
+    text = as_text(Inventory.model_validate(GOOD))
     for words in ("2 x", "A100-80G, 80 GiB", "312 TFLOP/s (data sheet: NVIDIA A100", "100 GFLOP/s (inventory file)"):
         assert words in text
