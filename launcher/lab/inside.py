@@ -82,8 +82,8 @@ def start(
 
 
 def call(lab: LabFile, index: int, function: Callable[[], Result]) -> Result:
-    """Call a function in the host's network. A namespace belongs to a thread, so a thread of its own enters it and "
-    "ends."""
+    """Call a function in the host's network. A namespace belongs to a thread, so a thread of its own enters it and
+    ends."""
     with ThreadPoolExecutor(max_workers=1, initializer=_enter_network, initargs=(lab, index)) as thread:
         return thread.submit(function).result()
 

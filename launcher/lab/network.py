@@ -45,8 +45,8 @@ class Port:
 
 @dataclass(frozen=True)
 class Cable:
-    """The link of a host or a site: the ports that shape its two directions, and their rates by the lab file in "
-    "Mbit/s."""
+    """The link of a host or a site: the ports that shape its two directions, and their rates by the lab file in
+    Mbit/s."""
 
     up: Port
     down: Port
@@ -103,6 +103,7 @@ def build(lab: LabFile) -> None:
     """
     for namespace in namespaces(lab):
         _ip("netns", "add", namespace)
+        # A new namespace has a loopback device that is down; processes of one host talk over it.
         _ip("-n", namespace, "link", "set", "lo", "up")
     switch, all_cables = switch_of(lab.name), cables(lab)
     bridge_of = {name: f"site{index}" for index, site in enumerate(lab.sites) for name in site.hosts}
@@ -115,6 +116,7 @@ def build(lab: LabFile) -> None:
         _in(switch, "link", "set", cable.down.device, "master", bridge_of.get(host.name, "core"))
         address = f"{lab.address(index)}/{NETWORK.prefixlen}"
         _in(cable.up.namespace, "addr", "add", address, "broadcast", "+", "dev", INTERFACE)
+    # The link of a site joins two bridges of the switch, so both of its ports are in the same namespace.
     for index, site in enumerate(lab.sites):
         cable = all_cables[site.name]
         _join(cable)
@@ -150,6 +152,7 @@ def shape(port: Port, mbit: float) -> None:
     """
     rate = mbit * 1e6 / 8
     burst, queue = max(rate * BURST_S, MIN_BURST_BYTES), max(rate * QUEUE_S, MIN_QUEUE_BYTES)
+    # `limit` counts the bytes that may wait for tokens, so a burst must fit on top of the queue.
     tc, of_port = ("tc", "-n", port.namespace, "qdisc"), ("dev", port.device, "root")
     there = json.loads(_run(*tc[:-1], "-j", "qdisc", "show", "dev", port.device) or "[]")
     if any(one["kind"] == "tbf" for one in there):
@@ -167,7 +170,7 @@ def rate_now(port: Port) -> float:
 
 
 def cut(cable: Cable) -> None:
-    """Disconnect the link."""
+    """Disconnect the link. The host loses carrier; routes and addresses stay, as with a pulled cable."""
     _in(cable.down.namespace, "link", "set", cable.down.device, "down")
 
 
@@ -183,8 +186,7 @@ def is_cut(cable: Cable) -> bool:
 
 
 def _join(cable: Cable) -> None:
-    """Create the pair of devices of a link, shape both, and set them up. Shaped first, so that no packet is "
-    "unshaped."""
+    """Create the pair of devices of a link, shape both, and then set them up, so that no packet passes unshaped."""
     up, down = cable.up, cable.down
     _in(up.namespace, "link", "add", up.device, "type", "veth", "peer", "name", down.device, "netns", down.namespace)
     shape(up, cable.up_mbit)

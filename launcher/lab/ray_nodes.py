@@ -50,9 +50,8 @@ def start(record: LabRecord, *, tied: bool, started: Callable[[int], None] = lam
     Raises:
         LabError: a node did not come up; the message ends with its output. All nodes are ended.
     """
-    record.temp_dir = tempfile.mkdtemp(
-        prefix="ng-"
-    )  # short: Ray puts Unix sockets below it, whose paths have at most 107 bytes
+    # A short path: Ray puts Unix sockets below it, whose paths have at most 107 bytes.
+    record.temp_dir = tempfile.mkdtemp(prefix="ng-")
     record.save()
     nodes: list[Node] = []
     try:

@@ -43,6 +43,8 @@ def effects(space: SearchSpace, chosen: Assignment) -> tuple[Effect, ...]:
     for node in dict.fromkeys(pool.node for pool in space.pools):
         own = [(i, pool) for i, pool in enumerate(space.pools) if pool.node == node]
         counts = tuple(chosen.counts[i] for i, _ in own)
+        # Each effect is a search, and farms have many equal nodes. As in `SearchSpace.key`, limits of pairs of hosts
+        # make every node different.
         kind = (counts, tuple((pool.device, pool.capacity, pool.pace) for _, pool in own), space.link(node))
         key: object = node if space.links.pairs else kind
         if key not in computed:
@@ -67,6 +69,7 @@ def _toggled(space: SearchSpace, chosen: Counts, pools: Sequence[int], used: boo
             return allowed(counts) and all(counts[i] <= chosen[i] for i in others)
         return allowed(counts) and all(counts[i] >= chosen[i] for i in others)
 
+    # The plan with only this node changed: mostly the answer, or one step from it.
     toggled = tuple((0 if used else space.pools[i].capacity) if i in pools else n for i, n in enumerate(chosen))
     found = choose(space, rest_keeps, [toggled]) or choose(space, allowed)
     return None if found is None else found.forecast.throughput
@@ -74,6 +77,7 @@ def _toggled(space: SearchSpace, chosen: Counts, pools: Sequence[int], used: boo
 
 def others(space: SearchSpace) -> tuple[Other, ...]:
     """What a user would do by hand: all nodes with equal batches, and the fastest kind of device alone."""
+    # Equal batches are what a launcher does that knows nothing of speeds, so this is the baseline.
     every = tuple(pool.capacity for pool in space.pools)
     fastest = space.pools[0].device
     kinds = {pool.device for pool in space.pools}
@@ -113,9 +117,8 @@ def _doubled(topology: Topology, link: str) -> tuple[Topology, str] | None:
     way, _, name = link.partition(" of ")
     if way not in ("up", "down"):
         return None
-    rate = (
-        next(found.bytes_per_s for found in topology.links if found.name == link) * 1.001
-    )  # measured rates of equal links differ a little
+    rate = next(found.bytes_per_s for found in topology.links if found.name == link)
+    rate *= 1.001  # measured rates of equal links differ a little
     of_sites = name.startswith("site ") and any(site.name == name[5:] for site in topology.sites)
     rows: Sequence[Host | Site] = topology.sites if of_sites else topology.hosts
     slow = [row for row in rows if min(row.up_bytes_per_s, row.down_bytes_per_s) <= rate]

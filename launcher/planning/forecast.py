@@ -130,6 +130,7 @@ def shares_of(demand: Demand, paces: Sequence[RankPace]) -> list[int] | None:
         if left < len(open_ranks):  # a rank needs at least one sample
             return None
         found = apportion(left, [paces[rank].samples_per_s for rank in open_ranks])
+        # Only those above their memory: a rank may still have exactly what it holds.
         full = [
             rank
             for rank, share in zip(open_ranks, found, strict=True)
@@ -167,7 +168,9 @@ def at_best(demand: Demand, paces: Sequence[RankPace], topology: Topology) -> fl
     compute_s = compute_of(shares, paces)
     if not demand.in_seconds or demand.gradient_bytes is None:
         return sum(shares) / compute_s
+    # The bound of a collective is linear in its bytes, so one byte is enough, and a search asks for it very often.
     per_byte = bound_s(topology, "all_reduce", 1) or 0.0
+    # The codec is chosen by a plan; without one, the fastest of all is the bound.
     codecs = CODECS if demand.codec == "auto" else [demand.codec]
     buckets = num_buckets_of(demand.gradient_bytes)
     exposed_s = min(

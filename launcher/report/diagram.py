@@ -114,14 +114,14 @@ class _Layout:
         if isinstance(group, NetworkHost):
             self._host(group, top, self._middle, EDGE, mirrored)
             return top + ROW
-        header = HEADER + 18
+        header = HEADER + 18  # for the title and the two links of the site
         bottom = top + header + ROW * len(group.hosts)
         inner = self._middle - _SITE_LINK
         frame_width = inner - EDGE + 4
-        x = EDGE - 4 if not mirrored else 2 * self._middle - inner - 4 + 4
+        x = EDGE - 4 if not mirrored else 2 * self._middle - inner
         self.frames.append(Frame(x, top + 2, frame_width, bottom - top - 4, f"site {group.name}"))
-        for index, place in enumerate(group.hosts):
-            self._host(place, top + header + ROW * index, inner, EDGE + 6, mirrored)
+        for index, host in enumerate(group.hosts):
+            self._host(host, top + header + ROW * index, inner, EDGE + 6, mirrored)
         self.spines.append(Spine(self._across(inner, mirrored), top + header - 4, bottom - 10))
         for index, (word, link, offset) in enumerate((("up", group.up, -6.0), ("down", group.down, 6.0))):
             wire_y = top + header / 2 + 8 + offset
@@ -130,18 +130,18 @@ class _Layout:
         self.spines.append(Spine(self._across(inner, mirrored), top + header / 2 - 2, top + header - 4))
         return bottom + GAP / 2
 
-    def _host(self, place: NetworkHost, top: float, inner: float, outer: float, mirrored: bool) -> None:
+    def _host(self, host: NetworkHost, top: float, inner: float, outer: float, mirrored: bool) -> None:
         width = min(170.0, max(118.0, 0.38 * (inner - outer)))
         y = top + (ROW - BOX_HEIGHT) / 2
         x = outer if not mirrored else 2 * self._middle - outer - width
-        room = int(width / 7.2)
-        lines = [_shortened(ranks_text(place.ranks), room + 3)]
-        if place.memory is not None and (place.memory.load or 0.0) >= _MIN_MEMORY_LOAD:
-            lines.append(f"memory {units.percent(place.memory.load)}")
-        self.boxes.append(Box(x, y, width, BOX_HEIGHT, _shortened(place.name, room), tuple(lines)))
-        if self._alone:
+        room = int(width / 7.2)  # letters: SVG does not break or cut text, so it is cut here by its mean width
+        lines = [_shortened(ranks_text(host.ranks), room + 3)]
+        if host.memory is not None and (host.memory.load or 0.0) >= _MIN_MEMORY_LOAD:
+            lines.append(f"memory {units.percent(host.memory.load)}")
+        self.boxes.append(Box(x, y, width, BOX_HEIGHT, _shortened(host.name, room), tuple(lines)))
+        if self._alone:  # no switch and no links
             return
-        for word, link, offset in (("up", place.up, -10.0), ("down", place.down, 10.0)):
+        for word, link, offset in (("up", host.up, -10.0), ("down", host.down, 10.0)):
             wire_y = y + BOX_HEIGHT / 2 + offset
             label_y = wire_y - 9 if word == "up" else wire_y + 17
             self._wire(outer + width, inner, wire_y, word, link, mirrored, ((outer + width + inner) / 2, label_y))
@@ -162,6 +162,7 @@ class _Layout:
         thickness = self._thickness(link)
         load = link.load if link and link.load is not None else 0.0
         text = _label(word, link)
+        # The arrow is a triangle with its tip at x2; the line ends inside of it, or its blunt end would show.
         ahead = math.copysign(max(5.0, 1.1 * thickness), x2 - x1)
         half = max(4.0, 0.95 * thickness)
         arrow = f"{x2:g},{y:g} {x2 - ahead:g},{y - half:g} {x2 - ahead:g},{y + half:g}"

@@ -27,11 +27,12 @@ class Scale:
         if not finite:
             return cls(0.0, 1.0)
         low, high = min(finite), max(finite)
-        if from_zero:
+        if from_zero:  # for lengths and areas, which mislead if they do not start at 0
             low, high = min(low, 0.0), max(high, 0.0)
         if high - low <= 1e-9 * max(abs(low), abs(high)):  # all equal, but for rounding: put them in the middle
             room = abs(high) / 2 or 0.5
             low, high = (low if from_zero and low == 0 else low - room), high + room
+        # 1e-9: 0.1 + 0.2 is a little more than 0.3, and would get a tick of its own.
         step = _step(high - low, 4)
         return cls(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step)
 
@@ -60,6 +61,7 @@ def _step(width: float, most: int) -> float:
 
 def line(xs: Sequence[float], ys: Sequence[float | None], x: Scale, y: Scale) -> str:
     """SVG path of a curve. None and values that are not finite leave a gap."""
+    # M moves without drawing, so a point after a gap begins a new piece of the same path.
     parts, pen_down = [], False
     for at, value in zip(xs, ys, strict=True):
         if value is None or not math.isfinite(value):

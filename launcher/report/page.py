@@ -208,8 +208,8 @@ def _plan(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _moments(story: Story, begin: float | None) -> list[tuple[str, int | None, str, str, str]]:
-    """Time since the begin, rank, kind, name of the kind, and text. If there are too many, troubles and plans are "
-    "shown."""
+    """Time since the begin, rank, kind, name of the kind, and text. If there are too many, troubles and plans are
+    shown."""
     shown = story.moments
     if len(shown) > MAX_MOMENTS:
         important = [moment for moment in shown if moment.kind in ("trouble", "plan")][:MAX_MOMENTS]

@@ -154,6 +154,7 @@ class _Builder:
         self._fingerprint: Any = None
 
     def on(self, event: Event) -> None:
+        # By min and max, since events of several ranks are not in order.
         self._first_at = event.at if self._first_at is None else min(event.at, self._first_at)
         self._last_at = event.at if self._last_at is None else max(event.at, self._last_at)
         rank = self._ranks.setdefault(event.rank, Rank())
@@ -166,6 +167,7 @@ class _Builder:
 
     def story(self) -> Story:
         self._add(self._tally.rest())
+        # Ranks have clocks of their own, and their events arrive in any order.
         self._moments.sort(key=lambda moment: moment.at)
         points = thinned(self._points, MAX_POINTS)
         return Story(self._ranks, points, self._moments, self._tally, self._first_at, self._last_at)
@@ -190,7 +192,7 @@ class _Builder:
     def _add(self, lines: list[Line]) -> None:
         for line in lines:
             before, self._before = self._before, line
-            steps = line.step - before.step if before else 0
+            steps = line.step - before.step if before else 0  # scripts may report every few steps
             seconds = (line.step_s or 0.0) * steps
             # Ranks report the same steps, but a line is complete only when the last rank has.
             reported = [step for step in self._compute_s if step <= line.step]
@@ -205,7 +207,7 @@ class _Builder:
     def _planned(self, event: Planned) -> None:
         self._tally.on(event)
         plan = event.plan
-        again = self._fingerprint is not None
+        again = self._fingerprint is not None  # the engine plans anew when it measures other links
         self._fingerprint = plan.get("fingerprint", 0)
         words = f"{'new plan' if again else 'plan'}: {plan.get('algorithm', '?')}"
         limit = f", limited by {plan['bottleneck']}" if plan.get("bottleneck") else ""

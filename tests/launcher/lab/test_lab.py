@@ -165,7 +165,9 @@ class TestUpAndDown:
         assert "no host or site 'c'; it has a, b" in said("link", "c", "--cut", *here)
         assert "takes one of" in said("link", "a", "--cut", "--restore", *here)
         assert "takes one of" in said("link", "a", "--cut", "--up", *here)
-        assert "applies to commands that run in every rank" in said("run", str(file), "--known-links", "--", "launcher", "submit", "x")
+        assert "applies to commands that run in every rank" in said(
+            "run", str(file), "--known-links", "--", "launcher", "submit", "x"
+        )
         assert "no lab 'other' is up" in said("link", "a", "--cut", "--lab", "other")
         assert said("down", LAB) == f"lab {LAB} is down\n"
         assert not left()
