@@ -138,7 +138,7 @@ class Cluster:
         ]
 
     def look(self, worker_cpus: int, measure: bool) -> list[str]:
-        """The JSON that `launcher.inventory.measure.look` gives on each node, all at the same time.
+        """The JSON that `launcher.inventory.measure.run_as_process` returns on each node, all at the same time.
 
         Raises:
             ClusterError: a node failed, went away, or did not answer in time.
