@@ -20,7 +20,8 @@ ORDER = {
     ],
     "launcher": [
         *("cli", "commands", "submit", "remote", "lab", "examples", "run", "checkpoint", "report", "monitor"),
-        *("planning", "record", "config", "inventory", "progress", "errors", "bootstrap", "__init__"),
+        *("planning", "record", "config", "inventory", "progress", "schema", "units", "errors", "bootstrap"),
+        "__init__",
     ],
 }
 """From the top down: a file imports what is in its own folder or further down."""

@@ -1,6 +1,7 @@
-"""Checkpoints of a training script; see `launcher.checkpoint.checkpoints`.
+"""Checkpoints of a training script: `from launcher import checkpoint`, then `checkpoint.Checkpoints(...)`.
 
-`Checkpoints` is loaded when it is asked for: it brings torch, which the command line can do without.
+`Checkpoints` is imported at its first use: it imports torch, which takes a second, and the command line needs only
+`files` and `resume`.
 """
 
 from __future__ import annotations

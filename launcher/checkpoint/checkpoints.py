@@ -7,10 +7,13 @@
         ...
         saver.save_if_due(step + 1)
 
-Rank 0 alone writes and reads, so the ranks need no common storage; what it has comes to it and goes from it through the
-process group. Whatever goes wrong there is raised on every rank. torch.distributed.checkpoint writes model and
-optimizer as one process would have them, so any number of ranks can go on with them; they must fit into the memory of
-rank 0 once.
+Rank 0 alone reads and writes files, so the ranks need no common storage. State moves to and from it through the process
+group. Model and optimizer are saved unsharded, as one process would have them, so that a run with any number of ranks
+can load them. They must fit into the memory of rank 0 once.
+
+A rank that raises alone would leave the others waiting in the next collective until it times out. So rank 0 catches
+what goes wrong with its files, broadcasts the outcome, and all ranks raise the same error (`_Outcome`). An exception of
+the script's own objects, such as a `state_dict` that fails, is raised where it happens.
 """
 
 from __future__ import annotations
@@ -37,29 +40,39 @@ from launcher.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
+# How the launcher passes a job's `checkpoint` section and --resume on to the script.
 EVERY_STEPS = "NARROWGAUGE_CHECKPOINT_EVERY"
 KEEP = "NARROWGAUGE_CHECKPOINT_KEEP"
 RESUME_FROM = "NARROWGAUGE_RESUME_FROM"
-KEPT = 3
+DEFAULT_KEEP = 3
 
 
 class Checkpoints:
-    """Saves and restores everything that a script goes on with.
+    """Saves and restores the state of a training script.
+
+    Every rank creates one, after the model is wrapped, and all ranks make the same calls in the same order: `restore`
+    once before the first step, `save_if_due` or `save` after steps. Without a process group it works on one process.
+
+    Objects in `shared` and `own` must have `state_dict()` and `load_state_dict(state)`, or `get_state()` and
+    `set_state(state)`. Values that are None are ignored, so that optional objects need no condition.
 
     Args:
-        model: any module, wrapped by DistributedDataParallel or fully_shard or not.
-        optimizer: one, several, or None.
-        shared: what has a state that is the same on all ranks, by name: `collectives.Sampler`, `collectives.Shares`, a
-            learning-rate scheduler. A state is `state_dict` and `load_state_dict`, or `get_state` and `set_state`.
-        own: what has a state that is each rank's own, by name: what `collectives.attach` gave, a generator of this
-            rank's. The random numbers of python, numpy and torch, and the model's buffers, are saved without asking.
-            With another number of ranks than saved, all this starts afresh, and a warning says so.
-        every_steps: for `save_if_due`; None takes the job's `checkpoint: {every_steps: ...}`, else never.
-        keep: how many checkpoints stay; None takes the job's `checkpoint: {keep: ...}`, else 3.
-        folder: None takes the run's own, `progress.checkpoint_dir()`.
+        model: any module; DistributedDataParallel and fully_shard are supported.
+        optimizer: one, several in a fixed order, or None.
+        shared: objects whose state is the same on all ranks, by name, such as `collectives.Sampler`,
+            `collectives.Shares` or a learning-rate scheduler. Saved once, by rank 0.
+        own: objects whose state differs between ranks, by name, such as the result of `collectives.attach` or a
+            `torch.Generator`. Saved for each rank. The random numbers of python, numpy and torch, and the model's
+            buffers, are always saved with them. If a run has another number of ranks than the checkpoint, this state is
+            not restored, and rank 0 logs a warning.
+        every_steps: steps between the saves of `save_if_due`. None: `checkpoint.every_steps` of the job file; without
+            that, `save_if_due` never saves.
+        keep: number of checkpoints to keep; older ones are deleted after each save. None: `checkpoint.keep` of the job
+            file, or 3.
+        folder: of the checkpoints. None: that of the run, `progress.checkpoint_dir()`.
 
     Raises:
-        ValueError: steps or number to keep are less than 1.
+        ValueError: `every_steps` or `keep` is less than 1.
     """
 
     def __init__(
@@ -75,38 +88,56 @@ class Checkpoints:
     ) -> None:
         self._model = model
         self._optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer or ())
-        self._shared, self._own = _given(shared), _given(own)
+        self._shared, self._own = _without_none(shared), _without_none(own)
         self._every_steps = _at_least_1("every_steps", every_steps, EVERY_STEPS, None)
-        self._keep = _at_least_1("keep", keep, KEEP, KEPT) or KEPT
+        self._keep = _at_least_1("keep", keep, KEEP, DEFAULT_KEEP) or DEFAULT_KEEP
         self._given_folder = folder
         self._saved: int | None = None
 
     # Saving
 
     def save_if_due(self, step: int) -> bool:
-        """Save after every `every_steps` steps, counted from 1; all ranks call it after each. True if it saved."""
+        """Save if `step` is a multiple of `every_steps`. All ranks call it after each step.
+
+        Args:
+            step: number of steps done, counted from 1.
+
+        Returns:
+            Whether it saved.
+
+        Raises:
+            CheckpointError: as of `save`.
+        """
         if self._every_steps is None or step % self._every_steps:
             return False
         self.save(step)
         return True
 
     def save(self, step: int) -> None:
-        """Save now, unless this step was saved just before. All ranks call it, with the steps done.
+        """Save now. All ranks call it. Does nothing if this step is the one that was saved or restored last.
+
+        Blocks until the files are on the disk of rank 0 and the other ranks know it. Earlier checkpoints are deleted
+        only after the new one is complete.
+
+        Args:
+            step: number of steps done, counted from 1.
 
         Raises:
-            CheckpointError: on all ranks: no room, no permission.
+            CheckpointError: on all ranks: rank 0 cannot write, for lack of space or permission. Earlier checkpoints are
+                unchanged.
         """
         if step == self._saved:
             return
         began = time.perf_counter()
-        state = states.collected(self._model, self._optimizers)
+        state = states.gather_state(self._model, self._optimizers)
         own = {name: states.state_of(thing) for name, thing in self._own.items()}
-        buffers = states.own_buffers(self._model)
-        ranks = states.to_rank_0(states.to_bytes({"random": states.random_state(), "own": own, "buffers": buffers}))
+        buffers = states.local_buffers(self._model)
+        ranks = states.gather(states.to_bytes({"random": states.random_state(), "own": own, "buffers": buffers}))
         outcome = _Outcome()
+        # From here to the broadcast the other ranks wait for rank 0, so `_write` returns errors instead of raising.
         if _rank() == 0:
             outcome = self._write(step, state, ranks)
-        outcome = _told_by_rank_0(outcome)
+        outcome = _broadcast(outcome)
         outcome.check()
         self._saved = step
         if _rank() == 0:
@@ -114,7 +145,7 @@ class Checkpoints:
             progress.send_event("Saved", step=step, folder=outcome.folder, num_bytes=outcome.num_bytes, seconds=seconds)
 
     def _write(self, step: int, state: dict[str, Any], ranks: list[bytes]) -> _Outcome:
-        """Rank 0's part: the files."""
+        """Rank 0's part of `save`: write the files. Errors are in the outcome."""
         shared = states.to_bytes({name: states.state_of(thing) for name, thing in self._shared.items()})
         facts = {
             **self._names(),
@@ -140,47 +171,55 @@ class Checkpoints:
     # Restoring
 
     def restore(self) -> int:
-        """Load the newest whole checkpoint of this run, or else of the run that it resumes. All ranks call it, once
-        everything is made and wrapped and before the first step.
+        """Load the newest complete checkpoint of this run; if it has none, of the run that it resumes. All ranks call
+        it once, after all objects are created and before the first step.
+
+        A checkpoint whose files do not match their checksums is skipped, with a warning on rank 0.
 
         Returns:
-            The steps that are done: the step to go on with, counted from 0. 0 if there is no checkpoint.
+            Number of steps done, which is the index of the next step counted from 0. 0 if there is no checkpoint.
 
         Raises:
-            CheckpointError: on all ranks: it is of another model; the run to resume has no whole checkpoint.
+            CheckpointError: on all ranks: the checkpoint is of another model or has other optimizers or objects; the
+                run to resume has no complete checkpoint; rank 0 cannot read the files.
         """
         wanted = states.shapes(self._model)
         outcome, state, ranks = self._read(wanted) if _rank() == 0 else (_Outcome(), {}, [])
-        outcome = _told_by_rank_0(outcome)
+        outcome = _broadcast(outcome)
         outcome.check()
         if outcome.folder is None:
             return 0
-        states.spread(state, outcome.stateless, self._model, self._optimizers)
+        states.load_state(state, outcome.stateless, self._model, self._optimizers)
         for name, kept in states.from_bytes(outcome.shared).items():
             states.set_state_of(self._shared[name], kept)
         if outcome.world_size == _world_size():
-            own = states.from_bytes(states.each_its_own(ranks))
+            own = states.from_bytes(states.scatter(ranks))
             for name, kept in own["own"].items():
                 states.set_state_of(self._own[name], kept)
-            states.set_own_buffers(self._model, own["buffers"])
+            states.set_local_buffers(self._model, own["buffers"])
             states.set_random_state(own["random"])
         elif _rank() == 0:
-            logger.warning("%s", _afresh(outcome, self._own))
+            logger.warning("%s", _not_restored(outcome, self._own))
         self._saved = outcome.step
         if _rank() == 0:
             progress.send_event("Restored", step=outcome.step, folder=outcome.folder)
         return outcome.step
 
     def _read(self, wanted: states.Names) -> tuple[_Outcome, dict[str, Any], list[bytes]]:
-        """Rank 0's part: the files."""
+        """Rank 0's part of `restore`: read the files. Returns the outcome, model and optimizer, and the state of each
+        rank.
+
+        `wanted` has the shapes of this script's model. They are compared before anything is loaded, since an error in
+        the middle of loading would leave a model that is half old and half new.
+        """
         folder, resumed = self._given_folder or progress.checkpoint_path(), os.environ.get(RESUME_FROM)
         try:
             found = files.newest(folder, logger.warning)
             if found is None and resumed:
                 found = files.newest(Path(resumed), logger.warning)
             if found is None:
-                return _Outcome(problem=_nothing_in(resumed) if resumed else None), {}, []
-            problem = states.difference(found.facts["model"], wanted) or self._other_names(found.facts)
+                return _Outcome(problem=_no_checkpoint(resumed) if resumed else None), {}, []
+            problem = states.difference(found.facts["model"], wanted) or self._other_parts(found.facts)
             if problem:
                 return _Outcome(problem=f"the checkpoint {found.folder} is of another script: {problem}"), {}, []
             state = states.read_state(found.folder / "state")
@@ -188,7 +227,7 @@ class Checkpoints:
             ranks = [(found.folder / f"rank-{rank}.pt").read_bytes() for rank in range(world_size)]
             shared = (found.folder / "shared.pt").read_bytes()
         except (OSError, RuntimeError, CheckpointException) as error:
-            return _Outcome(problem=f"{_who()} cannot read checkpoints in {folder}: {_reason(error)}"), {}, []
+            return _Outcome(problem=f"{_this_rank()} cannot read checkpoints in {folder}: {_reason(error)}"), {}, []
         stateless = bool(found.facts["stateless"])
         return _Outcome(None, str(found.folder), found.step, world_size, stateless, shared), state, ranks
 
@@ -199,19 +238,29 @@ class Checkpoints:
             "own": sorted(self._own),
         }
 
-    def _other_names(self, facts: Mapping[str, Any]) -> str | None:
-        """What but the model differs from the script that saved."""
-        told = [
+    def _other_parts(self, facts: Mapping[str, Any]) -> str | None:
+        """How optimizers and objects differ from those of the script that saved; None if they do not."""
+        differences = [
             f"{kind}: it has {', '.join(facts[kind]) or 'none'}; this script has {', '.join(here) or 'none'}"
             for kind, here in self._names().items()
             if facts[kind] != here
         ]
-        return "; ".join(told) or None
+        return "; ".join(differences) or None
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What rank 0 tells the others about its files. `folder` None: there is no checkpoint."""
+    """The result of rank 0's file operations, which it broadcasts.
+
+    Attributes:
+        problem: the message of the error; None if there is none.
+        folder: of the checkpoint that was written or read; None if there is none to read.
+        step: of that checkpoint.
+        world_size: ranks that saved it.
+        stateless: whether its optimizers keep no tensors.
+        shared: the state of the shared objects, as bytes.
+        num_bytes: of the files that were written.
+    """
 
     problem: str | None = None
     folder: str | None = None
@@ -222,34 +271,39 @@ class _Outcome:
     num_bytes: int = 0
 
     def check(self) -> None:
+        """Raise the error, on every rank alike."""
         if self.problem is not None:
             raise CheckpointError(self.problem)
 
 
-def _told_by_rank_0(outcome: _Outcome) -> _Outcome:
-    told: _Outcome = states.from_rank_0(outcome)
-    return told
+def _broadcast(outcome: _Outcome) -> _Outcome:
+    """Rank 0's outcome, on all ranks."""
+    received: _Outcome = states.broadcast(outcome)
+    return received
 
 
 def _cannot_write(folder: Path, step: int, error: BaseException) -> str:
-    there = next((path for path in (folder, *folder.parents) if path.is_dir()), Path("/"))
-    free_mb = shutil.disk_usage(there).free / 1e6
+    existing = next((path for path in (folder, *folder.parents) if path.is_dir()), Path("/"))
+    free_mb = shutil.disk_usage(existing).free / 1e6
     return (
-        f"{_who()} cannot write the checkpoint of step {step} into {folder}: {_reason(error)} ({free_mb:.0f} MB are "
-        "free there); what was saved before is untouched. Make room, keep fewer (checkpoint: {keep: ...}) or choose "
-        "another runs_dir, and go on from the last one with --resume"
+        f"{_this_rank()} cannot write the checkpoint of step {step} into {folder}: {_reason(error)} ({free_mb:.0f} MB "
+        f"are "
+        "free there); earlier checkpoints are unchanged. Free some space, keep fewer (checkpoint: {keep: ...}) or "
+        "choose "
+        "another runs_dir, then continue from the last one with --resume"
     )
 
 
-def _nothing_in(resumed: str) -> str:
+def _no_checkpoint(resumed: str) -> str:
     return (
-        f"{_who()} found no whole checkpoint in {resumed}, the run to resume; wanted a folder step-N whose files are "
-        "as its manifest.json says. Resume another run, or submit without --resume to start at step 0"
+        f"{_this_rank()} found no complete checkpoint in {resumed}, the run to resume; wanted a folder step-N whose "
+        f"files "
+        "match its manifest.json. Resume another run, or submit without --resume to start at step 0"
     )
 
 
 def _reason(error: BaseException) -> str:
-    """The cause, without torch's list of places; torch wraps what its writers meet."""
+    """The cause in one line. torch wraps what its writers raise, with a traceback for each rank in the message."""
     if isinstance(error, CheckpointException):
         inner = next((failure[0] for failure in error.failures.values()), error)
         return _reason(inner) if inner is not error else type(error).__name__
@@ -258,16 +312,17 @@ def _reason(error: BaseException) -> str:
     return str(error).partition("\n")[0]
 
 
-def _afresh(outcome: _Outcome, own: Mapping[str, Any]) -> str:
+def _not_restored(outcome: _Outcome, own: Mapping[str, Any]) -> str:
     parts = ", ".join(["random numbers", *own])
     return (
-        f"the checkpoint {outcome.folder} is of {outcome.world_size} ranks and this run has {_world_size()}: what is "
-        f"each rank's own ({parts}) starts afresh; model, optimizer and place in the data go on"
+        f"the checkpoint {outcome.folder} was saved by {outcome.world_size} ranks and this run has {_world_size()}: "
+        f"the "
+        f"state of each rank ({parts}) is not restored; model, optimizer and position in the data are"
     )
 
 
-def _given(things: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Without those that the script doesn't have (None)."""
+def _without_none(things: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The objects that are not None."""
     return {name: thing for name, thing in (things or {}).items() if thing is not None}
 
 
@@ -275,11 +330,11 @@ def _at_least_1(name: str, given: int | None, variable: str, default: int | None
     text = os.environ.get(variable)
     value = given if given is not None else int(text) if text else default
     if value is not None and value < 1:
-        raise ValueError(f"Checkpoints got {name}={value}; wanted 1 or more, or None for the job's")
+        raise ValueError(f"Checkpoints got {name}={value}; wanted 1 or more, or None for the value of the job")
     return value
 
 
-def _who() -> str:
+def _this_rank() -> str:
     return f"rank {_rank()} ({os.environ.get('NARROWGAUGE_HOST') or socket.gethostname()})"
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not there, proven by checksums, and no more of them than wanted. Knows no torch.
+"""Checkpoints on disk: complete or absent, verified by checksums, and limited in number. Independent of torch.
 
     checkpoints/
         step-00000050/
@@ -6,8 +6,13 @@
             shared.pt         and others
             manifest.json     written last: step, facts, and size and SHA-256 of every other file
 
-A checkpoint is written as `.step-00000050.partial`, flushed to the disk, and then renamed. What was cut off in the
-middle keeps that name and is removed when the next one is written.
+A checkpoint is written as `.step-00000050.partial`, flushed to the disk, and then renamed, which is atomic. Whatever is
+killed in between, a folder `step-N` is complete. What was cut off keeps its hidden name, and is removed when the next
+checkpoint is written.
+
+Flushing before the rename matters: a file system may write the rename first, and after a power failure there would be a
+`step-N` with empty files. The checksums catch what flushing cannot: damaged disks, and copies cut off by something
+else.
 """
 
 from __future__ import annotations
@@ -24,14 +29,20 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
+"""Version of the layout above; another one is refused."""
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
+"""Eight digits or more, so that names sort as steps do."""
 _SCRATCH = re.compile(r"\.step-\d{8,}\.(partial|old)")
 
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A checkpoint that is whole: every file is as its manifest says."""
+    """A complete checkpoint: every file matches the manifest.
+
+    Attributes:
+        facts: what the writer put into the manifest.
+    """
 
     folder: Path
     step: int
@@ -39,22 +50,22 @@ class StoredCheckpoint:
 
 
 class Damaged(Exception):
-    """A checkpoint that is not what its manifest says; the message names file, got and wanted."""
+    """A checkpoint that does not match its manifest. The message names the file, got and wanted."""
 
 
 def write(folder: Path, step: int, facts: dict[str, Any], fill: Callable[[Path], None]) -> tuple[Path, int]:
-    """Write one checkpoint; it is there as a whole, or not at all. One of the same step is replaced.
+    """Write one checkpoint, completely or not at all. One of the same step is replaced.
 
     Args:
-        folder: of all checkpoints of a run; made if need be.
-        facts: what the manifest should say beside the files, as JSON can.
-        fill: writes the files into the empty folder that it is given.
+        folder: of all checkpoints of a run; created if it does not exist.
+        facts: added to the manifest, as JSON.
+        fill: called with an empty folder, into which it writes the files.
 
     Returns:
-        Its folder, and the bytes of its files.
+        The folder of the checkpoint, and the total bytes of its files.
 
     Raises:
-        OSError: no room, or no permission. Whatever `fill` raises. What was written so far is removed.
+        OSError: no space, or no permission. Also whatever `fill` raises. The partial checkpoint is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _remove_scratch(folder)
@@ -63,37 +74,38 @@ def write(folder: Path, step: int, facts: dict[str, Any], fill: Callable[[Path],
     try:
         partial.mkdir()
         fill(partial)
-        files = {name: _described(partial / name) for name in _files(partial)}
+        files = {name: _summary(partial / name) for name in _files(partial)}
         manifest = {"format": FORMAT, "step": step, "written_at": time.time(), "facts": facts, "files": files}
         _write_flushed(partial / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        # The files, and the folders too: the entry of a new file is in its folder.
         for each in (partial, *(path for path in partial.rglob("*"))):
             _flush(each)
-    except BaseException:
+    except BaseException:  # KeyboardInterrupt, too: half a checkpoint may take gigabytes
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    if final.exists():
+    if final.exists():  # a folder that is not empty cannot be replaced by a rename
         final.rename(old)
     partial.rename(final)
-    _flush(folder)
+    _flush(folder)  # the rename itself
     shutil.rmtree(old, ignore_errors=True)
     return final, sum(int(file["bytes"]) for file in files.values())
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> StoredCheckpoint | None:
-    """The newest checkpoint that is whole; None if there is none. Tells of each that is passed over, and why."""
+    """The newest complete checkpoint; None if there is none. Calls `warn` with a message for each that is skipped."""
     for _, path in sorted(_checkpoints(folder), reverse=True):
         try:
             return check(path)
         except Damaged as error:
-            warn(f"passing over the checkpoint {path}: {error}")
+            warn(f"skipping the checkpoint {path}: {error}")
     return None
 
 
 def check(path: Path) -> StoredCheckpoint:
-    """Read every byte of a checkpoint and hold it against the manifest.
+    """Read every byte of a checkpoint and compare it with the manifest.
 
     Raises:
-        Damaged: it isn't whole.
+        Damaged: a file is missing, added, or different.
     """
     manifest = _manifest(path)
     wanted: dict[str, dict[str, Any]] = manifest["files"]
@@ -101,16 +113,16 @@ def check(path: Path) -> StoredCheckpoint:
         if name not in wanted:
             raise Damaged(f"{name} is not in its manifest")
         try:
-            got = _described(path / name)
+            got = _summary(path / name)
         except OSError as error:
-            raise Damaged(f"{name} cannot be read ({error.strerror}); wanted {_told(wanted[name])}") from None
+            raise Damaged(f"{name} cannot be read ({error.strerror}); wanted {_summary_text(wanted[name])}") from None
         if got != wanted[name]:
-            raise Damaged(f"{name} has {_told(got)}; wanted {_told(wanted[name])}")
+            raise Damaged(f"{name} has {_summary_text(got)}; wanted {_summary_text(wanted[name])}")
     return StoredCheckpoint(path, manifest["step"], manifest["facts"])
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, ascending, whether whole or not."""
+    """Steps of the checkpoints in a folder, ascending, without verifying them."""
     return sorted(step for step, _ in _checkpoints(folder))
 
 
@@ -118,7 +130,7 @@ def retain(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints."""
     for _, path in sorted(_checkpoints(folder))[:-keep]:
         doomed = path.with_name(f".{path.name}.old")
-        path.rename(doomed)  # first, so that nobody takes what is half removed for a checkpoint
+        path.rename(doomed)  # or a process killed while it deletes would leave half a checkpoint
         shutil.rmtree(doomed, ignore_errors=True)
 
 
@@ -142,11 +154,13 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise Damaged(f"{MANIFEST} cannot be read ({error.strerror}), so it was not finished") from None
     except ValueError as error:
         raise Damaged(f"{MANIFEST} is no JSON ({error})") from None
+    # Checked by exact type, since True is an int to isinstance.
     wanted = {"format": int, "step": int, "facts": dict, "files": dict}
     if not isinstance(manifest, dict) or any(type(manifest.get(key)) is not kind for key, kind in wanted.items()):
         raise Damaged(f"{MANIFEST} lacks one of {', '.join(wanted)}")
     if manifest["format"] != FORMAT:
         raise Damaged(f"{MANIFEST} is of format {manifest['format']}; this version reads {FORMAT}")
+    # A copied or renamed folder would be taken for another step.
     if path.name != f"step-{manifest['step']:08d}":
         raise Damaged(f"{MANIFEST} is of step {manifest['step']}")
     return manifest
@@ -157,7 +171,8 @@ def _files(folder: Path) -> list[str]:
     return sorted(name for path in paths if (name := path.relative_to(folder).as_posix()) != MANIFEST)
 
 
-def _described(path: Path) -> dict[str, Any]:
+def _summary(path: Path) -> dict[str, Any]:
+    """Size and checksum of a file, as the manifest has them."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
@@ -165,7 +180,7 @@ def _described(path: Path) -> dict[str, Any]:
         return {"bytes": file.tell(), "sha256": digest.hexdigest()}
 
 
-def _told(file: dict[str, Any]) -> str:
+def _summary_text(file: dict[str, Any]) -> str:
     return f"{file['bytes']} bytes with SHA-256 {str(file['sha256'])[:16]}"
 
 
@@ -177,7 +192,7 @@ def _write_flushed(path: Path, text: str) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Have the disk hold a file or the entries of a folder."""
+    """Flush a file, or the entries of a folder, to the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

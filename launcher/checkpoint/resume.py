@@ -1,4 +1,4 @@
-"""Which folder of checkpoints `launcher submit --resume RUN` means."""
+"""Which run `launcher submit --resume RUN` means."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from launcher.record.run_dir import RESUMED_FROM
 
 
 def find(run: str, job: Job) -> Path:
-    """The folder of the run to go on with.
+    """The folder of the run to resume.
 
-    A run that was itself resumed and has no checkpoint yet stands for the one that it resumed. On a cluster by address
-    checkpoints may lie where only rank 0 sees them, so the run is taken as named if none are seen from here, and rank 0
-    complains if it doesn't see them either.
+    A run that was itself resumed and has no checkpoint yet stands for the one that it resumed: a job that fails again
+    and again in its first steps can be resumed by its newest name. On a cluster by address checkpoints may be where
+    only rank 0 sees them, so the run is taken as named if none are visible here; rank 0 raises if it sees none either.
 
     Args:
         run: a run's folder, or its name under the job's runs_dir.
@@ -30,6 +30,7 @@ def find(run: str, job: Job) -> Path:
     if named is None:
         raise _no_run(place, run, runs)
     seen = [named]
+    # A chain of resumed runs; a run that was seen before would make it endless.
     while not files.steps(seen[-1] / "checkpoints"):
         record = seen[-1] / RESUMED_FROM
         earlier = Path(record.read_text(encoding="utf-8").strip()) if record.is_file() else None
@@ -41,8 +42,8 @@ def find(run: str, job: Job) -> Path:
                 "this run has no checkpoint",
                 got=str(seen[-1] / "checkpoints"),
                 wanted="a folder step-N in it, as launcher.checkpoint writes",
-                next_step="submit without --resume, and with checkpoint: {every_steps: ...}, for a script that uses "
-                "launcher.checkpoint",
+                next_step="submit without --resume. Scripts that use launcher.checkpoint save with "
+                "checkpoint: {every_steps: ...}",
             )
         seen.append(earlier)
     return seen[-1]
@@ -54,7 +55,7 @@ def _no_run(place: SourcePosition, run: str, runs: Path) -> ConfigError:
     newest = max(names, key=lambda name: (runs / name).stat().st_mtime, default=None)
     return ConfigError(
         place,
-        "no run there",
+        "no such run",
         got=run,
         wanted=f"the folder of a run, or its name in {runs}" + (f", such as {newest}" if newest else ""),
         nearest=nearest,

@@ -1,7 +1,8 @@
-"""What is in a checkpoint: model and optimizer as a whole, whatever they are spread over, random numbers, and whatever
-has a state. It turns these into files and back; which files are trusted, and who tells whom, is said elsewhere.
+"""The contents of a checkpoint: model and optimizer unsharded, random numbers, and objects with a state.
 
-Files are pickles, as torch's own are: load only checkpoints that you wrote.
+This module converts them to files and back, and moves them between ranks. Which files are complete is decided in
+`files`, and who raises what in `checkpoints`. Files are pickles, as those of torch.save are: load only checkpoints that
+you trust.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ Names = Mapping[str, list[int]]
 # ---- model and optimizer -------------------------------------------------------------------------------------------
 
 
-def collected(model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
-    """Model and optimizer as one process would have them, on the CPU of rank 0; the others get empty ones. All ranks
-    call it, since sharded tensors are put together."""
+def gather_state(model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
+    """Model and optimizer unsharded, on the CPU of rank 0; the other ranks get empty dicts. All ranks call it, since
+    sharded tensors are gathered."""
+    # cpu_offload, since the unsharded model may not fit into an accelerator.
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state: dict[str, Any] = {"model": get_model_state_dict(model, options=options)}
     if optimizers:
@@ -47,33 +49,39 @@ def collected(model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
     return state
 
 
-def spread(state: dict[str, Any], stateless: bool, model: nn.Module, optimizers: Optimizers) -> None:
-    """Load what `collected` gave, from rank 0, into every rank's model and optimizers. All ranks call it.
+def load_state(state: dict[str, Any], stateless: bool, model: nn.Module, optimizers: Optimizers) -> None:
+    """Load what `gather_state` returned, from rank 0 into every rank's model and optimizers. All ranks call it.
 
     Args:
         state: on rank 0; anything on the others.
-        stateless: whether the optimizers keep nothing but their settings, such as SGD without momentum.
+        stateless: whether the optimizers keep nothing but their settings, as SGD without momentum does. Torch
+            broadcasts tensors by parameter, so settings alone are sent as an object.
     """
     shared = dist.is_initialized()
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=shared)
     set_model_state_dict(model, state.get("model", {}), options=options)
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=shared, strict=False)  # unused parameters
+    # Not strict: a parameter that has had no gradient so far has no optimizer state.
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=shared, strict=False)
     if optimizers and stateless:
-        settings = from_rank_0(state.get("optimizer"))
+        settings = broadcast(state.get("optimizer"))
         set_optimizer_state_dict(model, tuple(optimizers), settings)
     elif optimizers:
         set_optimizer_state_dict(model, tuple(optimizers), state.get("optimizer", {}), options=options)
 
 
 def write_state(state: dict[str, Any], folder: Path) -> None:
-    """Write by torch.distributed.checkpoint, from this process alone."""
+    """Write with torch.distributed.checkpoint, from this process alone."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # for this call it is, as it should be
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # by no_dist=True, on purpose
         state_dict_saver.save(state, storage_writer=filesystem.FileSystemWriter(folder), no_dist=True)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What `write_state` wrote, without having to know what that was."""
+    """Read what `write_state` wrote.
+
+    torch.distributed.checkpoint loads into existing tensors only. The metadata has their shapes and dtypes, so they are
+    created from it, and the nesting is restored from the planner's data.
+    """
     reader = filesystem.FileSystemReader(folder)
     metadata = reader.read_metadata()
     flat: dict[str, Any] = {
@@ -84,20 +92,21 @@ def read_state(folder: Path) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         state_dict_loader.load(flat, storage_reader=reader, planner=planner, no_dist=True)
-    nested: dict[str, Any] = {"model": {}, "optimizer": {"state": {}}}  # an empty one is not written
+    # Keys are flat in the files ("model.0.weight"), and a name may contain dots, so the planner recorded the paths.
+    nested: dict[str, Any] = {"model": {}, "optimizer": {"state": {}}}  # empty dicts are not written
     for name, path in metadata.planner_data.items():
         _put(nested, path, flat[name])
     return nested
 
 
 def shapes(model: nn.Module) -> dict[str, list[int]]:
-    """The names and shapes that a checkpoint of this model has."""
+    """Names and shapes that a checkpoint of this model has."""
     found = get_model_state_dict(model)
     return {name: list(value.shape) if isinstance(value, torch.Tensor) else [] for name, value in found.items()}
 
 
 def difference(saved: Names, wanted: Names) -> str | None:
-    """How a checkpoint's model differs from the one that it should be loaded into; None if it fits."""
+    """How the model of a checkpoint differs from the one to load it into; None if it does not."""
     missing = [name for name in wanted if name not in saved]
     unexpected = [name for name in saved if name not in wanted]
     other = [
@@ -114,7 +123,7 @@ def difference(saved: Names, wanted: Names) -> str | None:
 
 
 def has_state(optimizer_state: Mapping[str, Any]) -> bool:
-    """Whether an optimizer keeps tensors for its parameters."""
+    """Whether an optimizer keeps tensors for its parameters. Step counters, which have no dimension, do not count."""
     return any(
         isinstance(value, torch.Tensor) and value.dim() > 0
         for kept in optimizer_state.get("state", {}).values()
@@ -122,17 +131,18 @@ def has_state(optimizer_state: Mapping[str, Any]) -> bool:
     )
 
 
-# ---- what is each rank's own ---------------------------------------------------------------------------------------
+# ---- state of each rank --------------------------------------------------------------------------------------------
 
 
 def random_state() -> dict[str, Any]:
-    """Where this process's random numbers are: python's, numpy's, torch's and the current CUDA device's."""
+    """States of the random number generators: python, numpy, torch and the current CUDA device."""
+    # Asking for the CUDA state would start CUDA in a process that does not use it.
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Go on with the random numbers of `random_state`."""
+    """Restore what `random_state` returned."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
@@ -140,9 +150,10 @@ def set_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def own_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Buffers that ranks may have each for itself, such as the statistics of a BatchNorm."""
+def local_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers that may differ between ranks, such as the statistics of a BatchNorm, without non-persistent ones."""
     kept = set(model.state_dict())
+    # A sharded buffer is in the model's state already, and its local part depends on the number of ranks.
     return {
         name: buffer.detach().cpu()
         for name, buffer in model.named_buffers()
@@ -151,20 +162,20 @@ def own_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def set_own_buffers(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """The way back of `own_buffers`."""
+def set_local_buffers(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Restore what `local_buffers` returned."""
     for name, buffer in model.named_buffers():
         if name in state:
             buffer.copy_(state[name])
 
 
 def state_of(thing: Any) -> Any:
-    """By `state_dict`, or by `get_state` as generators have it."""
+    """The state of an object, by `state_dict`, or by `get_state` as generators have it."""
     return thing.state_dict() if hasattr(thing, "state_dict") else thing.get_state()
 
 
 def set_state_of(thing: Any, state: Any) -> None:
-    """The way back of `state_of`."""
+    """Restore what `state_of` returned."""
     if hasattr(thing, "load_state_dict"):
         thing.load_state_dict(state)
     else:
@@ -172,21 +183,21 @@ def set_state_of(thing: Any, state: Any) -> None:
 
 
 def to_bytes(state: Any) -> bytes:
-    """As torch.save writes it."""
+    """The state as torch.save writes it."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
 def from_bytes(text: bytes) -> Any:
-    """The way back of `to_bytes`; tensors of accelerators come to the CPU."""
+    """The reverse of `to_bytes`. Tensors of accelerators come to the CPU: this machine may have other ones."""
     return torch.load(io.BytesIO(text), map_location="cpu", weights_only=False)
 
 
 # ---- between ranks -------------------------------------------------------------------------------------------------
 
 
-def from_rank_0(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """Rank 0's value, on all ranks."""
     if not dist.is_initialized():
         return value
@@ -195,7 +206,7 @@ def from_rank_0(value: Any) -> Any:
     return box[0]
 
 
-def to_rank_0(value: bytes) -> list[bytes]:
+def gather(value: bytes) -> list[bytes]:
     """Every rank's value, by rank, on rank 0; empty on the others."""
     if not dist.is_initialized():
         return [value]
@@ -204,8 +215,8 @@ def to_rank_0(value: bytes) -> list[bytes]:
     return found or []
 
 
-def each_its_own(values: list[bytes]) -> bytes:
-    """From rank 0's list each rank's own value."""
+def scatter(values: list[bytes]) -> bytes:
+    """The value of each rank, from rank 0's list."""
     if not dist.is_initialized():
         return values[0]
     box: list[Any] = [None]
@@ -217,7 +228,7 @@ def each_its_own(values: list[bytes]) -> bytes:
 
 
 def _put(nested: dict[str, Any], path: Sequence[str | int], value: Any) -> None:
-    """Set nested[path[0]][path[1]]... where a whole number is a place in a list."""
+    """Set nested[path[0]][path[1]]..., where an int is an index into a list. Creates the dicts and lists on the way."""
     holder: Any = nested
     for part, following in zip(path, [*path[1:], None], strict=True):
         if isinstance(holder, list):

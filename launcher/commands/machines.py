@@ -52,7 +52,7 @@ def plan(
     except NarrowgaugeError as error:
         print(f"launcher plan: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
-    print(json.dumps(made.to_json(), indent=2) if as_json else describe.told(made))
+    print(json.dumps(made.to_json(), indent=2) if as_json else describe.as_text(made))
 
 
 def inventory(
@@ -71,7 +71,7 @@ def inventory(
     as_json: AsJson = False,
 ) -> None:
     """Measure the available machines: accelerators, memory, network interfaces, speeds."""
-    from launcher.inventory.describe import told
+    from launcher.inventory.describe import as_text
     from launcher.run.survey import gather
 
     if save is not None and not save.absolute().parent.is_dir():
@@ -81,7 +81,7 @@ def inventory(
         found = job_file.with_links(found, links)
     if save is not None:
         save.write_text(found.to_json(), encoding="utf-8")
-    print(found.to_json() if as_json else told(found), end="" if as_json else "\n")
+    print(found.to_json() if as_json else as_text(found), end="" if as_json else "\n")
 
 
 def _job_for(file: Path | None, address: str | None) -> Job:
@@ -89,7 +89,7 @@ def _job_for(file: Path | None, address: str | None) -> Job:
     overrides = [] if address is None else [f"cluster.address={address}"]
     if file is not None:
         return job_file.load(file, overrides)
-    return job_file.checked(
+    return job_file.with_overrides(
         Job(name="inventory", entrypoint="launcher.inventory.measure", workers=Workers(count=1)), overrides
     )
 

@@ -1,1 +1,1 @@
-"""Files that a user writes: the job file and the lab file, their schema, and the checks before a start."""
+"""Files that a user writes: schemas of the job file and the lab file, reading them, and the checks before a start."""

@@ -1,4 +1,8 @@
-"""What a file says, and where in it each value stands: plain values, without a word of YAML."""
+"""The values of a file and the position of each: plain values, independent of YAML.
+
+pydantic reports an error by the path of the value, such as ("workers", "count"), and knows nothing of lines. So the
+positions are kept beside the values, in two maps with the same paths as keys.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,14 @@ ValuePath = tuple[str | int, ...]
 
 @dataclass
 class Document:
-    """Plain values of a file, and where each of them stands."""
+    """Plain values of a file with the position of each.
+
+    Attributes:
+        source: path of the file, or what stands in for it in messages, such as "the command line".
+        model: what the values should validate as; it also decides which keys a message can suggest.
+        keys: position of the key of each value in a mapping; items of a list have none.
+        places: position of each value. () is the whole file.
+    """
 
     source: str
     model: type[BaseModel]
@@ -25,11 +36,15 @@ class Document:
 
     @property
     def kind(self) -> str:
-        """Of what it is a file: "job", "lab" or "inventory"."""
+        """The kind of file, as messages name it: "job", "lab" or "inventory"."""
         return {"Job": "job", "LabFile": "lab"}.get(self.model.__name__, "inventory")
 
     def place(self, path: Sequence[str | int], of_key: bool = False) -> SourcePosition:
-        """The mark of the value (or key) at the longest part of `path` that is in the file."""
+        """The position of the value, or of its key, at `path`.
+
+        A missing key has no position, and neither has a value that a validator expanded from a short form
+        (`workers: 4`). Then the position is that of the innermost value around it that is in the file.
+        """
         for length in range(len(path), 0, -1):
             found = (self.keys if of_key else self.places).get(tuple(path[:length]))
             if found:
@@ -37,7 +52,7 @@ class Document:
         return self.places.get((), SourcePosition(self.source))
 
     def value(self, path: Sequence[str | int]) -> Any:
-        """The value at the longest part of `path` that is in the file."""
+        """The value at `path`, or the innermost one around it that is in the file."""
         value = self.values
         for part in path:
             known = range(len(value)) if isinstance(value, list) else value if isinstance(value, dict) else ()
@@ -47,15 +62,16 @@ class Document:
         return value
 
     def set(self, path: tuple[str, ...], value: Any, place: SourcePosition) -> None:
-        """Put a value there, and the keys that lead to it, as if the file had them at that place."""
+        """Set a value, and the mappings that lead to it, as if the file had them at `place`."""
         node = self.values
         for depth, part in enumerate(path[:-1], start=1):
             if not isinstance(node.get(part), dict):
+                # `workers: 4` with `--set workers.hosts=2` keeps the 4 as workers.count; any other scalar is replaced.
                 short = {"workers": "count"}.get(path[0]) if depth == 1 else None
                 node[part] = {short: node[part]} if short and part in node else {}
             node = node[part]
         node[path[-1]] = value
-        for stale in [*self.places]:
+        for stale in [*self.places]:  # what the old value had inside is no longer there
             if stale[: len(path)] == path:
                 self.places.pop(stale), self.keys.pop(stale, None)
         self.keys[path] = self.places[path] = place

@@ -1,46 +1,55 @@
-"""What a job file may say: each field's name, unit, default, meaning and check in one place."""
+"""Schema of the job file: each field's name, unit, default, meaning and check in one place."""
 
 from __future__ import annotations
 
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from typing_extensions import Self
 
 from collectives.options import Options
+from launcher.schema import Section
 
 _SET_BY_LAUNCHER = re.compile(
     r"(RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK|MASTER_ADDR|MASTER_PORT|NARROWGAUGE_.*)"
 )
 _ADDRESS = re.compile(r"(https?://)?[^\s/]+:\d{1,5}")
+# A description is what `launcher schema`, the error messages and the documentation show. It states the unit, and what
+# null means. A `_short` validator expands the short form of a section before the fields are checked.
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Workers(_Section):
-    """How many processes, and over how many hosts. `workers: 4` is short for `workers: {count: 4}`."""
+class Workers(Section):
+    """Worker processes: how many, on how many hosts. `workers: 4` is short for `workers: {count: 4}`."""
 
     count: int = Field(
-        ge=1, le=4096, description="Number of worker processes, one for each rank. With max instead: at most that many."
+        ge=1,
+        le=4096,
+        description="Number of worker processes, one per rank. May be left out if max is given; it is then max.",
     )
-    min: int | None = Field(default=None, ge=1, description="The fewest workers that will do. null: count.")
+    min: int | None = Field(
+        default=None, ge=1, description="Smallest acceptable number of workers. null: count, or 1 if only max is given."
+    )
     max: int | None = Field(
-        default=None, ge=1, le=4096, description="The most workers. As many are taken as make the job faster."
+        default=None,
+        ge=1,
+        le=4096,
+        description="Largest number of workers. The launcher uses as many as reduce the predicted step time. "
+        "null: exactly count workers.",
     )
     per: Literal["cpu", "gpu"] = Field(
-        default="cpu", description="What each worker gets for itself: CPU cores, or those and an accelerator."
+        default="cpu", description="What each worker reserves: CPU cores only, or CPU cores and one accelerator."
     )
     hosts: int | None = Field(
         default=None,
         ge=1,
-        description="Hosts to spread the workers over, in even blocks of ranks. On the local cluster they are "
-        "emulated, so that ranks of different hosts talk over TCP. null: one host, or as few cluster nodes as "
+        description="Number of hosts to spread the workers over, in even blocks of ranks. The local cluster emulates "
+        "them: ranks of different hosts exchange data over TCP. null: one host locally, or as few cluster nodes as "
         "have room.",
     )
-    cpus: int = Field(default=1, ge=1, description="CPU cores that a worker counts for, and threads that it may use.")
+    cpus: int = Field(
+        default=1, ge=1, description="CPU cores reserved for each worker, and the number of threads it may use."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -72,20 +81,22 @@ class Workers(_Section):
         return hosts
 
 
-class Cluster(_Section):
-    """Where the workers run. `cluster: local` is short for `cluster: {address: null}`."""
+class Cluster(Section):
+    """The Ray cluster that the workers run on. `cluster: local` is short for `cluster: {address: null}`."""
 
     address: str | None = Field(
         default=None,
         min_length=1,
-        description='Address of a running Ray cluster: "host:port" of its head, "http://host:port" of its dashboard or '
-        '"auto". The run outlives the terminal there. null: a Ray of its own on this machine, started for the run and '
-        "ended with it.",
+        description='Address of a running Ray cluster: "host:port" of its head, "http://host:port" of its dashboard, '
+        "or "
+        '"auto" for the one that Ray finds. A run on it continues if the terminal closes. null: a private Ray on this '
+        "machine, started for the run and stopped after it.",
     )
     exclude: list[str] = Field(
         default=[],
-        description="What of the working directory doesn't travel to the cluster: patterns of names or of paths from "
-        'there, such as "data" or "*.bin". Version control, virtual environments, caches and runs never do.',
+        description="Files of the working directory that are not uploaded to the cluster: patterns of names or of "
+        'relative paths, such as "data" or "*.bin". Version control, virtual environments, caches and the runs folder '
+        "are never uploaded.",
     )
 
     @model_validator(mode="before")
@@ -104,46 +115,52 @@ class Cluster(_Section):
 Codec = Literal["none", "narrow-bf16", "bf16", "narrow-int8", "int8", "narrow-int4", "int4", "low-rank", "auto"]
 
 
-class Collectives(_Section):
-    """How gradients travel; the defaults are those of `collectives.Options`."""
+class Collectives(Section):
+    """How gradients are exchanged. The defaults are those of `collectives.Options`."""
 
     backend: Literal["narrowgauge", "gloo"] = Field(
-        default="narrowgauge", description="narrowgauge: the compiled engine. gloo: torch's own Gloo."
+        default="narrowgauge",
+        description="Backend of torch.distributed. narrowgauge: the compiled engine. gloo: torch's Gloo.",
     )
     codec: Codec = Field(
         default="none",
-        description="How gradients of DDP models travel over network links, as `collectives.attach` says. "
-        "narrow-...: over narrow links only. auto: the mildest that hides behind the backward pass. "
-        "low-rank: PowerSGD.",
+        description="Compression of DDP gradients on network links, as of `collectives.attach`. narrow-...: on narrow "
+        "links only. low-rank: PowerSGD. auto: the codec with the least loss whose communication is hidden behind "
+        "the backward pass.",
     )
     streams: int | Literal["auto"] = Field(
         default="auto",
-        description='TCP connections for each pair of peers. "auto": as many as the links\' rate and latency need.',
+        description='TCP connections between each pair of ranks. "auto": derived from the rate and latency of the '
+        "link.",
     )
     interface: str | None = Field(
         default=Options.interface,
-        description="Network interface of every node that the workers' traffic takes, or several with commas between, "
-        "over which it is spread. null: the one that Ray uses.",
+        description="Network interface for the workers' traffic, by the same name on every node, such as eth0. "
+        "Several, "
+        "separated by commas, share the traffic. null: the interface that Ray uses.",
     )
-    slice_bytes: int = Field(default=Options.slice_bytes, description="Size of the pipelined unit, in bytes.")
+    slice_bytes: int = Field(
+        default=Options.slice_bytes, description="Bytes of a slice, the unit in which messages are pipelined."
+    )
     timeout_s: float | None = Field(
-        default=Options.timeout_s, description="Seconds without progress that end an op. null: torch's timeout."
+        default=Options.timeout_s,
+        description="Seconds without progress after which a collective fails. null: torch's timeout.",
     )
     topology: str | None = Field(
         default=Options.topology,
-        description="Path of a topology JSON file, such as `launcher probe --save` writes. null: the links between "
-        "machines are measured once and remembered.",
+        description="Path of a topology file (JSON), as `launcher probe --save` writes it. null: the links are "
+        "measured "
+        "once and cached.",
     )
-
     trace: bool = Field(
         default=False,
-        description="Whether each rank writes a trace of its ops, slices and waits into the run's folder traces, for "
-        "ui.perfetto.dev.",
+        description="Whether each rank writes a trace of its collectives, slices and waits to the folder traces of the "
+        "run, for ui.perfetto.dev.",
     )
 
     @field_validator("streams", "slice_bytes", "timeout_s", "interface")
     @classmethod
-    def _as_the_engine_says(cls, value: Any, info: ValidationInfo) -> Any:
+    def _accepted_by_the_engine(cls, value: Any, info: ValidationInfo) -> Any:
         Options(**{str(info.field_name): value})
         return value
 
@@ -152,37 +169,57 @@ _QUANTITY = re.compile(r"([0-9.]+)\s*([kMGBT]?)")
 _FACTORS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 
 
-class Accelerators(_Section):
-    """Which kinds of accelerator may carry workers, by the names that `launcher inventory` shows."""
+class Accelerators(Section):
+    """Kinds of accelerator that workers may run on, by the names that `launcher inventory` shows."""
 
-    only: list[str] | None = Field(default=None, min_length=1, description="These and no others. null: all.")
-    exclude: list[str] = Field(default=[], description="All but these.")
+    only: list[str] | None = Field(default=None, min_length=1, description="Kinds to use, and no others. null: all.")
+    exclude: list[str] = Field(default=[], description="Kinds not to use.")
 
 
-class Workload(_Section):
-    """What a step costs, so that it can be predicted before anything has run. Numbers may be written as 124M."""
+class Workload(Section):
+    """Cost of a training step, for predictions before the first run. Numbers may have a suffix, as in 124M.
 
-    parameters: float | None = Field(default=None, gt=0, description="Parameters of the model.")
+    Suffixes are decimal: k, M, G (or B, as in 1.3B parameters) and T.
+    """
+
+    parameters: float | None = Field(
+        default=None, gt=0, description="Number of parameters of the model. null: unknown."
+    )
     gradient_bytes: float | None = Field(
-        default=None, gt=0, description="Bytes that are summed over the ranks each step. null: 4 for each parameter."
+        default=None,
+        gt=0,
+        description="Bytes of gradient that the ranks all-reduce in each step. null: 4 per parameter.",
     )
     flops_per_sample: float | None = Field(
         default=None,
         gt=0,
-        description="Operations of forward and backward for one sample. null: 6 for each parameter and token.",
+        description="Floating-point operations of the forward and backward pass of one sample. null: 6 per parameter "
+        "and "
+        "token.",
     )
     tokens_per_sample: float | None = Field(
-        default=None, gt=0, description="Tokens of a sample. null: the model has none, or flops_per_sample says it all."
+        default=None,
+        gt=0,
+        description="Tokens in a sample, for the default of flops_per_sample. null: 1.",
     )
-    bytes_per_sample: float = Field(default=0, ge=0, description="Memory that each sample of a rank's batch takes.")
+    bytes_per_sample: float = Field(
+        default=0,
+        ge=0,
+        description="Bytes of memory for each sample of a rank's batch. 0: memory does not limit the batch.",
+    )
     bytes_per_worker: float | None = Field(
         default=None,
         ge=0,
-        description="Memory that a worker takes besides. null: 16 bytes for each parameter (weight, gradient, Adam).",
+        description="Bytes of memory of a worker without its batch. null: 16 per parameter (weight, gradient and "
+        "Adam).",
     )
-    efficiency: float = Field(default=0.4, gt=0, le=1, description="Part of the device's peak rate that training gets.")
+    efficiency: float = Field(
+        default=0.4, gt=0, le=1, description="Fraction of the device's peak FLOP/s that training reaches, 0 to 1."
+    )
     precision: Literal["half", "single"] | None = Field(
-        default=None, description="half: fp16 or bf16. null: half on accelerators, single on CPUs."
+        default=None,
+        description="Arithmetic of the model. half: fp16 or bf16. single: fp32. null: half on accelerators, single on "
+        "CPUs.",
     )
 
     @field_validator("*", mode="before")
@@ -192,72 +229,94 @@ class Workload(_Section):
         return float(found[1]) * _FACTORS[found[2]] if found and found[1].count(".") <= 1 else value
 
 
-class Checkpoint(_Section):
-    """What `launcher.checkpoint` does where the script doesn't say it."""
+class Checkpoint(Section):
+    """Defaults of `launcher.checkpoint.Checkpoints`, for arguments that the script leaves out."""
 
     every_steps: int | None = Field(
-        default=None, ge=1, description="Steps between checkpoints. null: only where the script saves by itself."
+        default=None, ge=1, description="Steps between checkpoints. null: only when the script calls save itself."
     )
-    keep: int = Field(default=3, ge=1, description="How many checkpoints stay; older ones are removed.")
+    keep: int = Field(default=3, ge=1, description="Number of checkpoints to keep; older ones are removed.")
 
 
-class Job(_Section):
-    """Everything that a job file may say. Relative paths are relative to the working directory of `launcher submit`."""
+class Job(Section):
+    """A job file. Relative paths are relative to the working directory of `launcher submit`."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name of the run; its folder starts with it."
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="Name of the job; the folder of each run starts with it.",
     )
     entrypoint: str = Field(
         min_length=1,
-        description="What every worker runs: a file (train.py), a module as under `python -m` (package.train) or a "
+        description="Program that every worker runs: a file (train.py), a module as for `python -m` (package.train) "
+        "or a "
         "function without arguments (package.train:main).",
     )
     args: list[str] = Field(
         default=[],
-        description="Command line of the entrypoint. A mapping is written out as flags: {steps: 20, fast: true, "
-        "slow: false} is --steps 20 --fast.",
+        description="Command-line arguments of the entrypoint. A mapping becomes flags: {steps: 20, fast: true, "
+        "slow: false} becomes --steps 20 --fast.",
     )
-    env: dict[str, str] = Field(default={}, description="Environment variables of the workers.")
-    workers: Workers
-    accelerators: Accelerators = Accelerators()
+    env: dict[str, str] = Field(
+        default={}, description="Environment variables of the workers, added to the environment of their node."
+    )
+    workers: Workers = Field(
+        description="How many processes, and on how many hosts. `workers: 4` is short for `workers: {count: 4}`."
+    )
+    accelerators: Accelerators = Field(
+        default=Accelerators(),
+        description="Kinds of accelerator that workers may run on. Left out: all. Used with workers.per: gpu.",
+    )
     global_batch: int | None = Field(
         default=None,
         ge=1,
-        description="Samples of all ranks together in each step, at least one for each, shared out by their speeds; "
-        "`progress.global_batch` gives it to the script. null: the script decides.",
+        description="Samples per step over all ranks, at least one per rank. Ranks get shares in proportion to their "
+        "speeds; the script reads it by `progress.global_batch`. null: the script decides.",
     )
-    workload: Workload = Workload()
-    cluster: Cluster = Cluster()
+    workload: Workload = Field(
+        default=Workload(),
+        description="Cost of a training step, for predictions before the first run. Left out: predictions rest on "
+        "earlier runs.",
+    )
+    cluster: Cluster = Field(
+        default=Cluster(),
+        description="The Ray cluster that the workers run on. `cluster: local`, or left out: this machine.",
+    )
     rebalance: bool = Field(
         default=True,
-        description="Whether `collectives.Shares` follow the speeds that are measured while training goes on. false "
-        "keeps the first ones, so that a run that is resumed is the same bit for bit.",
+        description="Whether `collectives.Shares` adjusts the ranks' shares of the batch to the speeds measured during "
+        "training. false: the first shares stay, so that a resumed run is bitwise reproducible.",
     )
-    checkpoint: Checkpoint = Checkpoint()
+    checkpoint: Checkpoint = Field(
+        default=Checkpoint(), description="When `launcher.checkpoint` saves, for scripts that use it."
+    )
     retries: int = Field(
         default=0,
         ge=0,
         le=1000,
-        description="How many times a run that failed is started again, from its newest checkpoint. A script that "
-        "fails by itself before its first step is not.",
+        description="How many times a failed run is restarted, from its newest checkpoint. A run whose script fails "
+        "before the first step is not restarted.",
     )
-    collectives: Collectives = Collectives()
+    collectives: Collectives = Field(
+        default=Collectives(), description="How gradients are exchanged: backend, codec, interface, topology."
+    )
     emulate: list[float] | None = Field(
         default=None,
         min_length=1,
-        description="Mbit/s of each emulated host's link on the local cluster, in the order of the hosts: the kernel "
-        "paces the workers' connections. An approximation that needs no root; `launcher lab` shapes real links. "
+        description="Rate of each emulated host's link on the local cluster, in Mbit/s, in the order of the hosts. The "
+        "kernel paces the workers' connections: an approximation that needs no root; `launcher lab` shapes real links. "
         "null: no limit.",
     )
     timeout_s: float | None = Field(
-        default=None, gt=0, description="Seconds after which a run is stopped as failed. null: no limit."
+        default=None, gt=0, description="Seconds after which a run is stopped and counts as failed. null: no limit."
     )
     tensorboard: bool = Field(
         default=False,
-        description="Whether to write scalars into the run's folder tensorboard, for `tensorboard --logdir runs`. "
-        "Needs narrowgauge[tensorboard].",
+        description="Whether to write scalars to the folder tensorboard of the run, for `tensorboard --logdir runs`. "
+        "Needs the extra narrowgauge[tensorboard].",
     )
-    runs_dir: str = Field(default="runs", min_length=1, description="Folder that gets one folder for each run.")
+    runs_dir: str = Field(
+        default="runs", min_length=1, description="Folder in which each run gets a folder of its own."
+    )
 
     @field_validator("emulate", mode="after")
     @classmethod
@@ -266,11 +325,11 @@ class Job(_Section):
             return None
         workers, cluster = info.data.get("workers"), info.data.get("cluster")
         if cluster is not None and cluster.address is not None:
-            raise ValueError("nothing: the links of a real cluster are as they are")
+            raise ValueError("null: only the local cluster emulates links")
         if workers is not None and len(rates) != (workers.hosts or 1):
             raise ValueError(f"one number for each of workers.hosts, {workers.hosts or 1}")
         if min(rates) <= 0:
-            raise ValueError("numbers of more than 0, in Mbit/s")
+            raise ValueError("positive numbers, in Mbit/s")
         return rates
 
     @field_validator("global_batch")
@@ -312,7 +371,7 @@ def _flag(name: Any, value: Any) -> list[str]:
 
 def _word(value: Any, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"text or a number for {where}, not {described(value)}")
+        raise ValueError(f"text or a number for {where}, not {describe_value(value)}")
     return str(value)
 
 
@@ -321,8 +380,8 @@ def is_file(entrypoint: str) -> bool:
     return entrypoint.endswith(".py") or "/" in entrypoint or ".py:" in entrypoint
 
 
-def described(value: Any) -> str:
-    """A value of a job file and its kind, in words: "'four' (text)"."""
+def describe_value(value: Any) -> str:
+    """A value from a file, with its type in words: "'four' (text)"."""
     if value is None:
         return "nothing (null)"
     kinds = {bool: "a truth value", int: "a whole number", float: "a number", str: "text", list: "a list"}

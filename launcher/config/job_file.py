@@ -1,9 +1,8 @@
 """From a job, lab or inventory file to a `Job`, `LabFile` or `Inventory`, or one clear error with its line.
 
-Reading goes text -> YAML nodes -> plain values and the mark of each -> the model. Marks are kept apart from values,
-keyed by the same path that pydantic reports ("workers", "count"), so that every mistake can be shown with its line.
-
-This is the only file that reads YAML.
+Reading goes text -> YAML nodes -> `Document` (plain values, and the position of each) -> the model. YAML is composed
+into nodes instead of loaded, since only nodes carry line and column, and only there a duplicate key is still visible:
+`yaml.safe_load` keeps the last one silently. This is the only file that reads YAML.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from pydantic import BaseModel, ValidationError
 from collectives.errors import PlanError
 from collectives.topology import Topology
 from launcher.config.document import Document, ValuePath
-from launcher.config.job import Job, described
+from launcher.config.job import Job, describe_value
 from launcher.config.lab_file import LabFile, contradictions
 from launcher.config.preflight import (
     LocalMachine,
     check_files,
     check_runs_dir,
     check_tensorboard,
-    check_travels,
-    fitted,
-    missing,
+    check_uploadable,
+    fit_workers,
+    missing_file,
 )
-from launcher.config.validation_errors import told
+from launcher.config.validation_errors import config_error
 from launcher.errors import ConfigError, Contradiction, SourcePosition
 from launcher.inventory import inventory
 from launcher.inventory.inventory import Inventory
@@ -45,12 +44,12 @@ def load(
         path: YAML file.
         overrides: as given to `--set`; the value is YAML.
         machine: what the workers must fit on if the cluster is local; None measures this machine.
-        elsewhere: the job is only looked at, for other machines than this one.
+        elsewhere: the job is only planned, for other machines than this one, so nothing about this one is checked.
 
     Raises:
-        ConfigError: the file can't be read, isn't YAML, says something that `Job` has no place for, points to a script
-            or a function that isn't there or to a folder that can't be made, wants a package that isn't installed, or
-            asks for more than the machine has. The first mistake in the file is the one told.
+        ConfigError: the file cannot be read or is not YAML; a key or value is not one of `Job`; the script, function or
+            topology file that it names does not exist; the folder for runs cannot be made; a package that it needs is
+            not installed; or it asks for more than the machine has. It is about the first error in the file.
     """
     document = _read(path)
     for override in overrides:
@@ -58,43 +57,43 @@ def load(
     try:
         job = Job.model_validate(document.values)
     except ValidationError as error:
-        raise told(error, document) from None
+        raise config_error(error, document) from None
     check_files(job, document)
     if elsewhere:
-        pass  # no files travel, and nothing runs here
+        pass  # no files are uploaded, and nothing runs here
     elif job.cluster.address is not None:
-        check_travels(job, document)
+        check_uploadable(job, document)
     else:
-        job = fitted(job, document, machine or LocalMachine.here())
+        job = fit_workers(job, document, machine or LocalMachine.here())
     check_runs_dir(job, document)
     check_tensorboard(job, document)
     return job
 
 
 def load_resolved(path: Path) -> Job:
-    """Read the job in a run's folder, which was checked when the run began.
+    """Read the job from a run's folder. It was checked when the run began, and its files may be gone since.
 
     Raises:
-        ConfigError: it can't be read, or isn't a job of this version.
+        ConfigError: it cannot be read, or is not a job of this version.
     """
     document = _read(path)
     try:
         return Job.model_validate(document.values)
     except ValidationError as error:
-        raise told(error, document) from None
+        raise config_error(error, document) from None
 
 
 def load_lab(path: Path) -> LabFile:
     """Read a lab file.
 
     Raises:
-        ConfigError: as of `load`; and names that stand twice, or sites of hosts that aren't there.
+        ConfigError: as of `load`; duplicate names; sites of hosts that are not in the file.
     """
     document = _read(path, LabFile)
     try:
         lab = LabFile.model_validate(document.values)
     except ValidationError as error:
-        raise told(error, document) from None
+        raise config_error(error, document) from None
     _refuse(list(contradictions(lab)), document)
     return lab
 
@@ -103,10 +102,10 @@ def load_inventory(path: Path) -> Inventory:
     """Read an inventory, which is JSON.
 
     Raises:
-        ConfigError: as of `load`; and nodes that stand twice, links of hosts that are no nodes, unknown accelerators.
+        ConfigError: as of `load`; duplicate nodes; links of hosts that are no nodes; unknown accelerators.
     """
     document = _read(path, Inventory)
-    try:  # once more, as JSON: YAML would take 1e9 for a text
+    try:  # read again as JSON: YAML 1.1 reads 1e9 as text
         document.values = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         place = SourcePosition(str(path), error.lineno, error.colno)
@@ -114,7 +113,7 @@ def load_inventory(path: Path) -> Inventory:
     try:
         found = Inventory.model_validate(document.values)
     except ValidationError as error:
-        raise told(error, document) from None
+        raise config_error(error, document) from None
     _refuse(list(inventory.contradictions(found)), document)
     return found
 
@@ -123,20 +122,20 @@ def with_links(found: Inventory, path: Path) -> Inventory:
     """The inventory with the links of a topology file.
 
     Raises:
-        ConfigError: the file can't be read, is wrong, or is about other hosts.
+        ConfigError: the file cannot be read, is no topology, or is about other hosts.
     """
     try:
         linked = found.model_copy(update={"topology": Topology.load(path)})
     except (PlanError, OSError) as error:
         raise ConfigError(
-            SourcePosition(str(path)), "no topology", got=str(error), wanted="what `launcher probe --save` writes"
+            SourcePosition(str(path)), "not a topology", got=str(error), wanted="what `launcher probe --save` writes"
         ) from None
     _refuse(list(inventory.contradictions(linked)), Document(str(path), Inventory))
     return linked
 
 
-def checked(job: Job, overrides: Sequence[str]) -> Job:
-    """A job that no file says, with overrides.
+def with_overrides(job: Job, overrides: Sequence[str]) -> Job:
+    """A job that is in no file, with `key.key=value` overrides.
 
     Raises:
         ConfigError: as of `load`, for an override.
@@ -147,10 +146,11 @@ def checked(job: Job, overrides: Sequence[str]) -> Job:
     try:
         return Job.model_validate(document.values)
     except ValidationError as error:
-        raise told(error, document) from None
+        raise config_error(error, document) from None
 
 
 def _refuse(found: list[Contradiction], document: Document) -> None:
+    """Raise the first contradiction; the others are only counted."""
     if found:
         first, others = found[0], len(found) - 1
         place = document.place(first.path)
@@ -168,7 +168,7 @@ def _apply(override: str, document: Document) -> None:
     name, equals, text = override.partition("=")
     path = tuple(name.strip().split("."))
     if not equals or not all(path):
-        raise ConfigError(place, "an override that sets nothing", got=override, wanted="key=value or key.key=value")
+        raise ConfigError(place, "not an override", got=override, wanted="key=value or key.key=value")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -181,7 +181,7 @@ def _read(path: Path, model: type[BaseModel] = Job) -> Document:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise missing(SourcePosition(str(path)), "no such file", path, "*.y*ml") from None
+        raise missing_file(SourcePosition(str(path)), "no such file", path, "*.y*ml") from None
     except UnicodeDecodeError as error:
         raise _not_text(path, str(error)) from None
     except OSError as error:
@@ -195,6 +195,7 @@ def _read(path: Path, model: type[BaseModel] = Job) -> Document:
         mark = error.problem_mark or error.context_mark
         place = SourcePosition(str(path), mark.line + 1, mark.column + 1) if mark else SourcePosition(str(path))
         line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+        # YAML forbids tabs in indentation, and its own message about one is hard to understand.
         tab = "\t" in line[: len(line) - len(line.lstrip())] or "'\\t'" in str(error.problem)
         raise ConfigError(
             place,
@@ -208,7 +209,7 @@ def _read(path: Path, model: type[BaseModel] = Job) -> Document:
         raise ConfigError(
             document.place(()),
             f"not {'an' if document.kind[0] in 'aeiou' else 'a'} {document.kind}",
-            got=described(document.values),
+            got=describe_value(document.values),
             wanted="keys: " + ", ".join(model.model_fields),
         )
     return document
@@ -232,16 +233,18 @@ _SAFE_TAGS: dict[type[yaml.Node], set[str]] = {
 
 
 def _plain(node: yaml.Node, path: ValuePath, document: Document) -> Any:
-    """The node as dicts, lists and scalars; notes every mark, refuses a key that stands twice and tags that make
-    anything else."""
+    """The node as dicts, lists and scalars; enters every position into the document.
+
+    Refuses duplicate keys, and tags that construct other objects: a job file may come from somebody else.
+    """
     document.places[path] = _place(document.source, node)
     if node.tag not in _SAFE_TAGS[type(node)]:
         raise ConfigError(
             document.places[path],
-            f"a tag that {document.kind} files may not have",
+            f"a tag that is not allowed in {document.kind} files",
             got=node.tag.replace("tag:yaml.org,2002:", "!!"),
-            wanted="plain texts, numbers, lists and mappings",
-            next_step="remove the tag; put quotes around a text that starts with '!'",
+            wanted="plain text, numbers, lists and mappings",
+            next_step="remove the tag; quote text that starts with '!'",
         )
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, (*path, index), document) for index, item in enumerate(node.value)]
@@ -255,7 +258,7 @@ def _plain(node: yaml.Node, path: ValuePath, document: Document) -> Any:
             first = document.keys[(*path, key)]
             raise ConfigError(
                 place,
-                f"key {key!r} stands twice",
+                f"duplicate key {key!r}",
                 got=f"first in line {first.line}, again in line {place.line}",
                 wanted="each key once",
                 next_step="remove one of the two lines",

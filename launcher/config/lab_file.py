@@ -1,4 +1,4 @@
-"""What a lab file may say: each field's name, unit, default, meaning and check in one place. Plain values, no I/O."""
+"""Schema of the lab file: each field's name, unit, default, meaning and check in one place. Plain values, no I/O."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from collectives.topology import PAYLOAD, Host, Site, Topology
+from collectives.topology import Host, Site, Topology
 from launcher.errors import Contradiction
+from launcher.schema import Section
+from launcher.units import payload_bytes_per_s
 
 NETWORK = ipaddress.ip_network("10.77.0.0/24")
-"""Known inside of labs only, so all labs can have the same."""
+"""Addresses are visible inside a lab only, so all labs can use the same ones."""
 _FIRST_ADDRESS = 101
-"""All have three digits then, and sorting them as texts gives the order of the hosts."""
+"""Three digits in each address, so that sorting addresses as text gives the order of the hosts."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,23}")
 _Rate = Annotated[float, Field(ge=0.1, le=40_000)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+class _Named(Section):
+    """Something with a name that fits into names of namespaces and into /etc/hosts."""
 
     name: str
 
@@ -34,7 +36,7 @@ class _Section(BaseModel):
         return name
 
 
-class _Linked(_Section):
+class _Linked(_Named):
     """Something with a link: `mbit` both ways, or `up_mbit` and `down_mbit`."""
 
     mbit: _Rate | None = Field(default=None, description="Rate of the link, up and down, in Mbit/s.")
@@ -43,7 +45,7 @@ class _Linked(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_way_to_say_it(cls, value: Any) -> Any:
+    def _one_form_of_rate(cls, value: Any) -> Any:
         if isinstance(value, dict):
             given = {"mbit", "up_mbit", "down_mbit"} & value.keys()
             if given not in ({"mbit"}, {"up_mbit", "down_mbit"}) and not value.keys() - cls.model_fields.keys():
@@ -68,23 +70,27 @@ class _Linked(_Section):
 class LabHost(_Linked):
     """A host: a network namespace with this hostname."""
 
-    name: str = Field(description="Hostname of the host.")
-    ranks: int = Field(default=1, ge=1, le=256, description="Processes that `launcher lab run` starts here.")
+    name: str = Field(description="Hostname.")
+    ranks: int = Field(
+        default=1, ge=1, le=256, description="Number of processes that `launcher lab run` starts on this host."
+    )
 
 
 class LabSite(_Linked):
     """Hosts behind one shared uplink."""
 
-    name: str = Field(description="Name of the site, unlike that of any host.")
-    hosts: list[str] = Field(min_length=1, description="Names of the hosts that are here.")
+    name: str = Field(description="Name of the site, different from all names of hosts.")
+    hosts: list[str] = Field(min_length=1, description="Names of the hosts in this site.")
 
 
-class LabFile(_Section):
-    """Everything that a lab file may say."""
+class LabFile(_Named):
+    """A lab file."""
 
     name: str = Field(description="Name of the lab.")
     hosts: list[LabHost] = Field(min_length=1, max_length=150, description="The hosts, in the order of their ranks.")
-    sites: list[LabSite] = Field(default=[], description="Sites with an uplink of their own. Hosts may be in none.")
+    sites: list[LabSite] = Field(
+        default=[], description="Sites: groups of hosts that share an uplink. A host may be in none."
+    )
 
     def address(self, index: int) -> str:
         """Address of the host at that position in `hosts`."""
@@ -114,20 +120,21 @@ class LabFile(_Section):
 
 
 def _payload_bytes_per_s(mbit: float) -> float:
-    return round(mbit * 1e6 / 8 * PAYLOAD, 3)
+    """Without digits that only rounding put there, since people read the topology file."""
+    return round(payload_bytes_per_s(mbit), 3)
 
 
 def contradictions(lab: LabFile) -> Iterator[Contradiction]:
-    """What the fields say together but can't mean: names that stand twice, hosts that aren't there or in two sites."""
+    """What a schema cannot express: duplicate names, sites of unknown hosts, hosts in two sites."""
     seen: set[str] = set()
     for part, rows in (("hosts", lab.hosts), ("sites", lab.sites)):
         for index, row in enumerate(rows):
             if row.name in seen:
                 yield Contradiction(
                     (part, index, "name"),
-                    f"the name {row.name!r} stands twice",
+                    f"duplicate name {row.name!r}",
                     row.name,
-                    "a name for each host and site",
+                    "a different name for each host and site",
                 )
             seen.add(row.name)
     names = [host.name for host in lab.hosts]
@@ -143,8 +150,8 @@ def contradictions(lab: LabFile) -> Iterator[Contradiction]:
             elif name in site_of:
                 yield Contradiction(
                     place,
-                    f"host {name!r} is in a site already",
-                    f"{site.name}, and before that {site_of[name]}",
-                    "each host in one site at most",
+                    f"host {name!r} is in two sites",
+                    f"{site_of[name]} and {site.name}",
+                    "each host in at most one site",
                 )
             site_of.setdefault(name, site.name)

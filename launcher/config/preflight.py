@@ -1,4 +1,8 @@
-"""What a job file points to is there, and what it asks for fits: scripts, modules, folders, packages, this machine."""
+"""Checks before a start: what a job file names exists, and what it asks for fits on this machine.
+
+Each check raises a ConfigError at the line of the key. Nothing of the user's is imported or run: an entrypoint may take
+a minute to import, or start training at import.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +24,26 @@ from launcher.config.validation_errors import nearest
 from launcher.errors import ConfigError, SourcePosition
 
 WORKERS_PER_CORE = 4
+"""Workers may share cores, so that a small machine can try a large job; beyond this many nothing progresses."""
 MEMORY_PER_WORKER_BYTES = 512 * 1024**2
+"""About what a process takes that has imported torch and holds a small model."""
 
 
 @dataclass(frozen=True)
 class LocalMachine:
-    """What the local machine can carry: usable cores and free memory in bytes."""
+    """The resources of this machine: usable cores, and free memory in bytes."""
 
     cores: int
     memory_bytes: int
 
     @classmethod
     def here(cls) -> LocalMachine:
+        """Measured now. Cores are those of this process, which a container may have limited."""
         return cls(cores=len(os.sched_getaffinity(0)), memory_bytes=psutil.virtual_memory().available)
 
 
 def check_files(job: Job, document: Document) -> None:
+    """Check that the entrypoint and the topology file exist."""
     if is_file(job.entrypoint):
         _check_script(job.entrypoint, document.place(("entrypoint",)))
     else:
@@ -43,12 +51,12 @@ def check_files(job: Job, document: Document) -> None:
     topology = job.collectives.topology
     if topology and not Path(topology).is_file():
         place = document.place(("collectives", "topology"))
-        raise missing(place, f"no topology file {topology!r}", Path(topology), "*.json")
+        raise missing_file(place, f"no topology file {topology!r}", Path(topology), "*.json")
 
 
-def check_travels(job: Job, document: Document) -> None:
-    """See that the job's files lie in the working directory, which goes to every node of a cluster. An absolute path
-    elsewhere is one that every node has."""
+def check_uploadable(job: Job, document: Document) -> None:
+    """Check that the job's files are in the working directory, which is uploaded to every node of a cluster. An
+    absolute path is taken as one that every node has."""
     named: dict[ValuePath, str | None] = {
         ("entrypoint",): job.entrypoint if is_file(job.entrypoint) else None,
         ("collectives", "topology"): job.collectives.topology,
@@ -57,7 +65,7 @@ def check_travels(job: Job, document: Document) -> None:
         if file and not Path(file).is_absolute() and not Path(file).resolve().is_relative_to(Path.cwd()):
             raise ConfigError(
                 document.place(path),
-                "a file outside the working directory, which is what travels to the cluster",
+                "a file outside the working directory, which is all that is uploaded to the cluster",
                 got=f"{file}, which is {Path(file).resolve()}",
                 wanted=f"a path below {Path.cwd()}, or an absolute one that every node has",
                 next_step="submit from a folder that the file is in",
@@ -70,13 +78,13 @@ def _check_script(entrypoint: str, place: SourcePosition) -> None:
         module = file.removesuffix(".py").removeprefix("./").replace("/", ".")
         raise ConfigError(
             place,
-            "a file cannot have a function after it",
+            "a function can be named in a module, not in a file",
             got=entrypoint,
             wanted="file.py, package.module or package.module:function",
             nearest=f"{module}:{function}" if all(part.isidentifier() for part in module.split(".")) else None,
         )
     if not Path(entrypoint).is_file():
-        raise missing(place, f"no script {entrypoint!r}", Path(entrypoint), "*.py")
+        raise missing_file(place, f"no script {entrypoint!r}", Path(entrypoint), "*.py")
 
 
 def _check_module(entrypoint: str, place: SourcePosition) -> None:
@@ -102,7 +110,10 @@ def _check_module(entrypoint: str, place: SourcePosition) -> None:
 
 
 def _names_in(module: importlib.machinery.ModuleSpec) -> set[str] | None:
-    """What a module defines, by its source; None if that cannot tell."""
+    """Names that a module defines, by its source; None if the source cannot say.
+
+    It cannot if there is none (an extension module), or if names come from a star import, `__getattr__` or `exec`.
+    """
     try:
         tree = ast.parse(Path(module.origin or "").read_bytes())
     except (OSError, SyntaxError, ValueError):
@@ -112,7 +123,8 @@ def _names_in(module: importlib.machinery.ModuleSpec) -> set[str] | None:
 
 
 def _bound(node: ast.AST) -> Iterator[str]:
-    """Names that a module's own statements bind or, as what may bind others, use."""
+    """Names that the statements of a module bind. Names that it only uses are among them, since `globals()` or
+    `exec(...)` may bind others; a name too many merely lets a missing function pass."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield child.name
@@ -125,7 +137,7 @@ def _bound(node: ast.AST) -> Iterator[str]:
 
 
 def check_runs_dir(job: Job, document: Document) -> None:
-    """See that the folder can be made and written to; leaves nothing behind."""
+    """Check that the folder for runs can be created and written to. Leaves nothing behind."""
     folder = Path(job.runs_dir).resolve()
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
@@ -134,9 +146,9 @@ def check_runs_dir(job: Job, document: Document) -> None:
     except OSError as error:
         raise ConfigError(
             document.place(("runs_dir",)),
-            "no folder for runs can be there",
+            "cannot create the folder for runs",
             got=f"{folder} ({error.strerror})",
-            wanted="a folder that is there or can be made, and can be written to",
+            wanted="a folder that exists or can be created, and is writable",
             next_step="name another one with runs_dir",
         ) from None
     finally:
@@ -146,6 +158,7 @@ def check_runs_dir(job: Job, document: Document) -> None:
 
 
 def check_tensorboard(job: Job, document: Document) -> None:
+    """Check that the optional package is installed, if the job needs it."""
     if job.tensorboard and _find("tensorboard", None) is None:
         raise ConfigError(
             document.place(("tensorboard",)),
@@ -156,24 +169,27 @@ def check_tensorboard(job: Job, document: Document) -> None:
         )
 
 
-def missing(place: SourcePosition, what: str, path: Path, pattern: str) -> ConfigError:
-    """The error of a file that isn't there, with what its folder has instead."""
+def missing_file(place: SourcePosition, what: str, path: Path, pattern: str) -> ConfigError:
+    """The error for a file that does not exist, with the files that its folder has."""
     folder = path.parent
     names = sorted(found.name for found in folder.glob(pattern)) if folder.is_dir() else []
-    meant = nearest(path.name, names)
+    close = nearest(path.name, names)
     examples = f", such as {', '.join(names[:6])}" if names else ""
     return ConfigError(
         place,
         what,
         got=str(path),
         wanted=f"a file in {folder.resolve()}{examples}" if folder.is_dir() else f"a folder {folder.resolve()}",
-        nearest=str(folder / meant) if meant else None,
+        nearest=str(folder / close) if close else None,
         next_step=f"correct the path; relative ones start at {Path.cwd()}",
     )
 
 
 def _module(name: str) -> importlib.machinery.ModuleSpec | None:
-    """What `import name` would find from the working directory; imports nothing, not even parent packages."""
+    """What `import name` would find from the working directory.
+
+    `importlib.util.find_spec` would import the parent packages to get their paths. This walks down the paths instead.
+    """
     path: list[str] | None = None
     spec: importlib.machinery.ModuleSpec | None = None
     for depth, _ in enumerate(parts := name.split("."), start=1):
@@ -185,14 +201,18 @@ def _module(name: str) -> importlib.machinery.ModuleSpec | None:
 
 
 def _find(name: str, path: list[str] | None) -> importlib.machinery.ModuleSpec | None:
+    # `python -m` puts the working directory first; the launcher's own sys.path does not have it.
     here = importlib.machinery.PathFinder.find_spec(name, [os.getcwd(), *sys.path]) if path is None else None
     found = (finder.find_spec(name, path) for finder in sys.meta_path)
     return here or next((spec for spec in found if spec), None)
 
 
-def fitted(job: Job, document: Document, machine: LocalMachine) -> Job:
-    """Refuse more workers than could make progress: they may share cores, up to a bound, and each needs memory. Where
-    fewer will do, that many."""
+def fit_workers(job: Job, document: Document, machine: LocalMachine) -> Job:
+    """The job with as many workers as this machine has room for, if workers.min allows fewer than workers.count.
+
+    Raises:
+        ConfigError: fewer fit than are needed.
+    """
     by_cores = machine.cores * WORKERS_PER_CORE // job.workers.cpus
     by_memory = machine.memory_bytes // MEMORY_PER_WORKER_BYTES
     most = min(by_cores, by_memory)
@@ -201,10 +221,10 @@ def fitted(job: Job, document: Document, machine: LocalMachine) -> Job:
     if job.workers.count > most:
         raise ConfigError(
             document.place(("workers", "count")),
-            "more workers than this machine can carry",
+            "more workers than this machine has room for",
             got=f"{job.workers.count} workers of {job.workers.cpus} CPU(s) each",
-            wanted=f"at most {min(by_cores, by_memory)}: {machine.cores} cores at {WORKERS_PER_CORE} CPUs each carry "
-            f"{by_cores}, {machine.memory_bytes / 1024**3:.1f} GiB of free memory at 512 MiB each carry {by_memory}",
+            wanted=f"at most {most}: {machine.cores} cores at {WORKERS_PER_CORE} CPUs each have room for {by_cores}, "
+            f"{machine.memory_bytes / 1024**3:.1f} GiB of free memory at 512 MiB each for {by_memory}",
             next_step="lower workers.count, or name a larger cluster with cluster: {address: ...}",
         )
     return job

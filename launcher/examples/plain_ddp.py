@@ -1,7 +1,9 @@
-"""A script written for torchrun, with torch alone: it asks for "gloo" and knows nothing of this project.
+"""A script for torchrun that uses torch alone: it asks for the backend "gloo" and imports nothing of this project.
 
-torchrun --nproc-per-node 2 launcher/examples/plain_ddp.py
-launcher submit configs/unmodified.yaml
+    torchrun --nproc-per-node 2 launcher/examples/plain_ddp.py
+    launcher submit configs/unmodified.yaml
+
+Submitted, it runs on the compiled engine without a change: the launcher registers it in place of Gloo.
 """
 
 import argparse
@@ -21,12 +23,12 @@ def main() -> None:
 
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # the same initial weights on all ranks
     hidden = nn.Linear(args.width, args.width)
     layers = nn.Sequential(nn.Linear(16, args.width), nn.ReLU(), hidden, nn.ReLU(), nn.Linear(args.width, 1))
     model = DistributedDataParallel(layers)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.5 / args.width)
-    torch.manual_seed(rank)
+    torch.manual_seed(rank)  # other samples on each rank
     began = time.perf_counter()
     for step in range(args.steps):
         inputs = torch.randn(64, 16)

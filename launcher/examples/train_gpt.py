@@ -1,13 +1,14 @@
 """A small GPT that learns to write Python, byte by byte, from the source of Python's own standard library.
 
-An ordinary model and an ordinary DDP loop; what makes it use our collectives is `import collectives` and the backend's
-name. Run it by `launcher submit configs/quickstart.yaml`, or without the launcher:
+An ordinary model and an ordinary DDP loop (`train`). `import collectives` registers the backend "narrowgauge", and
+`init_process_group` selects it. Run it with the launcher or without:
 
+    launcher submit configs/quickstart.yaml
     torchrun --nproc-per-node 4 -m launcher.examples.train_gpt --steps 20
 
-The same seed gives the same global batches and the same start, whatever the backend, the number of ranks and their
-shares of a batch, so losses can be compared step by step. With `checkpoint: {every_steps: 50}` in the job file it can
-be resumed after any accident.
+The same seed gives the same initial weights and the same global batches, whatever the backend, the number of ranks and
+their shares of the batch, so losses can be compared step by step. With `checkpoint: {every_steps: 50}` in the job file
+a run that failed or was stopped can be resumed.
 """
 
 from __future__ import annotations
@@ -26,11 +27,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import collectives
-from launcher import progress
-from launcher.checkpoint import checkpoints
+from launcher import checkpoint, progress
 
 BYTES = 256
-STEPS_APART = 1_000_003  # of two seeds' batches
+STEPS_APART = 1_000_003  # between the random seeds of two runs, so that their batches differ
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "idle_test", "encodings", "pydoc_data"}
 
 
@@ -38,9 +38,9 @@ LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "idle_
 
 
 def read_stdlib() -> tuple[Tensor, Tensor]:
-    """The library's source as two uint8 vectors, (train, heldout): one file in ten, by a hash of its path, is held out.
+    """The source of the standard library as two uint8 vectors, (train, heldout), without tests and tables of data.
 
-    Tests and tables of data (encodings, pydoc_data) are left out.
+    One file in ten is held out. A hash of its path decides which, so that all ranks agree without a message.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     train, heldout = bytearray(), bytearray()
@@ -53,7 +53,7 @@ def read_stdlib() -> tuple[Tensor, Tensor]:
 
 
 def unigram_entropy(data: Tensor) -> float:
-    """Nats per byte of a model that knows only how frequent each byte is: the loss to beat."""
+    """Nats per byte of a model that knows only the frequency of each byte: the loss to beat."""
     frequency = torch.bincount(data.int(), minlength=BYTES).double() / len(data)
     return float(-torch.special.xlogy(frequency, frequency).sum())
 
@@ -116,13 +116,13 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * layers) if into_stream else 0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        places = torch.arange(x.shape[1], device=x.device)
-        stream = self.blocks(self.embedding(x) + self.position(places))
+        positions = torch.arange(x.shape[1], device=x.device)
+        stream = self.blocks(self.embedding(x) + self.position(positions))
         return F.linear(self.norm(stream), self.embedding.weight)
 
     @torch.no_grad()
-    def write(self, prompt: bytes, length: int, generator: torch.Generator) -> bytes:
-        """`prompt` and `length` more bytes, drawn from the model at temperature 0.7."""
+    def generate(self, prompt: bytes, length: int, generator: torch.Generator) -> bytes:
+        """`prompt` and `length` more bytes, sampled from the model at temperature 0.7."""
         text = list(prompt)
         for _ in range(length):
             logits = self(torch.tensor([text[-self.context :]]))[0, -1]
@@ -139,17 +139,17 @@ def loss_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """A linear rise over the first tenth, then half a cosine down to a tenth of the peak."""
-    rise = max(1, args.steps // 10)
-    if step < rise:
-        return float(args.lr * (step + 1) / rise)
-    fall = 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, args.steps - rise)))
-    return float(args.lr * (0.1 + 0.9 * fall))
+    """Linear warm-up over the first tenth of the steps, then a cosine decay to a tenth of the peak."""
+    warm_up = max(1, args.steps // 10)
+    if step < warm_up:
+        return float(args.lr * (step + 1) / warm_up)
+    decay = 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, args.steps - warm_up)))
+    return float(args.lr * (0.1 + 0.9 * decay))
 
 
 @torch.no_grad()
 def heldout_loss(model: nn.Module, heldout: Tensor, args: argparse.Namespace) -> float:
-    """Mean loss over `heldout_windows` windows spread evenly over the held-out files; each rank does its share."""
+    """Mean loss over `heldout_windows` windows, evenly spaced in the held-out data; each rank evaluates a part."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     starts = torch.linspace(0, len(heldout) - args.context - 1, args.heldout_windows).long()[rank::world_size]
     total = torch.zeros(2, dtype=torch.float64)
@@ -161,50 +161,58 @@ def heldout_loss(model: nn.Module, heldout: Tensor, args: argparse.Namespace) ->
     return float(total[0] / total[1])
 
 
-def main() -> None:
-    args = arguments()
-    dist.init_process_group(args.backend)
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-
-    train, heldout = read_stdlib()
-    if rank == 0:
-        progress.note(unigram_entropy=round(unigram_entropy(heldout), 4), train_bytes=len(train))
-
-    torch.manual_seed(args.seed)
-    model = GPT(args.context, args.layers, args.width, args.heads)
+def train(model: GPT, data: Tensor, args: argparse.Namespace) -> None:
+    """An ordinary DDP loop. Its own lines are the four objects before it, and one call to each of them per step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1)
     ddp = DistributedDataParallel(model)
-    # with the job's codec; "none" unless it says otherwise
+    # Compresses gradients with the job's codec, and measures computing. Only for our backend.
     attached = collectives.attach(ddp) if args.backend == "narrowgauge" else None
-    global_batch = progress.global_batch(default=args.batch * world_size)
+    # Each rank's part of the global batch, in proportion to its speed.
+    global_batch = progress.global_batch(default=args.batch * dist.get_world_size())
     shares = collectives.Shares(global_batch)
-    saver = checkpoints.Checkpoints(ddp, optimizer, shared={"shares": shares}, own={"attached": attached})
+    saver = checkpoint.Checkpoints(ddp, optimizer, shared={"shares": shares}, own={"attached": attached})
 
-    since_report = 0
+    tokens = 0  # since the last report
     for step in range(saver.restore(), args.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args)
+        # All ranks draw the same global batch and take their own rows, so the samples of a step do not depend on the
+        # number of ranks.
         draw = torch.Generator().manual_seed(args.seed * STEPS_APART + step)
-        mine = shares.next()  # of the global batch, which is the same on all ranks
-        inputs, targets = (each[mine] for each in batch(train, global_batch, args.context, draw))
-        if attached:
+        rows = shares.next()
+        inputs, targets = (each[rows] for each in batch(data, global_batch, args.context, draw))
+        if attached:  # DDP averages over ranks; the weight makes it the mean over samples
             attached.set_weight(len(inputs))
         loss = loss_of(ddp, inputs, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        since_report += inputs.numel()
+        tokens += inputs.numel()
         if step == 0 or (step + 1) % args.report_every == 0 or step + 1 == args.steps:
-            progress.report(step + 1, of=args.steps, loss=loss.item(), tokens=since_report)
-            since_report = 0
+            progress.report(step + 1, of=args.steps, loss=loss.item(), tokens=tokens)
+            tokens = 0
         saver.save_if_due(step + 1)
     saver.save(args.steps)
+
+
+def main() -> None:
+    args = arguments()
+    dist.init_process_group(args.backend)
+    rank = dist.get_rank()
+
+    data, heldout = read_stdlib()
+    if rank == 0:
+        progress.note(unigram_entropy=round(unigram_entropy(heldout), 4), train_bytes=len(data))
+
+    torch.manual_seed(args.seed)
+    model = GPT(args.context, args.layers, args.width, args.heads)
+    train(model, data, args)
 
     final = heldout_loss(model, heldout, args)
     dist.destroy_process_group()
     if rank == 0:
-        sample = model.write(b"def ", args.sample_bytes, torch.Generator().manual_seed(args.seed))
+        sample = model.generate(b"def ", args.sample_bytes, torch.Generator().manual_seed(args.seed))
         progress.note(heldout_loss=final, sample=sample.decode("utf-8", errors="replace"))
 
 

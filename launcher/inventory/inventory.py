@@ -1,7 +1,7 @@
-"""What machines there are, what each has and how fast it is: plain values, JSON in and out, no I/O.
+"""Machines, their devices and their speeds: plain values, JSON in and out, no I/O.
 
-A file may stand in for machines that are not here. Each rate says where it comes from: "measured", "data sheet", "run
-NAME". `config.load_inventory` reads one and tells mistakes with their line.
+A file can stand in for machines that are elsewhere. Each rate has its source: "measured", "data sheet", "run NAME".
+`job_file.load_inventory` reads a file and reports errors with their line.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_serializer, field_validator, model_validator
 
 from collectives.errors import PlanError
-from collectives.topology import DEFAULT_BYTES_PER_S, PAYLOAD, Host, Topology
+from collectives.topology import DEFAULT_BYTES_PER_S, Host, Topology
 from launcher.errors import Contradiction
 from launcher.inventory.accelerators import SHEETS
+from launcher.schema import Section
+from launcher.units import payload_bytes_per_s
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+class Rate(Section):
+    """A number per second and its source. A bare number is short for one whose source is the file itself."""
 
-
-class Rate(_Section):
-    """A number per second and where it comes from. A bare number is short for one that the file itself gives."""
-
-    value: float = Field(gt=0, allow_inf_nan=False, description="The number, per second.")
+    value: float = Field(gt=0, allow_inf_nan=False, description="The rate, per second.")
     source: str = Field(
-        default="inventory file", min_length=1, description='Where it comes from: "measured", "data sheet", "run X".'
+        default="inventory file",
+        min_length=1,
+        description='Source of the rate: "measured", "data sheet" or "run NAME".',
     )
 
     @model_validator(mode="before")
@@ -37,54 +37,62 @@ class Rate(_Section):
         return {"value": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-class Speed(_Section):
-    """How fast one worker's device is; what is not known is left out."""
+class Speed(Section):
+    """Speed of the device of one worker. Unknown rates are left out."""
 
-    half_flops_per_s: Rate | None = Field(default=None, description="Matrix multiplication in fp16 or bf16, dense.")
-    single_flops_per_s: Rate | None = Field(default=None, description="Matrix multiplication in fp32.")
-    memory_bytes_per_s: Rate | None = Field(default=None, description="Bytes read and written by a large copy.")
-    samples_per_s: Rate | None = Field(default=None, description="Samples of forward and backward, of real training.")
+    half_flops_per_s: Rate | None = Field(default=None, description="FLOP/s of a dense matrix product in fp16 or bf16.")
+    single_flops_per_s: Rate | None = Field(default=None, description="FLOP/s of a matrix product in fp32.")
+    memory_bytes_per_s: Rate | None = Field(
+        default=None, description="Bytes per second, read plus written, of a large copy."
+    )
+    samples_per_s: Rate | None = Field(
+        default=None, description="Samples per second of forward and backward pass in real training."
+    )
 
 
-class Interface(_Section):
+class Interface(Section):
     """A network interface."""
 
-    name: str = Field(min_length=1, description="Its name, such as eth0.")
-    address: str = Field(min_length=1, description="Its address.")
-    mbit: float | None = Field(default=None, gt=0, description="What it was negotiated to, in Mbit/s, if known.")
+    name: str = Field(min_length=1, description="Name, such as eth0.")
+    address: str = Field(min_length=1, description="IPv4 address.")
+    mbit: float | None = Field(default=None, gt=0, description="Negotiated rate in Mbit/s. null: unknown.")
 
 
-class Accelerator(_Section):
+class Accelerator(Section):
     """Devices of one kind in a node."""
 
-    kind: str = Field(min_length=1, description="As Ray calls it, such as GeForce-RTX-4090 or A100-80G.")
+    kind: str = Field(min_length=1, description="Kind, by Ray's name for it, such as GeForce-RTX-4090 or A100-80G.")
     count: int = Field(default=1, ge=1, le=64, description="How many of them.")
     memory_bytes: int | None = Field(default=None, ge=1, description="Memory of each. null: by the data sheet.")
     speed: Speed = Field(default=Speed(), description="Of each. What is left out comes from the data sheet.")
 
 
-class Machine(_Section):
+class Machine(Section):
     """A node: a machine that can carry workers."""
 
-    name: str = Field(min_length=1, description="Its hostname, unlike that of any other node.")
-    address: str = Field(min_length=1, description="Where other nodes reach it.")
+    name: str = Field(min_length=1, description="Hostname, different from those of all other nodes.")
+    address: str = Field(min_length=1, description="Address at which other nodes reach it.")
     cpus: int = Field(ge=1, description="CPU cores that workers may use.")
-    memory_bytes: int = Field(ge=1, description="Main memory.")
-    interfaces: list[Interface] = Field(default=[], description="Its network interfaces.")
-    accelerators: list[Accelerator] = Field(default=[], description="Its accelerators, by kind.")
-    speed: Speed = Field(default=Speed(), description="Of `speed_cpus` CPU cores.")
-    speed_cpus: int = Field(default=1, ge=1, description="The CPU cores that `speed` is about.")
-    machine: str | None = Field(default=None, description="Identity of its kernel and network, for measured links.")
+    memory_bytes: int = Field(ge=1, description="Bytes of main memory.")
+    interfaces: list[Interface] = Field(default=[], description="Network interfaces.")
+    accelerators: list[Accelerator] = Field(default=[], description="Accelerators, one entry per kind.")
+    speed: Speed = Field(default=Speed(), description="Speeds of `speed_cpus` CPU cores together.")
+    speed_cpus: int = Field(default=1, ge=1, description="Number of CPU cores that `speed` was measured with.")
+    machine: str | None = Field(
+        default=None, description="Identity of its kernel and network; the key of measured links."
+    )
 
 
-class Inventory(_Section):
+class Inventory(Section):
     """The machines of a farm and the links between them."""
 
-    nodes: list[Machine] = Field(min_length=1, description="The machines.")
+    model_config = ConfigDict(arbitrary_types_allowed=True)  # Topology checks itself
+
+    nodes: list[Machine] = Field(min_length=1, description="Machines of the farm.")
     topology: Topology | None = Field(
-        default=None, description="The links, as `launcher probe --save` writes them. null: by the interfaces' rates."
+        default=None, description="Links, as `launcher probe --save` writes them. null: by the rates of the interfaces."
     )
-    source: str = Field(default="inventory file", min_length=1, description="Where all of this comes from, and when.")
+    source: str = Field(default="inventory file", min_length=1, description="Where the inventory comes from, and when.")
 
     @field_validator("topology", mode="before")
     @classmethod
@@ -101,6 +109,7 @@ class Inventory(_Section):
         return None if value is None else json.loads(value.to_json())
 
     def node(self, name: str) -> Machine:
+        """The node of that name, which must exist."""
         return next(node for node in self.nodes if node.name == name)
 
     def to_json(self) -> str:
@@ -109,13 +118,12 @@ class Inventory(_Section):
 
 
 def contradictions(inventory: Inventory) -> Iterator[Contradiction]:
-    """What the fields say together but can't mean: names that stand twice, links of hosts that aren't there, kinds of
-    accelerator of which nothing is known."""
+    """What a schema cannot express: duplicate names, links of unknown hosts, accelerators without speeds."""
     seen: set[str] = set()
     for index, node in enumerate(inventory.nodes):
         if node.name in seen:
             yield Contradiction(
-                ("nodes", index, "name"), f"the name {node.name!r} stands twice", node.name, "a name for each node"
+                ("nodes", index, "name"), f"duplicate name {node.name!r}", node.name, "a different name for each node"
             )
         seen.add(node.name)
         for position, found in enumerate(node.accelerators):
@@ -155,7 +163,8 @@ def _of_links(topology: Topology, names: list[str]) -> Iterator[Contradiction]:
 
 
 def links(inventory: Inventory) -> tuple[Topology, str]:
-    """The links, with one rank on each node, and in words where they come from."""
+    """The topology with one rank on each node, and in words where its rates come from: as given, else by the
+    negotiated rates of the interfaces."""
     if inventory.topology is not None:
         return inventory.topology.seated([node.name for node in inventory.nodes]), "as the inventory says"
     hosts = []
@@ -164,9 +173,9 @@ def links(inventory: Inventory) -> tuple[Topology, str]:
         mbit = next((face.mbit for face in node.interfaces if face.address == node.address), None)
         if mbit is None:
             unknown.append(node.name)
-        bytes_per_s = DEFAULT_BYTES_PER_S if mbit is None else mbit * 1e6 / 8 * PAYLOAD
+        bytes_per_s = DEFAULT_BYTES_PER_S if mbit is None else payload_bytes_per_s(mbit)
         hosts.append(Host(node.name, (index,), bytes_per_s, bytes_per_s))
-    told = "by the rates of the interfaces, not measured"
+    source = "by the rates of the interfaces, not measured"
     if unknown:
-        told += f"; taken as 1 Gbit/s for {', '.join(unknown[:4])}" + (" and others" if len(unknown) > 4 else "")
-    return Topology(tuple(hosts)), told
+        source += f"; taken as 1 Gbit/s for {', '.join(unknown[:4])}" + (" and others" if len(unknown) > 4 else "")
+    return Topology(tuple(hosts)), source

@@ -1,9 +1,9 @@
-"""What this machine has and how fast it is, as an `inventory.Machine` on stdout, in JSON.
+"""Measures this machine and prints it as an `inventory.Machine` in JSON.
 
     python -m launcher.inventory.measure ADDRESS CPUS [--measure]
 
-A process of its own, so that it has as many threads as a worker would have. The calibration takes about a second for
-each kind of device: products of square matrices, and copies of an array that no cache holds.
+It runs as a process of its own, since the number of threads of a math library is fixed when it is loaded. Measuring
+takes about a second for each kind of device: products of square matrices, and copies of an array larger than any cache.
 """
 
 from __future__ import annotations
@@ -24,23 +24,26 @@ from launcher.inventory.accelerators import kind_of
 from launcher.inventory.inventory import Accelerator, Interface, Machine, Rate, Speed
 
 MEASURE_S = 0.4
-"""For each figure."""
+"""Seconds of measuring for each figure."""
 TIMEOUT_S = 120.0
+"""Importing torch on a slow disk takes most of it."""
 CPU_SIDE, DEVICE_SIDE = 1024, 8192
+"""Rows of the matrices: large enough to reach the peak rate, small enough to run many times in MEASURE_S."""
 CPU_COPY_BYTES, DEVICE_COPY_BYTES = 2**27, 2**30
+"""Several times the largest caches."""
 
 
-def look(address: str, cpus: int, worker_cpus: int, measure: bool) -> str:
-    """Run this module as a process; the JSON that it prints. On a Ray node this is the task.
+def run_as_process(address: str, cpus: int, worker_cpus: int, measure: bool) -> str:
+    """Run this module as a process and return the JSON that it prints. On a Ray node this is the task.
 
     Args:
         address: where other nodes reach this one.
         cpus: CPU cores that workers may use; 0: all that this process may use.
-        worker_cpus: CPU cores of one worker, which calibrates with as many threads.
-        measure: calibrate, too.
+        worker_cpus: CPU cores of one worker; speeds are measured with as many threads.
+        measure: whether to measure speeds.
 
     Raises:
-        RuntimeError: it fails or takes minutes; the message has what it said.
+        RuntimeError: it fails, or takes longer than TIMEOUT_S; the message ends with its stderr.
     """
     options = ["--measure"] if measure else []
     start = command("launcher.inventory.measure", address, str(cpus), str(worker_cpus), *options)
@@ -48,14 +51,14 @@ def look(address: str, cpus: int, worker_cpus: int, measure: bool) -> str:
     try:
         done = subprocess.run(start, capture_output=True, text=True, env=env, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"looking at {socket.gethostname()} took more than {TIMEOUT_S:g} s") from None
+        raise RuntimeError(f"measuring {socket.gethostname()} took more than {TIMEOUT_S:g} s") from None
     if done.returncode:
-        raise RuntimeError(f"cannot look at {socket.gethostname()}: {done.stderr.strip()[-600:]}")
+        raise RuntimeError(f"cannot measure {socket.gethostname()}: {done.stderr.strip()[-600:]}")
     return done.stdout
 
 
 def machine(address: str, cpus: int, worker_cpus: int, measure: bool) -> Machine:
-    """What this machine has."""
+    """The devices, memory and interfaces of this machine, and their speeds if `measure`."""
     speed_cpus = min(worker_cpus, len(os.sched_getaffinity(0)))
     return Machine(
         name=socket.gethostname(),
@@ -71,7 +74,7 @@ def machine(address: str, cpus: int, worker_cpus: int, measure: bool) -> Machine
 
 
 def _interfaces() -> list[Interface]:
-    """With an IPv4 address and up, loopback left out."""
+    """Those that are up and have an IPv4 address, without loopback."""
     stats = psutil.net_if_stats()
     return [
         Interface(name=name, address=address.address, mbit=float(stats[name].speed) or None)
@@ -141,7 +144,7 @@ def _copy(device: str, num_bytes: int) -> Callable[[], None]:
 
 
 def _finished(begin: Callable[[], object], device: str) -> Callable[[], None]:
-    """Begin it and see it done."""
+    """Start an operation and wait for its end: accelerators run asynchronously."""
     import torch
 
     def run() -> None:
@@ -153,7 +156,7 @@ def _finished(begin: Callable[[], object], device: str) -> Callable[[], None]:
 
 
 def _measured(run: Callable[[], None], amount: float) -> Rate:
-    """`amount` of each run over its mean seconds, after two runs that warm up."""
+    """`amount` per run over the mean seconds of a run, after two runs to warm up caches, clocks and kernels."""
     run()
     run()
     runs, began = 0, time.perf_counter()

@@ -26,13 +26,13 @@ LabPath = Annotated[Path, typer.Argument(metavar="FILE", help="The lab file, suc
 @app.command()
 def up(
     file: LabPath,
-    ray: Annotated[bool, typer.Option("--ray", help="Start a Ray node in each host, too.")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Also start a Ray node in each host.")] = False,
 ) -> None:
     """Bring a lab up; it stays until `down`."""
     lab = job_file.load_lab(file)
-    with signals.ending():
+    with signals.exit_on_signals():
         made = life.up(lab, str(file.resolve()), ray=ray)
-    for line in _told(made):
+    for line in _status_lines(made):
         print(line)
 
 
@@ -41,20 +41,22 @@ def run(
     file: LabPath,
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What to run, with its arguments.")],
     known_links: Annotated[
-        bool, typer.Option("--known-links", help="Tell the collectives the links' rates, so that they measure nothing.")
+        bool,
+        typer.Option("--known-links", help="Give the collectives the rates of the file, so that they do not measure."),
     ] = False,
 ) -> None:
     """Run a command in every rank of a lab, or `launcher ...` once, with a Ray node in every host.
 
-    The lab is brought up for it, and taken down at the end, unless it is up already.
+    Unless the lab is up already, it is brought up before and taken down after.
     """
     lab = job_file.load_lab(file)
     if known_links and command[0] == "launcher":
         raise LabError(
-            "--known-links is for commands of ranks; a job file names a topology: `launcher lab topology FILE`"
+            "--known-links applies to commands that run in every rank; for `launcher submit`, write the topology with "
+            "`launcher lab topology FILE` and name it in the job file"
         )
     source = str(file.resolve())
-    with signals.ending(), Warden() as warden, life.present(lab, source, warden.trust_lab) as there:
+    with signals.exit_on_signals(), Warden() as warden, life.brought_up(lab, source, warden.guard_lab) as there:
         if command[0] == "launcher":
             status = _run_launcher(there, command[1:], warden)
         else:
@@ -64,11 +66,11 @@ def run(
 
 @app.command()
 def status() -> None:
-    """Show the labs that are up: hosts, addresses, rates now, Ray nodes."""
+    """Show the labs that are up: hosts, addresses, current rates, Ray nodes."""
     found = [each for each in map(LabRecord.load, record.names()) if each is not None]
     for each in found:
         try:
-            print("\n".join(_told(each)))
+            print("\n".join(_status_lines(each)))
         except LabError as error:
             print(f"lab {each.lab.name} is on its way up or down, or was cut off there ({error})")
     if not found:
@@ -84,7 +86,7 @@ def down(
     if name is None and len(names) > 1:
         raise LabError(f"{len(names)} labs are up: name one of {', '.join(names)}")
     target = name or next(iter(names), None)
-    with signals.undisturbed():
+    with signals.signals_ignored():
         was_up = target is not None and life.down(target)
     print(f"lab {target} is down" if was_up else f"lab {name} was not up" if name else "no lab was up")
 
@@ -93,23 +95,23 @@ def down(
 def link(
     name: Annotated[str, typer.Argument(metavar="HOST", help="A host of the lab, or a site.")],
     mbit: Annotated[float | None, typer.Option("--mbit", help="New rate in Mbit/s.", min=0.1, max=40_000)] = None,
-    only_up: Annotated[bool, typer.Option("--up", help="Only the way to the network.")] = False,
-    only_down: Annotated[bool, typer.Option("--down", help="Only the way from the network.")] = False,
-    cut: Annotated[bool, typer.Option("--cut", help="Pull the cable.")] = False,
-    restore: Annotated[bool, typer.Option("--restore", help="Cable in, rates of the file.")] = False,
+    only_up: Annotated[bool, typer.Option("--up", help="Only the direction to the network.")] = False,
+    only_down: Annotated[bool, typer.Option("--down", help="Only the direction from the network.")] = False,
+    cut: Annotated[bool, typer.Option("--cut", help="Disconnect the link.")] = False,
+    restore: Annotated[bool, typer.Option("--restore", help="Reconnect the link, with the rates of the file.")] = False,
     lab: Annotated[str | None, typer.Option("--lab", metavar="NAME", help="The lab; needed if several are up.")] = None,
 ) -> None:
-    """Change, cut or restore a link while things run."""
+    """Change, cut or restore a link while commands run."""
     if [mbit is not None, cut, restore].count(True) != 1 or ((only_up or only_down) and mbit is None):
-        raise LabError("a link takes one of --mbit RATE (with --up or --down for one way), --cut and --restore")
-    there = life.the_one(lab)
+        raise LabError("a link takes one of --mbit RATE (with --up or --down for one direction), --cut and --restore")
+    there = life.find(lab)
     cable = _cable(there, name)
     if cut:
         network.cut(cable)
-    if restore:
+    if restore:  # rates first, so that the link never runs with changed ones
         network.shape(cable.up, cable.up_mbit)
         network.shape(cable.down, cable.down_mbit)
-        network.mend(cable)
+        network.restore(cable)
     if mbit is not None and not only_down:
         network.shape(cable.up, mbit)
     if mbit is not None and not only_up:
@@ -126,19 +128,19 @@ def topology(file: LabPath) -> None:
 def _run_launcher(there: LabRecord, arguments: list[str], warden: Warden) -> int:
     """`launcher ARGUMENTS` in the first host, with the lab's Ray cluster up."""
     reach = ray_nodes.address(there.lab)
-    with ray_nodes.present(there, warden.trust_group):
+    with ray_nodes.running(there, warden.guard_group):
         print(f"lab: Ray is at {reach}; cluster.address=auto finds it", file=sys.stderr, flush=True)
         return ranks.run_once(there, command("launcher.cli", *arguments), warden, ray_nodes.environment(there))
 
 
 def _cable(there: LabRecord, name: str) -> network.Cable:
-    known = network.cables(there.lab)
-    if name not in known:
-        raise LabError(f"lab {there.lab.name!r} has no host or site {name!r}; it has {', '.join(known)}")
-    return known[name]
+    cables = network.cables(there.lab)
+    if name not in cables:
+        raise LabError(f"lab {there.lab.name!r} has no host or site {name!r}; it has {', '.join(cables)}")
+    return cables[name]
 
 
-def _told(each: LabRecord) -> list[str]:
+def _status_lines(each: LabRecord) -> list[str]:
     lab, cables = each.lab, network.cables(each.lab)
     lines = [f"lab {lab.name} ({each.source})"]
     for index, host in enumerate(lab.hosts):

@@ -1,4 +1,8 @@
-"""Processes in a host: in its network namespace, under its hostname, with the names of the others in /etc/hosts."""
+"""Processes in a host of the lab: in its network namespace, with its hostname and an /etc/hosts of the lab.
+
+The kernel's calls are made through ctypes. `ip netns exec` sets no hostname, takes /etc/hosts from files below /etc,
+and cannot put a thread of this process into a namespace (`call`).
+"""
 
 from __future__ import annotations
 
@@ -37,25 +41,28 @@ def start(
     stderr: int | IO[bytes] | None = None,
     tied: bool = True,
 ) -> subprocess.Popen[bytes]:
-    """Start a command in the host at that position in `lab.hosts`, in a session of its own.
+    """Start a command in a host, in a session of its own.
 
     Args:
-        tied: the kernel kills it when this process, or the thread that calls this, ends.
+        index: of the host in `lab.hosts`.
+        env: the whole environment of the command.
+        tied: the kernel kills the command when the calling thread ends, and so at the latest with this process.
 
     Raises:
-        LabError: there is no such command, or the host is not there.
+        LabError: there is no such command, or the lab is not up.
     """
     name, hosts, parent = lab.hosts[index].name, os.fsencode(hosts_file(lab.name)), os.getpid()
 
-    def enter() -> None:
+    def enter() -> None:  # in the child, between fork and exec
         _enter_network(lab, index)
         _checked(_libc.unshare(_CLONE_NEWUTS | _CLONE_NEWNS))
         socket.sethostname(name)
-        _checked(_libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None))  # ours stay unseen outside
+        # Mounts of a new mount namespace still propagate to the old one where / is shared, as under systemd.
+        _checked(_libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None))
         _checked(_libc.mount(hosts, b"/etc/hosts", None, _MS_BIND, None))
         if tied:
             _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
-            if os.getppid() != parent:
+            if os.getppid() != parent:  # it died before prctl, which then never fires
                 os._exit(1)
 
     try:
@@ -75,22 +82,23 @@ def start(
 
 
 def call(lab: LabFile, index: int, function: Callable[[], Result]) -> Result:
-    """What a function gives when it is called in a thread that is in the host's network."""
+    """Call a function in the host's network. A namespace belongs to a thread, so a thread of its own enters it and
+    ends."""
     with ThreadPoolExecutor(max_workers=1, initializer=_enter_network, initargs=(lab, index)) as thread:
         return thread.submit(function).result()
 
 
 def free_port(lab: LabFile, index: int) -> int:
-    """A TCP port that can be listened on at the host's address."""
+    """A TCP port that is free at the host's address, outside the range of ephemeral ports."""
 
-    def look() -> int:
+    def first_free() -> int:
         for port in random.sample(MASTER_PORTS, 100):
             with socket.socket() as probe, suppress(OSError):
                 probe.bind((lab.address(index), port))
                 return port
         raise LabError(f"no free port at {lab.address(index)} among 100 tried of {MASTER_PORTS}")
 
-    return call(lab, index, look)
+    return call(lab, index, first_free)
 
 
 def _enter_network(lab: LabFile, index: int) -> None:

@@ -5,7 +5,8 @@
     shaped: the host's up                  shaped: its down
                                                            shaped: the site's down and up
 
-Shaping is `tc tbf`, at the end where bytes leave. A cable is pulled at the switch, so the host sees its carrier go.
+Shaping is `tc tbf`, a token bucket, at the end where bytes leave: Linux shapes what a device sends, not what it
+receives. A cable is cut at the switch, so the host loses carrier as with a real one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ from launcher.errors import LabError
 INTERFACE = "lab0"
 """Name of the interface in every host."""
 BURST_S, MIN_BURST_BYTES = 0.001, 16 * 1024
+"""Burst of a link: what it sends in 1 ms, at least 16 KiB. TCP hands down packets of up to 64 KiB for the device to cut
+up. A burst below that makes tbf cut them before it shapes, so that links up to 500 Mbit/s send in small portions, as
+real ones do. On faster links whole packets pass."""
 QUEUE_S, MIN_QUEUE_BYTES = 0.020, 64 * 1024
+"""Queue of a link: 20 ms, about what switches have, at least one packet of 64 KiB."""
 NEEDS = (
     "a lab needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN) and the commands `ip` and `tc` of iproute2; without them, "
     "`emulate:` in a job file or NARROWGAUGE_EMULATE paces the engine's own connections"
@@ -32,7 +37,7 @@ NEEDS = (
 
 @dataclass(frozen=True)
 class Port:
-    """An end of a cable: what leaves here is shaped."""
+    """One end of a cable. What leaves here is shaped."""
 
     namespace: str
     device: str
@@ -40,7 +45,8 @@ class Port:
 
 @dataclass(frozen=True)
 class Cable:
-    """A host's or a site's link: where its two directions are shaped, and what the lab file says of them, in Mbit/s."""
+    """The link of a host or a site: the ports that shape its two directions, and their rates by the lab file in
+    Mbit/s."""
 
     up: Port
     down: Port
@@ -49,22 +55,22 @@ class Cable:
 
 
 def switch_of(lab: str) -> str:
-    """The namespace of the lab's bridges."""
+    """Name of the namespace with the lab's bridges."""
     return f"ng.{lab}"
 
 
 def namespace_of(lab: str, host: str) -> str:
-    """The namespace of a host."""
+    """Name of the namespace of a host."""
     return f"ng.{lab}.{host}"
 
 
 def namespaces(lab: LabFile) -> list[str]:
-    """All namespaces of a lab."""
+    """Names of all namespaces of a lab."""
     return [switch_of(lab.name), *(namespace_of(lab.name, host.name) for host in lab.hosts)]
 
 
 def cables(lab: LabFile) -> dict[str, Cable]:
-    """The link of each host and site, by its name."""
+    """The links of all hosts and sites, by name. Names of hosts and sites differ, which the lab file is checked for."""
     switch = switch_of(lab.name)
     found = {
         host.name: Cable(
@@ -78,7 +84,11 @@ def cables(lab: LabFile) -> dict[str, Cable]:
 
 
 def check_tools() -> None:
-    """Raises LabError if this process can't make namespaces and links."""
+    """Check that this process may create namespaces and links.
+
+    Raises:
+        LabError: it is not root, or `ip` or `tc` is missing.
+    """
     missing = [name for name in ("ip", "tc") if not shutil.which(name)]
     if os.geteuid() != 0 or missing:
         got = f"no `{missing[0]}` in PATH" if missing else f"user id {os.geteuid()}"
@@ -86,13 +96,14 @@ def check_tools() -> None:
 
 
 def build(lab: LabFile) -> None:
-    """Make all namespaces, bridges and links.
+    """Create all namespaces, bridges and links.
 
     Raises:
-        LabError: something can't be made; what was made before it is still there.
+        LabError: something cannot be created; what was created before it is left for `destroy`.
     """
     for namespace in namespaces(lab):
         _ip("netns", "add", namespace)
+        # A new namespace has a loopback device that is down; processes of one host talk over it.
         _ip("-n", namespace, "link", "set", "lo", "up")
     switch, all_cables = switch_of(lab.name), cables(lab)
     bridge_of = {name: f"site{index}" for index, site in enumerate(lab.sites) for name in site.hosts}
@@ -105,6 +116,7 @@ def build(lab: LabFile) -> None:
         _in(switch, "link", "set", cable.down.device, "master", bridge_of.get(host.name, "core"))
         address = f"{lab.address(index)}/{NETWORK.prefixlen}"
         _in(cable.up.namespace, "addr", "add", address, "broadcast", "+", "dev", INTERFACE)
+    # The link of a site joins two bridges of the switch, so both of its ports are in the same namespace.
     for index, site in enumerate(lab.sites):
         cable = all_cables[site.name]
         _join(cable)
@@ -113,7 +125,7 @@ def build(lab: LabFile) -> None:
 
 
 def destroy(names: list[str]) -> None:
-    """Remove those of the namespaces that are there, and with them all that is in them."""
+    """Delete those of the namespaces that exist, and with them all devices in them."""
     there = set(existing())
     for name in names:
         if name in there:
@@ -121,21 +133,26 @@ def destroy(names: list[str]) -> None:
 
 
 def existing() -> list[str]:
-    """Names of all network namespaces of this machine that have one."""
+    """Names of all named network namespaces of this machine."""
     return [found["name"] for found in json.loads(_ip("-j", "netns", "list") or "[]")]
 
 
 def pids(names: list[str]) -> list[int]:
-    """Processes that live in those of the namespaces that are there, without this one."""
+    """Processes in those of the namespaces that exist, without this one."""
     there = set(existing())
     found = [int(pid) for name in names if name in there for pid in _ip("netns", "pids", name).split()]
     return [pid for pid in found if pid != os.getpid()]
 
 
 def shape(port: Port, mbit: float) -> None:
-    """Let `mbit` Mbit/s through, from now on. What waits is dropped: packets larger than the burst get stuck."""
+    """Limit a port to `mbit` Mbit/s, from now on.
+
+    The old tbf is deleted, with the packets that wait in it, not changed: a packet in its queue that is larger than the
+    new burst would never get enough tokens, and block all that are behind it.
+    """
     rate = mbit * 1e6 / 8
     burst, queue = max(rate * BURST_S, MIN_BURST_BYTES), max(rate * QUEUE_S, MIN_QUEUE_BYTES)
+    # `limit` counts the bytes that may wait for tokens, so a burst must fit on top of the queue.
     tc, of_port = ("tc", "-n", port.namespace, "qdisc"), ("dev", port.device, "root")
     there = json.loads(_run(*tc[:-1], "-j", "qdisc", "show", "dev", port.device) or "[]")
     if any(one["kind"] == "tbf" for one in there):
@@ -147,29 +164,29 @@ def shape(port: Port, mbit: float) -> None:
 
 
 def rate_now(port: Port) -> float:
-    """What is let through now, in Mbit/s."""
+    """Current limit of a port in Mbit/s."""
     (found,) = json.loads(_run("tc", "-n", port.namespace, "-j", "qdisc", "show", "dev", port.device))
     return float(found["options"]["rate"]) * 8 / 1e6
 
 
 def cut(cable: Cable) -> None:
-    """Pull the cable."""
+    """Disconnect the link. The host loses carrier; routes and addresses stay, as with a pulled cable."""
     _in(cable.down.namespace, "link", "set", cable.down.device, "down")
 
 
-def mend(cable: Cable) -> None:
-    """Put the cable back."""
+def restore(cable: Cable) -> None:
+    """Reconnect the link."""
     _in(cable.down.namespace, "link", "set", cable.down.device, "up")
 
 
 def is_cut(cable: Cable) -> bool:
-    """Whether the cable is pulled."""
+    """Whether the link is disconnected."""
     (found,) = json.loads(_ip("-n", cable.down.namespace, "-j", "link", "show", "dev", cable.down.device))
     return "UP" not in found["flags"]
 
 
 def _join(cable: Cable) -> None:
-    """Make the cable between its two ends, shaped and up."""
+    """Create the pair of devices of a link, shape both, and then set them up, so that no packet passes unshaped."""
     up, down = cable.up, cable.down
     _in(up.namespace, "link", "add", up.device, "type", "veth", "peer", "name", down.device, "netns", down.namespace)
     shape(up, cable.up_mbit)
@@ -189,7 +206,7 @@ def _ip(*words: str) -> str:
 def _run(*words: str) -> str:
     done: Any = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
-        said = " ".join(done.stderr.split()) or f"status {done.returncode}"
-        needs = f"; {NEEDS}" if "not permitted" in said else ""
-        raise LabError(f"`{' '.join(words)}` failed: {said}{needs}")
+        problem = " ".join(done.stderr.split()) or f"status {done.returncode}"
+        needs = f"; {NEEDS}" if "not permitted" in problem else ""
+        raise LabError(f"`{' '.join(words)}` failed: {problem}{needs}")
     return str(done.stdout)

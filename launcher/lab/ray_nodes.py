@@ -1,4 +1,4 @@
-"""A Ray node in each host, with the CPUs that its ranks need. Ray itself is started by its own command."""
+"""A Ray node in each host, with one CPU per rank of the host. Started by `ray start`, as on real machines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from launcher.errors import LabError
 from launcher.lab import inside
 from launcher.lab.network import INTERFACE
 from launcher.lab.record import LabRecord, Started
-from launcher.lab.signals import undisturbed
+from launcher.lab.signals import signals_ignored
 
 Node: TypeAlias = "subprocess.Popen[bytes]"
 
@@ -29,6 +29,7 @@ STOP_S = 10.0
 _READY = "Ray runtime started"
 """What `ray start` prints once its node has registered."""
 _OBJECT_STORE_BYTES = 80 * 1024**2
+"""Just above Ray's minimum: the hosts share one machine's memory, and gradients do not go through Ray."""
 
 
 def address(lab: LabFile) -> str:
@@ -37,19 +38,20 @@ def address(lab: LabFile) -> str:
 
 
 def start(record: LabRecord, *, tied: bool, started: Callable[[int], None] = lambda pid: None) -> list[Node]:
-    """Start the nodes, the first host's before the others', and note them in the record.
+    """Start the nodes, the first host's before the others', and enter them into the record.
 
     Args:
         tied: they end with this process.
-        started: told the process group of each node as soon as there is one.
+        started: called with the process group of each node as soon as it exists.
 
     Returns:
-        the process of each node; its children are Ray's own processes.
+        The process of each node; its children are Ray's own processes.
 
     Raises:
-        LabError: a node didn't come up; the message ends with what it wrote. None runs on then.
+        LabError: a node did not come up; the message ends with its output. All nodes are ended.
     """
-    record.temp_dir = tempfile.mkdtemp(prefix="ng-")  # short: Ray puts sockets below it, whose paths have a limit
+    # A short path: Ray puts Unix sockets below it, whose paths have at most 107 bytes.
+    record.temp_dir = tempfile.mkdtemp(prefix="ng-")
     record.save()
     nodes: list[Node] = []
     try:
@@ -66,8 +68,8 @@ def start(record: LabRecord, *, tied: bool, started: Callable[[int], None] = lam
 
 
 def stop(record: LabRecord, nodes: list[Node]) -> None:
-    """End the nodes that `start` gave, and forget them."""
-    with undisturbed():
+    """End the nodes of `start`, and remove them from the record."""
+    with signals_ignored():
         for node in nodes:
             node.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + STOP_S
@@ -83,8 +85,8 @@ def stop(record: LabRecord, nodes: list[Node]) -> None:
 
 
 @contextmanager
-def present(record: LabRecord, started: Callable[[int], None]) -> Iterator[None]:
-    """The nodes for the time of the block; those that aren't there are started, and end with it."""
+def running(record: LabRecord, started: Callable[[int], None]) -> Iterator[None]:
+    """Ray nodes for the duration of the block. If there are none, they are started, and ended with the block."""
     if record.ray and all(node.lives for node in record.ray.values()):
         yield
         return
@@ -117,7 +119,7 @@ def _start_one(record: LabRecord, index: int, tied: bool) -> Node:
 
 
 def environment(record: LabRecord) -> dict[str, str]:
-    """What Ray's nodes, and through them their workers, find, and what a process in the lab needs to reach them."""
+    """Environment of Ray's nodes, and through them of their workers, and of processes that connect to them."""
     ours = {
         "RAY_ADDRESS": address(record.lab),
         "RAY_raylet_start_wait_time_s": f"{START_TIMEOUT_S:.0f}",
@@ -125,27 +127,29 @@ def environment(record: LabRecord) -> dict[str, str]:
         "NARROWGAUGE_INTERFACE": INTERFACE,
     }
     ranks = [host.ranks for host in record.lab.hosts]
-    if ranks == sorted(ranks, reverse=True):  # the order in which a job takes nodes; else its ranks sit elsewhere
+    # A job takes the nodes with the most CPUs first, so only in this order its ranks are where the topology has them.
+    if ranks == sorted(ranks, reverse=True):
         ours["NARROWGAUGE_LAB_TOPOLOGY"] = str(record.topology_file)
-    # Nobody outside can reach the lab; left to itself, Ray's head wants a token if there is one in the home folder,
-    # and the other nodes don't send it.
+    # Ray's head demands a token if it finds one in the home folder, and the other nodes do not send it. Nobody outside
+    # can reach the lab, so it needs none.
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"  # a job's `python` is this one
     return {"RAY_AUTH_MODE": "disabled", **os.environ, "PATH": path, **ours}
 
 
 def _wait(record: LabRecord, nodes: list[Node]) -> None:
+    """Wait until all nodes have registered, by what they print: `ray start --block` does not return."""
     deadline = time.monotonic() + START_TIMEOUT_S
     waiting = dict(enumerate(nodes))
     while waiting:
         for index, node in list(waiting.items()):
-            said = _log(record, index).read_text(errors="replace")
-            if _READY in said:
+            output = _log(record, index).read_text(errors="replace")
+            if _READY in output:
                 del waiting[index]
             elif node.poll() is not None or time.monotonic() > deadline:
                 end = f"ended with status {node.returncode}" if node.poll() is not None else "is not up"
                 raise LabError(
                     f"the Ray node on host {record.lab.hosts[index].name!r} {end}, {START_TIMEOUT_S:.0f} s allowed; "
-                    f"it wrote: {said[-2000:].strip() or 'nothing'}"
+                    f"it wrote: {output[-2000:].strip() or 'nothing'}"
                 )
         time.sleep(0.1)
 

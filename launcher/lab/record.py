@@ -1,6 +1,7 @@
-"""What is up, in /run/narrowgauge/labs/NAME: the lab's file, its namespaces, its Ray nodes, its temporary folder.
+"""The labs that are up, in /run/narrowgauge/labs/NAME: lab file, namespaces, Ray nodes, temporary folder.
 
-The record is written before the first thing is made, so that `down` finds everything whatever happened meanwhile.
+The record is written before the first namespace is made, so that `down` finds everything whatever happens meanwhile.
+/run, since it is emptied at boot, as the namespaces are.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ ROOT = Path("/run/narrowgauge/labs")
 
 @dataclass(frozen=True)
 class Started:
-    """A process, told from a later one with the same number by when it began."""
+    """A process, by number and start time: after it has ended, the kernel may give its number to another one."""
 
     pid: int
     began: float
@@ -42,7 +43,13 @@ class Started:
 
 @dataclass
 class LabRecord:
-    """One lab that is up, or is on its way up or down."""
+    """One lab that is up, or on its way up or down.
+
+    Attributes:
+        source: path of the lab file, for messages.
+        ray: the process of each host's Ray node, by hostname.
+        temp_dir: of the Ray nodes.
+    """
 
     lab: LabFile
     source: str
@@ -52,7 +59,11 @@ class LabRecord:
 
     @classmethod
     def claim(cls, lab: LabFile, source: str) -> LabRecord:
-        """Begin a record. Raises LabError if there is one of that name."""
+        """Create the record. Creating its folder is atomic, so of two `up` at the same time one fails.
+
+        Raises:
+            LabError: there is a record of that name, or no permission.
+        """
         record = cls(lab, source, namespaces(lab))
         try:
             ROOT.mkdir(parents=True, exist_ok=True)
@@ -71,7 +82,7 @@ class LabRecord:
 
     @classmethod
     def load(cls, name: str) -> LabRecord | None:
-        """The record of that name, if there is one."""
+        """The record of that name; None if there is none, or if it is only being written."""
         try:
             found: dict[str, Any] = json.loads((ROOT / name / "record.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -86,11 +97,11 @@ class LabRecord:
 
     @property
     def topology_file(self) -> Path:
-        """The topology of the lab as its file says it."""
+        """The lab's topology by its file, for processes in it that do not measure."""
         return self.folder / f"{self.lab.name}.topology.json"
 
     def save(self) -> None:
-        """Write the record, all of it or nothing."""
+        """Write the record, atomically: a reader sees the old one or the new one."""
         parts = {
             "lab": self.lab.model_dump(exclude_none=True),
             "source": self.source,
@@ -103,17 +114,18 @@ class LabRecord:
         new.replace(self.folder / "record.json")
 
     def remove(self) -> None:
-        """Forget the lab."""
+        """Delete the record."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def hosts_file(name: str) -> Path:
-    """What processes in the lab of that name find as /etc/hosts."""
+    """The file that processes in the lab of that name see as /etc/hosts."""
     return ROOT / name / "hosts"
 
 
 def _hosts(lab: LabFile) -> str:
-    """The second line of each host is how a socket for both IPv4 and IPv6, such as torch's store, sees its address."""
+    """The text of /etc/hosts. The second line of each host is its address as a dual-stack socket shows it, such as that
+    of torch's store; with it, a reverse lookup finds the host in this file."""
     lines = ["127.0.0.1 localhost", "::1 localhost"]
     for index, host in enumerate(lab.hosts):
         lines += [f"{lab.address(index)} {host.name}", f"::ffff:{lab.address(index)} {host.name}"]
@@ -121,5 +133,5 @@ def _hosts(lab: LabFile) -> str:
 
 
 def names() -> list[str]:
-    """Labs that are up."""
+    """Names of the labs that are up."""
     return sorted(path.name for path in ROOT.iterdir() if path.is_dir()) if ROOT.is_dir() else []

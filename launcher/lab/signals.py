@@ -1,4 +1,7 @@
-"""SIGINT, SIGTERM and SIGHUP: how they end a command of the lab, and when they have to wait."""
+"""SIGINT, SIGTERM and SIGHUP: how they end a command of the lab, and when they have to wait.
+
+By default SIGTERM and SIGHUP kill a Python process without running any `finally`, and a lab would stay behind.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,16 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def ending() -> Iterator[None]:
-    """Have them leave the block as SystemExit, with the status that shells give them."""
+def exit_on_signals() -> Iterator[None]:
+    """Turn a signal into SystemExit with status 128 + its number, as shells have it, so that cleanup runs."""
     with _handled(lambda number, _: sys.exit(128 + number)):
         yield
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Ignore them while things are taken back, which takes some seconds at most."""
+def signals_ignored() -> Iterator[None]:
+    """Ignore signals during cleanup, which takes some seconds at most. An impatient second Ctrl-C would otherwise leave
+    half of the lab."""
     with _handled(signal.SIG_IGN):
         yield
 

@@ -1,10 +1,14 @@
-"""A process that waits for a runner's end and, if the runner was killed, cleans up in its place.
+"""A process that outlives a runner and, if the runner was killed, cleans up in its place.
 
     with Warden() as warden:
-        warden.trust_group(pid)      # a process group to end
-        warden.trust_lab(name)       # a lab to take down
+        warden.guard_group(pid)      # a process group to kill
+        warden.guard_lab(name)       # a lab to take down
 
-The kernel kills a runner's own children with it, but not their children, and not the lab.
+The runner's `finally` blocks do not run if it dies by SIGKILL, as under an out-of-memory killer. The kernel then kills
+its tied children (`inside.start`), but not their children, and not the lab.
+
+The warden is a forked process that reads a pipe to its end. The pipe ends when the runner closes it or dies, whatever
+it dies of. If "done" is among the lines, the runner cleaned up itself.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ _DONE = "done"
 
 
 class Warden:
-    """Forks, so it must be entered before the runner has threads."""
+    """Enter it before the runner has threads: the forked process would inherit locks that a thread held."""
 
     def __enter__(self) -> Warden:
         read, self._write = os.pipe()
@@ -31,30 +35,30 @@ class Warden:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._tell(_DONE)
+        self._send(_DONE)
         os.close(self._write)
 
-    def trust_group(self, pid: int) -> None:
-        """Note a process group that must not outlive the runner."""
-        self._tell(f"group {pid}")
+    def guard_group(self, pid: int) -> None:
+        """Kill this process group if the runner is killed."""
+        self._send(f"group {pid}")
 
-    def trust_lab(self, name: str) -> None:
-        """Note a lab that must not outlive the runner."""
-        self._tell(f"lab {name}")
+    def guard_lab(self, name: str) -> None:
+        """Take this lab down if the runner is killed."""
+        self._send(f"lab {name}")
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         os.write(self._write, f"{line}\n".encode())
 
 
 def _watch(read: int) -> None:
-    """The warden's life; never returns."""
+    """Main function of the forked process; never returns."""
     status = 1
     try:
-        os.setsid()
+        os.setsid()  # Ctrl-C and a closing terminal signal the runner's group, and the warden must outlive it
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         nowhere = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1):
+        for fd in (0, 1):  # a reader of the runner's output must not wait for the warden; errors still go to stderr
             os.dup2(nowhere, fd)
         with os.fdopen(read, encoding="ascii") as pipe:
             lines = pipe.read().splitlines()
@@ -62,10 +66,11 @@ def _watch(read: int) -> None:
             _clean(lines)
         status = 0
     finally:
-        os._exit(status)
+        os._exit(status)  # without the exit handlers and buffers that were copied from the runner
 
 
 def _clean(lines: list[str]) -> None:
+    """Kill the groups first, so that nothing in the lab starts further processes while it goes down."""
     for line in lines:
         what, _, which = line.partition(" ")
         if what == "group":

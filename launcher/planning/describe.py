@@ -9,21 +9,21 @@ from collectives.units import amount, rate, seconds
 from launcher.planning.alternatives import Other
 from launcher.planning.plan import JobPlan, PlannedRank
 
-SHOWN = 12  # rows of a list before the rest is only counted
-UNKNOWN_RATIO = " (counted as none: what it leaves depends on the model)"
+MAX_ROWS = 12  # of a list; the rest is only counted
+UNKNOWN_RATIO = " (counted as none: its ratio depends on the model)"
 
 
-def short(plan: JobPlan) -> list[str]:
-    """A few lines: the forecast, and which nodes are left out."""
+def summary_lines(plan: JobPlan) -> list[str]:
+    """The forecast and the nodes that are left out, for the start of a run."""
     lines = [_step(plan)]
     left = [effect.node for effect in plan.effects if not effect.used]
     return [*lines, *([f"left out: {', '.join(left)}; `launcher plan` says why"] if left else [])]
 
 
-def told(plan: JobPlan) -> str:
-    """All of it."""
-    count = len(plan.places)
-    nodes = len({place.node for place in plan.places})
+def as_text(plan: JobPlan) -> str:
+    """The whole plan, as `launcher plan` prints it."""
+    count = len(plan.ranks)
+    nodes = len({rank.node for rank in plan.ranks})
     batch = f", {plan.demand.global_batch} samples a step" if plan.demand.global_batch else ""
     lines = [f"{plan.name}: {count} rank{'s' * (count > 1)} on {nodes} node{'s' * (nodes > 1)}{batch}", ""]
     lines += [*_ranks(plan), "", _step(plan), *_split(plan), *_collectives(plan)]
@@ -38,18 +38,18 @@ def told(plan: JobPlan) -> str:
 def _section(title: str, rows: Sequence[str]) -> list[str]:
     if not rows:
         return []
-    more = [f"and {len(rows) - SHOWN} more"] if len(rows) > SHOWN + 1 else []
-    shown = rows[:SHOWN] if more else rows
+    more = [f"and {len(rows) - MAX_ROWS} more"] if len(rows) > MAX_ROWS + 1 else []
+    shown = rows[:MAX_ROWS] if more else rows
     return ["", title, *(f"  {row}" for row in [*shown, *more])]
 
 
 def _ranks(plan: JobPlan) -> list[str]:
     lines = [f"  {'ranks':9} {'node':16} {'address':16} {'device':24} {'samples each':12}".rstrip()]
 
-    def alike(place: PlannedRank) -> tuple[str, str, float]:
+    def block(place: PlannedRank) -> tuple[str, str, float]:
         return place.node, place.device, place.share
 
-    for (node, device, share), group in groupby(plan.places, alike):
+    for (node, device, share), group in groupby(plan.ranks, block):
         places = list(group)
         first, last = places[0], places[-1]
         ranks = str(first.rank) if first is last else f"{first.rank} to {last.rank}"
@@ -64,7 +64,8 @@ def _step(plan: JobPlan) -> str:
     if not plan.demand.in_seconds:
         missing = "global_batch" if plan.demand.global_batch is None else "workload (parameters, tokens_per_sample)"
         return (
-            f"no seconds: how long a sample takes is not known. Give {missing} in the job file; ranks are compared by "
+            f"no predicted seconds: the time of a sample is not known. Give {missing} in the job file; ranks are "
+            f"compared by "
             "the speeds below."
         )
     return f"predicted step {seconds(found.step_s)}, {found.throughput:.4g} samples/s"
@@ -113,13 +114,13 @@ def _effects(plan: JobPlan) -> list[str]:
             continue
         change = effect.throughput / plan.forecast.throughput
         if effect.used:
-            rows.append(f"{effect.node}: without it the job is {_percent(change)}")
+            rows.append(f"{effect.node}: without it the job is {_speedup(change)}")
         else:
-            rows.append(f"leaving out {effect.node} makes the job {_percent(1 / change)}")
-    return rows + [f"{one.node}, {one.device}: not used, {one.why}" for one in plan.barred]
+            rows.append(f"leaving out {effect.node} makes the job {_speedup(1 / change)}")
+    return rows + [f"{one.node}, {one.device}: not used, {one.why}" for one in plan.excluded]
 
 
-def _percent(ratio: float) -> str:
+def _speedup(ratio: float) -> str:
     if abs(ratio - 1) < 5e-4:
         return "as fast"
     if ratio >= 2:
@@ -134,7 +135,7 @@ def _compared(plan: JobPlan, other: Other) -> str:
     step = (
         f"step {seconds(other.forecast.step_s)}, {other.forecast.throughput:.4g} samples/s; " * plan.demand.in_seconds
     )
-    return f"{other.what}, {other.ranks} ranks: {step}this plan is {_percent(ratio)}"
+    return f"{other.what}, {other.ranks} ranks: {step}this plan is {_speedup(ratio)}"
 
 
 def _speeds(plan: JobPlan) -> list[str]:

@@ -1,6 +1,7 @@
-"""The inventory of the machines that are here: looked at now, or as it was remembered when they were last looked at.
+"""Inventories of a job's machines: from measurements made now, or cached from the last ones.
 
-What was measured is kept in narrowgauge/inventory below $XDG_CACHE_HOME or ~/.cache, by the cluster's address.
+The cache is narrowgauge/inventory below $XDG_CACHE_HOME or ~/.cache, with a file for each cluster by its address.
+`launcher submit` plans with the cache alone, since measuring takes seconds on every node.
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ from launcher.inventory.inventory import Inventory, Machine
 from launcher.record.seats import Node
 
 
-def told_by(job: Job, texts: Sequence[str]) -> Inventory:
-    """The inventory of nodes out of what `launcher.inventory.measure` printed on each."""
+def from_measurements(job: Job, texts: Sequence[str]) -> Inventory:
+    """The inventory from what `launcher.inventory.measure` printed on each node."""
     nodes = _unique([Machine.model_validate_json(text) for text in texts])
     links = _links(job, nodes) if len(nodes) > 1 else None
-    return Inventory(nodes=nodes, topology=links, source="looked at")
+    return Inventory(nodes=nodes, topology=links, source="measured")
 
 
-def known(job: Job, nodes: Sequence[Node], told: str | None = None) -> Inventory:
-    """What is known of these nodes without looking: as remembered, else no more than Ray tells.
+def without_measuring(job: Job, nodes: Sequence[Node], cached: str | None = None) -> Inventory:
+    """The inventory of these nodes from the cache. Nodes that are not in it have only what Ray reports.
 
     Args:
-        told: what the submitter remembers (`remembered`), if the job was handed over from another machine.
+        nodes: as Ray reports them now; their addresses and CPUs replace the cached ones.
+        cached: the submitter's cache (`cached_json`), if the job was submitted from another machine.
     """
-    remembered = Inventory.model_validate_json(told) if told else _recalled(job)
+    remembered = Inventory.model_validate_json(cached) if cached else _recall(job)
     before = {node.name: node for node in remembered.nodes} if remembered else {}
     machines = [
         before[node.name].model_copy(update={"address": node.address, "cpus": node.cpus})
@@ -43,28 +45,30 @@ def known(job: Job, nodes: Sequence[Node], told: str | None = None) -> Inventory
         else Machine(name=node.name, address=node.address, cpus=node.cpus, memory_bytes=node.memory_bytes)
         for node in nodes
     ]
+    # Measured links are of all cached nodes together; with another set of nodes they would be incomplete.
     topology = remembered.topology if remembered and {node.name for node in machines} == set(before) else None
     return Inventory(nodes=_unique(machines), topology=topology, source="as remembered" if before else "Ray")
 
 
-def remembered(job: Job) -> str | None:
-    """What this machine remembers of the job's cluster, as JSON."""
-    found = _recalled(job)
+def cached_json(job: Job) -> str | None:
+    """The cached inventory of the job's cluster, as JSON."""
+    found = _recall(job)
     return found.to_json() if found else None
 
 
-def packed(told: str | None) -> str | None:
-    """What `remembered` gave, small enough for an environment variable, through which Ray tells it to a driver."""
-    return base64.b64encode(zlib.compress(told.encode())).decode() if told else None
+def compressed(text: str | None) -> str | None:
+    """The cached inventory, compressed: it reaches a driver on the cluster in an environment variable, which is limited
+    to 128 KiB."""
+    return base64.b64encode(zlib.compress(text.encode())).decode() if text else None
 
 
-def unpacked(small: str | None) -> str | None:
-    """What `packed` was given."""
-    return zlib.decompress(base64.b64decode(small)).decode() if small else None
+def decompressed(packed: str | None) -> str | None:
+    """The reverse of `compressed`."""
+    return zlib.decompress(base64.b64decode(packed)).decode() if packed else None
 
 
 def _links(job: Job, nodes: Sequence[Machine]) -> Topology | None:
-    """The job's own topology file, else what was measured between these nodes before."""
+    """The job's topology file, else the links that were measured between these nodes before; None if neither fits."""
     path = job.collectives.topology
     if path is not None:
         topology = Topology.load(path)
@@ -73,7 +77,7 @@ def _links(job: Job, nodes: Sequence[Machine]) -> Topology | None:
 
 
 def _unique(nodes: list[Machine]) -> list[Machine]:
-    """In order of address; two that have the same hostname get a number."""
+    """In order of address, which is stable between measurements. Later ones with the same hostname get a suffix."""
     names: dict[str, int] = {}
     found = []
     for node in by_address(nodes):
@@ -87,7 +91,7 @@ _Addressed = TypeVar("_Addressed", Machine, Node)
 
 
 def by_address(nodes: Sequence[_Addressed]) -> list[_Addressed]:
-    """In the order that inventories have."""
+    """In the order of an inventory: by the numbers of the address, so that 10.0.0.9 comes before 10.0.0.10."""
     return sorted(nodes, key=lambda node: [int(part) for part in re.findall(r"\d+", node.address)])
 
 
@@ -96,19 +100,20 @@ def _path(job: Job) -> Path:
 
 
 def remember(job: Job, inventory: Inventory) -> None:
+    """Write the cache. A cache that cannot be written is not an error."""
     try:
         path = _path(job)
-    except OSError:  # no home
+    except OSError:  # no home folder
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(inventory.to_json(), encoding="utf-8")
-    except OSError:  # it is measured again next time
+    except OSError:  # half a file is worse than none
         path.unlink(missing_ok=True)
 
 
-def _recalled(job: Job) -> Inventory | None:
+def _recall(job: Job) -> Inventory | None:
     try:
         return job_file.load_inventory(_path(job)) if _path(job).is_file() else None
-    except (ConfigError, OSError):  # written by another version; no home
+    except (ConfigError, OSError):  # written by another version, or no home folder
         return None

@@ -1,4 +1,4 @@
-"""Which rank sits where: (nodes, workers) -> seats. A pure function."""
+"""Placement of a job that leaves nothing to choose: (nodes, workers) -> seats. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from launcher.record.seats import Node, RankPlacement
 
 
 def place(nodes: Sequence[Node], workers: Workers, *, emulate_hosts: bool) -> list[RankPlacement]:
-    """Seat the ranks in even blocks, one for each host: with 4 workers on 2 hosts, ranks 0 and 1 are on the first.
+    """Place the ranks in even blocks, one per host: with 4 workers on 2 hosts, ranks 0 and 1 are on the first.
 
     Args:
-        nodes: what the cluster has.
-        workers: how many, over how many hosts, with how many CPUs each.
-        emulate_hosts: several hosts may be made up on one node.
+        nodes: of the cluster.
+        workers: their number, hosts, and CPUs each.
+        emulate_hosts: all hosts are emulated on the largest node, if the job names a number of hosts.
 
     Raises:
-        ClusterError: the nodes have no room.
+        ClusterError: the nodes have no room for the workers.
     """
     if emulate_hosts and workers.hosts is not None:
         chosen = [max(nodes, key=lambda node: node.cpus)] * workers.hosts
@@ -59,16 +59,16 @@ def _blocks(count: int, hosts: int) -> list[int]:
 
 
 def refuse_loopback(seats: Sequence[RankPlacement]) -> None:
-    """See that ranks on several nodes can reach each other.
+    """Check that ranks on several nodes can reach each other.
 
     Raises:
-        ClusterError: a node is known by an address that leads every other node to itself.
+        ClusterError: Ray knows a node by a loopback address, which leads every other node to itself.
     """
     nodes = {seat.node.id: seat.node for seat in seats}
     looped = [node for node in nodes.values() if ipaddress.ip_address(node.address).is_loopback]
     if len(nodes) > 1 and looped:
         raise ClusterError(
-            f"Ray knows the node {looped[0].name} by {looped[0].address}, where no other node can reach it; got "
-            f"{len(nodes)} nodes, of which each needs an address on the network between them: start Ray there with "
+            f"Ray knows the node {looped[0].name} by {looped[0].address}, which no other node can reach; all "
+            f"{len(nodes)} nodes need an address on the network between them: start Ray there with "
             "`--node-ip-address=ADDRESS`"
         )

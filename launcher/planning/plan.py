@@ -1,4 +1,4 @@
-"""What would run where, how fast, and what would make it faster: (inventory, job, earlier runs) -> plan. No I/O."""
+"""Where a job runs, how fast, and what would make it faster: (inventory, job, earlier runs) -> `JobPlan`. No I/O."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ from launcher.record.seats import Node
 
 @dataclass(frozen=True)
 class PlannedRank:
-    """Where one rank runs and what it gets. `index` counts the devices of a kind in a node; None for CPU cores."""
+    """Where one rank runs.
+
+    Attributes:
+        index: of the device among those of its kind in the node; None for CPU cores.
+        share: samples of the global batch per step; without one, the samples that the script takes.
+    """
 
     rank: int
     node: str
@@ -38,40 +43,42 @@ class JobPlan:
     """Everything that `launcher plan` shows.
 
     Attributes:
-        links: where the rates of the links come from.
-        sources: where the speeds come from, of each node and device that is used.
-        effects: of each node that could carry workers.
-        others: to compare with: all nodes with equal batches, and the fastest kind alone.
-        what_if: a link twice as fast, other codecs.
-        planning_s: seconds that this took.
+        topology: of the ranks.
+        links: where the rates of the links come from, in words.
+        sources: where the speeds come from, in words, by "node/device" of those that are used.
+        excluded: devices that cannot carry workers.
+        effects: of each node that could carry workers: the throughput without it, or with it.
+        others: comparisons: all nodes with equal batches, and the fastest kind of device alone.
+        what_if: the same ranks with the bottleneck twice as fast, and with other codecs.
+        planning_s: seconds that planning took.
     """
 
     name: str
     demand: Demand
-    places: tuple[PlannedRank, ...]
+    ranks: tuple[PlannedRank, ...]
     topology: Topology
     forecast: Forecast
     links: str
     sources: Mapping[str, str]
-    barred: tuple[Excluded, ...]
+    excluded: tuple[Excluded, ...]
     effects: tuple[Effect, ...]
     others: tuple[Other, ...]
     what_if: tuple[Other, ...]
     planning_s: float
 
     def to_json(self) -> dict[str, Any]:
-        """For `--json`; throughput is in samples per second, or without a unit if `in_seconds` is false."""
+        """For `--json`. Throughput is in samples per second; without a unit if `in_seconds` is false."""
         return {
             "name": self.name,
             "in_seconds": self.demand.in_seconds,
             "global_batch": self.demand.global_batch,
-            "ranks": [vars(place) for place in self.places],
-            "nodes": sorted({place.node for place in self.places}),
+            "ranks": [vars(rank) for rank in self.ranks],
+            "nodes": sorted({rank.node for rank in self.ranks}),
             "forecast": _figures(self.forecast, self.demand),
             "collectives": self.forecast.plan.summary() if self.forecast.plan else None,
             "links": self.links,
             "speeds": dict(self.sources),
-            "left_out": [vars(one) for one in self.barred],
+            "left_out": [vars(one) for one in self.excluded],
             "effects": [
                 {
                     "node": one.node,
@@ -107,91 +114,104 @@ def _figures(found: Forecast, demand: Demand) -> dict[str, Any]:
 
 
 def make(job: Job, inventory: Inventory, earlier: Earlier, *, own: bool, thorough: bool = True) -> JobPlan:
-    """The plan.
+    """Plan where the workers of a job run, and predict the time of a step.
 
     Args:
-        own: the job runs on a Ray of its own on the inventory's one machine, where hosts are emulated.
-        thorough: also what each node does, what to compare with, and what would make it faster.
+        own: the job runs on a private Ray on the inventory's one machine, which emulates the job's hosts.
+        thorough: also the effect of each node, the comparisons, and what would make it faster. These take many more
+            forecasts.
 
     Raises:
         ClusterError: there is no room for the workers, or no memory for the batch.
     """
     began = time.perf_counter()
-    farm, told = emulated(job, inventory, earlier) if own else (inventory, None)
-    demand = demand_of(job, farm, earlier)
-    pools, barred = pools_of(job, farm, earlier)
-    topology, links_told = links(farm)
-    if not pools:
-        raise ClusterError(_no_room(job, pools, barred))
-    limits = job.workers.least, job.workers.max or job.workers.count
-    if demand.global_batch is not None:  # a rank has at least one sample
-        limits = limits[0], min(limits[1], demand.global_batch)
-    field = SearchSpace(pools, demand, topology, *limits)
-    chosen = _fixed(job, farm, field) if own or not searched(job) else choose(field)
-    if chosen is None:
-        raise ClusterError(_no_room(job, pools, barred))
-    seating = field.seating(chosen.counts)
+    farm, emulated_from = emulated(job, inventory, earlier) if own else (inventory, None)
+    topology, measured_from = links(farm)
+    pools, excluded = pools_of(job, farm, earlier)
+    space = _space(job, pools, demand_of(job, farm, earlier), topology) if pools else None
+    chosen = _assignment(job, farm, space, own) if space else None
+    if space is None or chosen is None:
+        raise ClusterError(_no_room(job, pools, excluded))
+    seating = space.seating(chosen.counts)
     return JobPlan(
         name=job.name,
-        demand=demand,
-        places=_places(field, seating, chosen.forecast, farm),
-        topology=field.topology(chosen.counts),
+        demand=space.demand,
+        ranks=_ranks(space, seating, chosen.forecast, farm),
+        topology=space.topology(chosen.counts),
         forecast=chosen.forecast,
-        links=told or links_told,
+        links=emulated_from or measured_from,
         sources={f"{pools[i].node}/{pools[i].device}": pools[i].source for i in dict.fromkeys(seating)},
-        barred=tuple(barred),
-        effects=effects(field, chosen) if thorough and searched(job) and not own else (),
-        others=others(field) if thorough and len(pools) > 1 else (),
-        what_if=what_if(field, chosen) if thorough else (),
+        excluded=tuple(excluded),
+        effects=effects(space, chosen) if thorough and searched(job) and not own else (),
+        others=others(space) if thorough and len(pools) > 1 else (),
+        what_if=what_if(space, chosen) if thorough else (),
         planning_s=time.perf_counter() - began,
     )
 
 
+def _space(job: Job, pools: Sequence[Pool], demand: Demand, topology: Topology) -> SearchSpace:
+    most = job.workers.max or job.workers.count
+    if demand.global_batch is not None:  # a rank has at least one sample
+        most = min(most, demand.global_batch)
+    return SearchSpace(pools, demand, topology, job.workers.least, most)
+
+
+def _assignment(job: Job, farm: Inventory, space: SearchSpace, own: bool) -> Assignment | None:
+    """A private Ray has one machine, so there is nothing to choose there."""
+    return _fixed(job, farm, space) if own or not searched(job) else choose(space)
+
+
 def searched(job: Job) -> bool:
-    """Whether the launcher chooses the placement by speed. A plain `workers: {count, hosts}` is placed as it says."""
+    """Whether the launcher chooses the placement by predicted speed.
+
+    It does if the job leaves something to choose or names accelerators, and never against an explicit `workers.hosts`.
+    """
     workers = job.workers
-    asks = workers.max is not None or workers.per == "gpu" or job.global_batch is not None
-    return workers.hosts is None and (asks or job.accelerators.only is not None or bool(job.accelerators.exclude))
+    chooses = workers.max is not None or workers.per == "gpu" or job.global_batch is not None
+    return workers.hosts is None and (chooses or job.accelerators.only is not None or bool(job.accelerators.exclude))
 
 
-def _no_room(job: Job, pools: Sequence[Pool], barred: Sequence[Excluded]) -> str:
-    room = ", ".join(f"{pool.node} for {pool.places} on {pool.device}" for pool in pools) or "none"
+def _no_room(job: Job, pools: Sequence[Pool], excluded: Sequence[Excluded]) -> str:
+    room = ", ".join(f"{pool.node} for {pool.capacity} on {pool.device}" for pool in pools) or "none"
     lines = [
         f"no placement for {job.workers.least} or more workers of {job.workers.cpus} CPU(s) each, per {job.workers.per}"
     ]
     lines += [f"  room:     {room}"]
     if job.global_batch is not None:
         holds = [pool.pace.most_samples for pool in pools]
-        total = sum(pool.places * (most or 0) for pool, most in zip(pools, holds, strict=True))
+        total = sum(pool.capacity * (most or 0) for pool, most in zip(pools, holds, strict=True))
         memory = f"memory for {total} samples in all" if holds and None not in holds else "no limit by memory known"
         lines += [f"  batch:    {job.global_batch} samples, at least one for each worker; {memory}"]
-    lines += [f"  not used: {one.node}, {one.device}: {one.why}" for one in barred[:8]]
+    lines += [f"  not used: {one.node}, {one.device}: {one.why}" for one in excluded[:8]]
     return "\n".join(lines)
 
 
-def _fixed(job: Job, farm: Inventory, field: SearchSpace) -> Assignment | None:
-    """The placement of a plain job: even blocks on the largest nodes, as `place` says."""
+def _fixed(job: Job, farm: Inventory, space: SearchSpace) -> Assignment | None:
+    """The placement of a job that says where its workers go: even blocks on the largest nodes, as `place` does."""
     nodes = [
-        Node(node.name, node.name, node.address, _offered(field, node.name) * job.workers.cpus) for node in farm.nodes
+        Node(node.name, node.name, node.address, _offered(space, node.name) * job.workers.cpus) for node in farm.nodes
     ]
     seats = place(nodes, job.workers, emulate_hosts=False)
-    counts = [0] * len(field.pools)
+    counts = [0] * len(space.pools)
     for seat in seats:
-        pool = next(i for i, pool in enumerate(field.pools) if pool.node == seat.node.name and counts[i] < pool.places)
+        pool = next(
+            i for i, pool in enumerate(space.pools) if pool.node == seat.node.name and counts[i] < pool.capacity
+        )
         counts[pool] += 1
-    found = field.exact(tuple(counts))
+    found = space.exact(tuple(counts))
     return Assignment(tuple(counts), found) if found else None
 
 
-def _offered(field: SearchSpace, node: str) -> int:
-    return sum(pool.places for pool in field.pools if pool.node == node)
+def _offered(space: SearchSpace, node: str) -> int:
+    """Workers that a node has room for."""
+    return sum(pool.capacity for pool in space.pools if pool.node == node)
 
 
-def _places(field: SearchSpace, seating: Sequence[int], found: Forecast, farm: Inventory) -> tuple[PlannedRank, ...]:
-    places, used = [], dict.fromkeys(seating, 0)
+def _ranks(space: SearchSpace, seating: Sequence[int], found: Forecast, farm: Inventory) -> tuple[PlannedRank, ...]:
+    ranks, used = [], dict.fromkeys(seating, 0)
     for rank, (index, share) in enumerate(zip(seating, found.shares, strict=True)):
-        pool = field.pools[index]
+        pool = space.pools[index]
         number = None if pool.device == "cpu" else used[index]
         used[index] += 1
-        places.append(PlannedRank(rank, pool.node, farm.node(pool.node).address, pool.device, number, share))
-    return tuple(places)
+        ranks.append(PlannedRank(rank, pool.node, farm.node(pool.node).address, pool.device, number, share))
+    return tuple(ranks)

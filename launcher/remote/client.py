@@ -31,7 +31,7 @@ from launcher.config import job_file
 from launcher.config.job import Job
 from launcher.errors import ClusterError
 from launcher.monitor.terminal import PlainView
-from launcher.planning.known_machines import packed, remembered
+from launcher.planning.known_machines import cached_json, compressed
 from launcher.record.replay import Reader
 from launcher.record.run_dir import RunDir
 from launcher.record.tail import LogTails
@@ -72,7 +72,7 @@ def submit(job: Job, submitted_at: float, view: PlainView, resumed: Path | None 
             "folder": str(run_dir.path),
             "token": token,
             "resumed": str(resumed) if resumed else None,
-            "remembered": packed(remembered(job)),
+            "remembered": compressed(cached_json(job)),
             "submitted_at": submitted_at,
             "from": socket.gethostname(),
         }

@@ -21,7 +21,7 @@ from typing import Any
 from collectives.version import __version__
 from launcher.config.job import Job
 from launcher.errors import ClusterError, LauncherError
-from launcher.planning.known_machines import unpacked
+from launcher.planning.known_machines import decompressed
 from launcher.record.run_dir import RunDir
 from launcher.record.run_state import EXIT_STATUS
 from launcher.remote.feed import FedRunDir, Feed, FeedView
@@ -61,7 +61,7 @@ def main() -> int:
         cwd=None,
         force_requested=functools.partial(force_requested, name),
         resumed=resumed,
-        remembered=unpacked(metadata["remembered"]),
+        remembered=decompressed(metadata["remembered"]),
     )
     summary = run(on_cluster, view, follow_logs=True, context=context)
     return EXIT_STATUS[summary["status"]]

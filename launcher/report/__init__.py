@@ -1,9 +1,12 @@
-"""`report.html`: one self-contained page about one run, made from what is in its folder at any time.
+"""`report.html`: one self-contained page about one run, from the files in its folder, during the run or after it.
 
-record.read, record.events     files -> plain values
-story.tell                     events -> points, totals of each rank, moments
-charts, network, diagram, ranks      plain values -> what is to be drawn
-page.render                    all of it -> HTML
+    record.read, record.events           files -> plain values
+    story.build                          events -> points of the curves, totals of each rank, moments
+    charts, network, diagram, ranks      plain values -> shapes, rows and texts
+    page.render                          all of these -> HTML
+
+Only `record` reads files, and only the template writes HTML. It escapes every value: names, logs and messages of errors
+come from scripts and may hold markup.
 """
 
 from __future__ import annotations
@@ -14,19 +17,20 @@ from pathlib import Path
 from launcher.record.run_dir import RunDir
 from launcher.report import record
 from launcher.report.page import render
-from launcher.report.story import tell
+from launcher.report.story import build
 
 
 def write(folder: Path) -> Path:
-    """Make or renew the page of the run in `folder`; gives its path.
+    """Write the page of the run in `folder`, or renew it, and return its path.
 
     Raises:
-        ReportError: it is not the folder of a run, or something else has changed its files.
-        OSError: the page can't be written.
+        ReportError: it is not the folder of a run, or its files are not as the launcher writes them.
+        OSError: the page cannot be written.
     """
     found = record.read(folder)
-    story = tell(record.events(folder), world_size(found))
+    story = build(record.events(folder), world_size(found))
     path = RunDir.of(folder).report
+    # Written aside and renamed, since a browser may be reading the old page.
     scratch = path.with_suffix(".tmp")
     scratch.write_text(render(found, story), encoding="utf-8")
     os.replace(scratch, path)
@@ -34,12 +38,12 @@ def write(folder: Path) -> Path:
 
 
 def grafana() -> str:
-    """A Grafana dashboard, as JSON to import there, over the metrics of docs/reference/metrics.md."""
+    """A Grafana dashboard over the launcher's metrics, as JSON to import."""
     return Path(__file__).with_name("grafana.json").read_text(encoding="utf-8")
 
 
 def world_size(found: record.RunRecord) -> int:
-    """How many ranks the run has or should have had; 0 if it failed before that was known."""
+    """Number of ranks of the run; 0 if it failed before they were placed."""
     if found.summary is not None and isinstance(found.summary.get("world_size"), int):
         return int(found.summary["world_size"])
     return len((found.plan or {}).get("seats") or ())

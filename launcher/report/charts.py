@@ -1,4 +1,4 @@
-"""The curves of the page: points of the story -> charts, each a plain value that the template draws."""
+"""The curves of the page: points of the story -> charts, plain values that the template draws."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.report import units
+from launcher import units
 from launcher.report.geometry import Scale, band, high_end, line, stacked
 from launcher.report.story import Point
 
@@ -31,14 +31,17 @@ class Shape:
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart. `readings` is JSON for the hand that points: for each point its place in percent, and texts.
+    """One chart.
 
-    `cut` says what was left out above the upper edge, if anything.
+    Attributes:
+        summary: the chart in a sentence, for screen readers and for a chart that is not drawn.
+        readings: JSON for the tooltip: for each point its x in percent of the width, and lines of text.
+        cut: what lies above the upper edge and is not shown; None if nothing does.
     """
 
     title: str
     unit: str
-    said: str
+    summary: str
     shapes: tuple[Shape, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
@@ -47,22 +50,21 @@ class Chart:
 
 
 def loss_chart(points: Sequence[Point]) -> Chart | None:
-    """Loss over steps; None if nobody told one."""
-    told = [point for point in points if point.loss is not None]
-    if not told:
+    """Loss over steps; None if none was reported."""
+    known = [point for point in points if point.loss is not None]
+    if not known:
         return None
-    losses = [point.loss for point in told]
-    x, y = _steps(told), Scale.over([loss for loss in losses if loss is not None])
-    shape = Shape(line([point.step for point in told], losses, x, y), "loss", False, "loss")
-    said = (
-        f"Loss {units.number(losses[0])} at step {told[0].step:,}, {units.number(losses[-1])} at step {told[-1].step:,}"
-    )
-    readings = [(x.share(point.step), [_step_text(point), f"loss {units.number(point.loss)}"]) for point in told]
-    return _chart("Loss", "mean over ranks", said, [shape], x, y, readings)
+    losses = [point.loss for point in known]
+    x, y = _steps(known), Scale.over([loss for loss in losses if loss is not None])
+    shape = Shape(line([point.step for point in known], losses, x, y), "loss", False, "loss")
+    first, last = known[0], known[-1]
+    summary = f"Loss {units.number(first.loss)} at step {first.step:,}, {units.number(last.loss)} at step {last.step:,}"
+    readings = [(x.share(point.step), [_step_text(point), f"loss {units.number(point.loss)}"]) for point in known]
+    return _chart("Loss", "mean over ranks", summary, [shape], x, y, readings)
 
 
 def time_chart(points: Sequence[Point]) -> Chart | None:
-    """A step's seconds, split into computing, waiting and the rest; None before the second report."""
+    """Seconds of a step, split into computing, waiting and the rest; None before the second report."""
     timed = [point for point in points if point.steps and point.seconds > 0]
     if len(timed) < 2:
         return None
@@ -71,7 +73,7 @@ def time_chart(points: Sequence[Point]) -> Chart | None:
         ("compute", "computing", [point.compute_s / point.steps for point in timed]),
         ("wait", "waiting", [point.wait_s / point.steps for point in timed]),
         ("rest", "rest" if measured else "computing and the rest", [point.rest_s / point.steps for point in timed]),
-    ][0 if measured else 1 :]
+    ][0 if measured else 1 :]  # without attached models, computing is part of the rest
     xs = [point.step for point in timed]
     edges = stacked([values for _, _, values in parts])
     top = edges[-1][1]
@@ -91,13 +93,13 @@ def time_chart(points: Sequence[Point]) -> Chart | None:
         )
         for index, point in enumerate(timed)
     ]
-    said = f"A step took {units.seconds(mean)} on average, {units.percent(waiting)} of it waiting for communication"
+    summary = f"A step took {units.seconds(mean)} on average, {units.percent(waiting)} of it waiting for communication"
     cut = f"Some steps took longer than shown: up to {units.seconds(max(top))}." if max(top) > y.high else None
-    return _chart("Step time", "seconds a step, mean over ranks", said, shapes, x, y, readings, cut)
+    return _chart("Step time", "seconds a step, mean over ranks", summary, shapes, x, y, readings, cut)
 
 
 def speed_chart(points: Sequence[Point]) -> Chart | None:
-    """Tokens per second; None if nobody counted any."""
+    """Tokens per second; None if the script counts none."""
     timed = [point for point in points if point.steps and point.seconds > 0]
     if len(timed) < 2 or not any(point.tokens for point in timed):
         return None
@@ -109,16 +111,16 @@ def speed_chart(points: Sequence[Point]) -> Chart | None:
         (x.share(point.step), [_step_text(point), f"{units.number(speed)} tokens/s"])
         for point, speed in zip(timed, speeds, strict=True)
     ]
-    said = f"{units.number(mean)} on average, {units.number(min(speeds))} to {units.number(max(speeds))}"
+    summary = f"{units.number(mean)} on average, {units.number(min(speeds))} to {units.number(max(speeds))}"
     return _chart(
-        "Speed", "tokens per second, all ranks", said, [Shape(curve, "speed", False, "tokens/s")], x, y, readings
+        "Speed", "tokens per second, all ranks", summary, [Shape(curve, "speed", False, "tokens/s")], x, y, readings
     )
 
 
 def _chart(
     title: str,
     unit: str,
-    said: str,
+    summary: str,
     shapes: list[Shape],
     x: Scale,
     y: Scale,
@@ -128,7 +130,7 @@ def _chart(
     return Chart(
         title=title,
         unit=unit,
-        said=said,
+        summary=summary,
         shapes=tuple(shapes),
         x_ticks=tuple(Tick(100 * x.share(value), units.tick(value)) for value in x.ticks(5) if value == int(value)),
         y_ticks=tuple(Tick(100 - 100 * y.share(value), units.tick(value)) for value in y.ticks(5)),

@@ -1,7 +1,8 @@
-"""The network as a drawing: hosts left and right of the switch that joins them, each with a link up and a link down, as
-thick as it is fast and as dark as the plan loads it. Hosts of a site share a frame and the site's own link.
+"""The network as a drawing: hosts left and right of a switch, each with a link up and a link down. Width of a link is
+its rate, darkness its load by the plan. Hosts of a site share a frame and the link of the site.
 
-One column of hosts for narrow screens, two for wide ones; lengths are in pixels of a drawing `width` wide.
+One column of hosts for narrow screens, two for wide ones; the page holds both and shows one. Lengths are in pixels of a
+drawing that is `width` wide.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.report import units
+from launcher import units
 from launcher.report.network import Link, Network, NetworkHost, Site
 
 ROW, BOX_HEIGHT, HEADER, GAP, EDGE = 74.0, 56.0, 30.0, 14.0, 6.0
-_WORTH_TELLING = 0.005  # of the time that a host's memory is busy
+_MIN_MEMORY_LOAD = 0.005  # of a host; below it the box does not mention it
 NARROW, WIDE = 352.0, 920.0
-_THINNEST, _THICKEST = 2.0, 9.0
+_MIN_THICKNESS, _MAX_THICKNESS = 2.0, 9.0
 _SITE_LINK = 40.0
 
 
 @dataclass(frozen=True)
 class Box:
-    """A host: upper left corner, size, and its lines of text."""
+    """A host: upper left corner, size, and lines of text."""
 
     x: float
     y: float
@@ -82,43 +83,45 @@ def draw(network: Network, columns: int) -> Drawing:
     """Lay out a network in one or two columns of hosts."""
     width = NARROW if columns == 1 else WIDE
     middle = width - EDGE - 4 if columns == 1 else width / 2
-    made = _Maker(network, middle)
+    layout = _Layout(network, middle)
     bottoms = [0.0, 0.0]
     for group in network.groups:
+        # The next group goes below the shorter column.
         column = 0 if columns == 1 or bottoms[0] <= bottoms[1] else 1
-        bottoms[column] = made.group(group, bottoms[column], mirrored=column == 1)
+        bottoms[column] = layout.group(group, bottoms[column], mirrored=column == 1)
     height = max(bottoms)
-    spines = list(made.spines)
-    if len(network.places) > 1:
+    spines = list(layout.spines)
+    if len(network.hosts) > 1:
         spines.append(Spine(middle, EDGE, height - EDGE))
-    return Drawing(width, height, tuple(made.boxes), tuple(made.frames), tuple(made.wires), tuple(spines))
+    return Drawing(width, height, tuple(layout.boxes), tuple(layout.frames), tuple(layout.wires), tuple(spines))
 
 
-class _Maker:
-    """Adds groups of hosts to a drawing; a mirrored group stands right of the switch at x = `middle`."""
+class _Layout:
+    """Adds groups of hosts to a drawing. All are laid out left of the switch at x = `middle`; a mirrored group is
+    reflected to its right."""
 
     def __init__(self, network: Network, middle: float) -> None:
         self._middle = middle
         self._fastest = max((link.bytes_per_s for link in network.outer_links), default=1.0)
-        self._alone = len(network.places) == 1
+        self._alone = len(network.hosts) == 1
         self.boxes: list[Box] = []
         self.frames: list[Frame] = []
         self.wires: list[Wire] = []
         self.spines: list[Spine] = []
 
     def group(self, group: Site | NetworkHost, top: float, *, mirrored: bool) -> float:
-        """Draw a site with its hosts, or a host in no site; gives the lower edge."""
+        """Add a site with its hosts, or a host in no site, and return the lower edge."""
         if isinstance(group, NetworkHost):
             self._host(group, top, self._middle, EDGE, mirrored)
             return top + ROW
-        header = HEADER + 18
-        bottom = top + header + ROW * len(group.places)
+        header = HEADER + 18  # for the title and the two links of the site
+        bottom = top + header + ROW * len(group.hosts)
         inner = self._middle - _SITE_LINK
         frame_width = inner - EDGE + 4
-        x = EDGE - 4 if not mirrored else 2 * self._middle - inner - 4 + 4
+        x = EDGE - 4 if not mirrored else 2 * self._middle - inner
         self.frames.append(Frame(x, top + 2, frame_width, bottom - top - 4, f"site {group.name}"))
-        for index, place in enumerate(group.places):
-            self._host(place, top + header + ROW * index, inner, EDGE + 6, mirrored)
+        for index, host in enumerate(group.hosts):
+            self._host(host, top + header + ROW * index, inner, EDGE + 6, mirrored)
         self.spines.append(Spine(self._across(inner, mirrored), top + header - 4, bottom - 10))
         for index, (word, link, offset) in enumerate((("up", group.up, -6.0), ("down", group.down, 6.0))):
             wire_y = top + header / 2 + 8 + offset
@@ -127,18 +130,18 @@ class _Maker:
         self.spines.append(Spine(self._across(inner, mirrored), top + header / 2 - 2, top + header - 4))
         return bottom + GAP / 2
 
-    def _host(self, place: NetworkHost, top: float, inner: float, outer: float, mirrored: bool) -> None:
+    def _host(self, host: NetworkHost, top: float, inner: float, outer: float, mirrored: bool) -> None:
         width = min(170.0, max(118.0, 0.38 * (inner - outer)))
         y = top + (ROW - BOX_HEIGHT) / 2
         x = outer if not mirrored else 2 * self._middle - outer - width
-        room = int(width / 7.2)
-        lines = [_shortened(ranks_text(place.ranks), room + 3)]
-        if place.memory is not None and (place.memory.load or 0.0) >= _WORTH_TELLING:
-            lines.append(f"memory {units.percent(place.memory.load)}")
-        self.boxes.append(Box(x, y, width, BOX_HEIGHT, _shortened(place.name, room), tuple(lines)))
-        if self._alone:
+        room = int(width / 7.2)  # letters: SVG does not break or cut text, so it is cut here by its mean width
+        lines = [_shortened(ranks_text(host.ranks), room + 3)]
+        if host.memory is not None and (host.memory.load or 0.0) >= _MIN_MEMORY_LOAD:
+            lines.append(f"memory {units.percent(host.memory.load)}")
+        self.boxes.append(Box(x, y, width, BOX_HEIGHT, _shortened(host.name, room), tuple(lines)))
+        if self._alone:  # no switch and no links
             return
-        for word, link, offset in (("up", place.up, -10.0), ("down", place.down, 10.0)):
+        for word, link, offset in (("up", host.up, -10.0), ("down", host.down, 10.0)):
             wire_y = y + BOX_HEIGHT / 2 + offset
             label_y = wire_y - 9 if word == "up" else wire_y + 17
             self._wire(outer + width, inner, wire_y, word, link, mirrored, ((outer + width + inner) / 2, label_y))
@@ -159,6 +162,7 @@ class _Maker:
         thickness = self._thickness(link)
         load = link.load if link and link.load is not None else 0.0
         text = _label(word, link)
+        # The arrow is a triangle with its tip at x2; the line ends inside of it, or its blunt end would show.
         ahead = math.copysign(max(5.0, 1.1 * thickness), x2 - x1)
         half = max(4.0, 0.95 * thickness)
         arrow = f"{x2:g},{y:g} {x2 - ahead:g},{y - half:g} {x2 - ahead:g},{y + half:g}"
@@ -182,9 +186,10 @@ class _Maker:
 
     def _thickness(self, link: Link | None) -> float:
         if link is None or not self._fastest:
-            return _THINNEST
+            return _MIN_THICKNESS
+        # Rates in one farm differ a hundredfold; by the square root the slow links stay visible.
         share = math.sqrt(max(link.bytes_per_s, 0.0) / self._fastest)
-        return _THINNEST + (_THICKEST - _THINNEST) * share
+        return _MIN_THICKNESS + (_MAX_THICKNESS - _MIN_THICKNESS) * share
 
 
 def ranks_text(ranks: Sequence[int]) -> str:

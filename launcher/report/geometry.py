@@ -1,5 +1,7 @@
-"""From numbers to places in a drawing. Pure functions; charts are drawn in a box of 1000 by 1000 that the page
-stretches, and their labels are texts of the page at a percentage of the box, so that letters keep their size.
+"""From numbers to positions in a drawing. Pure functions.
+
+Charts are drawn in a box of 1000 by 1000 that the page stretches to any size. Labels are text of the page at a
+percentage of the box, since text inside of the box would be stretched with it.
 """
 
 from __future__ import annotations
@@ -13,23 +15,24 @@ BOX = 1000.0
 
 @dataclass(frozen=True)
 class Scale:
-    """A line of numbers from `low` to `high`, laid over 0 to 1. `high` is above `low`."""
+    """A linear scale from `low` to `high`, mapped to 0 to 1. `high` is greater than `low`."""
 
     low: float
     high: float
 
     @classmethod
     def over(cls, values: Sequence[float], *, from_zero: bool = False) -> Scale:
-        """Wide enough for all values that are finite, up to the next tick; 0 to 1 if there are none."""
+        """Covers all finite values, up to the next tick; 0 to 1 if there are none."""
         finite = [value for value in values if math.isfinite(value)]
         if not finite:
             return cls(0.0, 1.0)
         low, high = min(finite), max(finite)
-        if from_zero:
+        if from_zero:  # for lengths and areas, which mislead if they do not start at 0
             low, high = min(low, 0.0), max(high, 0.0)
-        if high - low <= 1e-9 * max(abs(low), abs(high)):
+        if high - low <= 1e-9 * max(abs(low), abs(high)):  # all equal, but for rounding: put them in the middle
             room = abs(high) / 2 or 0.5
             low, high = (low if from_zero and low == 0 else low - room), high + room
+        # 1e-9: 0.1 + 0.2 is a little more than 0.3, and would get a tick of its own.
         step = _step(high - low, 4)
         return cls(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step)
 
@@ -40,7 +43,7 @@ class Scale:
         return cls(low, high if high > low else low + 1.0)
 
     def share(self, value: float) -> float:
-        """Where a value lies, 0 to 1 within the scale."""
+        """Position of a value, 0 to 1 within the scale."""
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self, most: int = 5) -> list[float]:
@@ -57,7 +60,8 @@ def _step(width: float, most: int) -> float:
 
 
 def line(xs: Sequence[float], ys: Sequence[float | None], x: Scale, y: Scale) -> str:
-    """Path of a curve; None and what is not finite leaves a gap."""
+    """SVG path of a curve. None and values that are not finite leave a gap."""
+    # M moves without drawing, so a point after a gap begins a new piece of the same path.
     parts, pen_down = [], False
     for at, value in zip(xs, ys, strict=True):
         if value is None or not math.isfinite(value):
@@ -69,7 +73,7 @@ def line(xs: Sequence[float], ys: Sequence[float | None], x: Scale, y: Scale) ->
 
 
 def band(xs: Sequence[float], lower: Sequence[float], upper: Sequence[float], x: Scale, y: Scale) -> str:
-    """Path of the area between two curves; empty without at least two points."""
+    """SVG path of the area between two curves; empty with fewer than two points."""
     if len(xs) < 2:
         return ""
     there = [_place(x.share(at), 1 - y.share(value)) for at, value in zip(xs, upper, strict=True)]
@@ -78,7 +82,7 @@ def band(xs: Sequence[float], lower: Sequence[float], upper: Sequence[float], x:
 
 
 def stacked(parts: Sequence[Sequence[float]]) -> list[tuple[list[float], list[float]]]:
-    """Lower and upper edge of each part when they are put on top of each other."""
+    """Lower and upper edge of each part in a stack of them."""
     edges, below = [], [0.0] * len(parts[0]) if parts else []
     for part in parts:
         above = [low + value for low, value in zip(below, part, strict=True)]
@@ -88,8 +92,8 @@ def stacked(parts: Sequence[Sequence[float]]) -> list[tuple[list[float], list[fl
 
 
 def high_end(values: Sequence[float]) -> float:
-    """Where to cut an axis so that a few outliers do not flatten the rest: the largest value, or three times the one
-    that 19 of 20 do not exceed if that is less."""
+    """Where to cut an axis so that outliers do not flatten the rest: the largest value, or three times the 95th
+    percentile if that is less."""
     ordered = sorted(values)
     if not ordered:
         return 1.0

@@ -1,4 +1,4 @@
-"""The network that a plan is about: its hosts, sites and links with their loads, out of plan.json. Pure."""
+"""The network of a plan: hosts, sites and links with their loads, from plan.json. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ MAX_PAIRS_LISTED = 12
 
 @dataclass(frozen=True)
 class Link:
-    """A directed link: payload bytes per second, and the share of the planned time in which it is busy; None if no
-    plan says."""
+    """A directed link.
+
+    Attributes:
+        bytes_per_s: of payload.
+        load: fraction of the predicted time in which it is busy, 0 to 1; None without a plan.
+        bottleneck: whether it limits the plan.
+    """
 
     name: str
     bytes_per_s: float
@@ -23,7 +28,7 @@ class Link:
 
 @dataclass(frozen=True)
 class NetworkHost:
-    """A host. Its links are None where nobody knows them."""
+    """A host. Links whose rates are unknown are None."""
 
     name: str
     ranks: tuple[int, ...]
@@ -34,17 +39,17 @@ class NetworkHost:
 
 @dataclass(frozen=True)
 class Site:
-    """Hosts behind one uplink."""
+    """Hosts that share an uplink."""
 
     name: str
-    places: tuple[NetworkHost, ...]
+    hosts: tuple[NetworkHost, ...]
     up: Link | None
     down: Link | None
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A way from host to host that is slower than their links."""
+    """A path between two hosts that is slower than their links."""
 
     source: str
     target: str
@@ -53,26 +58,28 @@ class Pair:
 
 @dataclass(frozen=True)
 class Network:
-    """Everything. `groups` are sites and hosts in no site, in order of their lowest rank."""
+    """The whole network. `groups` are sites and hosts in no site, in order of their lowest rank."""
 
     groups: tuple[Site | NetworkHost, ...]
     pairs: tuple[Pair, ...]
     links: tuple[Link, ...]
 
     @property
-    def places(self) -> list[NetworkHost]:
-        return [place for group in self.groups for place in (group.places if isinstance(group, Site) else (group,))]
+    def hosts(self) -> list[NetworkHost]:
+        """All hosts, whether in a site or not."""
+        return [host for group in self.groups for host in (group.hosts if isinstance(group, Site) else (group,))]
 
     @property
     def outer_links(self) -> list[Link]:
-        """Those that are drawn: of hosts and of sites."""
-        ends: list[Site | NetworkHost] = [*self.places, *(group for group in self.groups if isinstance(group, Site))]
+        """The links of hosts and sites, which the diagram draws."""
+        ends: list[Site | NetworkHost] = [*self.hosts, *(group for group in self.groups if isinstance(group, Site))]
         return [link for end in ends for link in (end.up, end.down) if link is not None]
 
     @property
     def matrix(self) -> list[tuple[str, list[Link | None]]] | None:
-        """A row for each host that slower pairs start at, a cell for each target; if there are any, and few hosts."""
-        names = [place.name for place in self.places]
+        """A row for each host at which slower pairs start, a cell for each target. None without pairs, or with too many
+        hosts for a table."""
+        names = [host.name for host in self.hosts]
         if not self.pairs or len(names) > MAX_HOSTS_IN_MATRIX:
             return None
         known = {(pair.source, pair.target): pair.link for pair in self.pairs}
@@ -81,27 +88,31 @@ class Network:
 
     @property
     def busiest_pairs(self) -> list[Pair]:
-        """Where there is no matrix: the pairs that the plan loads most."""
+        """The pairs with the highest loads, where there are too many hosts for the matrix."""
         ordered = sorted(self.pairs, key=lambda pair: -(pair.link.load or 0.0))
         return ordered[:MAX_PAIRS_LISTED] if self.matrix is None else []
 
 
 def network(seats: Sequence[Mapping[str, Any]], plan: Mapping[str, Any] | None) -> Network | None:
-    """Of the plan's topology, or, without one, just the hosts of the seats; None if there are none."""
+    """The network of the plan's topology; without a plan, the hosts of the seats; None without either.
+
+    Args:
+        seats, plan: of plan.json.
+    """
     if plan and plan.get("topology"):
         return _planned(plan)
     ranks: dict[str, list[int]] = {}
     for seat in seats:
         ranks.setdefault(str(seat["host"]), []).append(int(seat["rank"]))
-    places = tuple(NetworkHost(name, tuple(members), None, None, None) for name, members in ranks.items())
-    return Network(places, (), ()) if places else None
+    hosts = tuple(NetworkHost(name, tuple(members), None, None, None) for name, members in ranks.items())
+    return Network(hosts, (), ()) if hosts else None
 
 
 def _planned(plan: Mapping[str, Any]) -> Network:
     topology = plan["topology"]
     links = _Links(plan)
 
-    def place(host: Mapping[str, Any]) -> NetworkHost:
+    def host_of(host: Mapping[str, Any]) -> NetworkHost:
         name = host["name"]
         return NetworkHost(
             name=name,
@@ -111,10 +122,10 @@ def _planned(plan: Mapping[str, Any]) -> Network:
             memory=links(f"memory of {name}", host["memory_bytes_per_s"]),
         )
 
-    places = {host["name"]: place(host) for host in topology["hosts"]}
+    hosts = {host["name"]: host_of(host) for host in topology["hosts"]}
     site_of = {name: site for site in topology.get("sites", ()) for name in site["hosts"]}
     groups: dict[str, Site | NetworkHost] = {}
-    for name, one in places.items():
+    for name, one in hosts.items():
         site = site_of.get(name)
         if site is None:
             groups[f"host {name}"] = one
@@ -123,7 +134,7 @@ def _planned(plan: Mapping[str, Any]) -> Network:
             f"site {site['name']}",
             Site(
                 name=site["name"],
-                places=tuple(each for host, each in places.items() if host in site["hosts"]),
+                hosts=tuple(each for host, each in hosts.items() if host in site["hosts"]),
                 up=links(f"up of site {site['name']}", site["up_bytes_per_s"]),
                 down=links(f"down of site {site['name']}", site["down_bytes_per_s"]),
             ),
@@ -136,7 +147,10 @@ def _planned(plan: Mapping[str, Any]) -> Network:
 
 
 class _Links:
-    """Makes links, with the loads that the plan gives them; `made` are all of them."""
+    """Makes links with their loads by the plan. `made` has all of them.
+
+    Equal links are equally busy up to rounding, and all of them limit the plan, though its `bottleneck` names one.
+    """
 
     def __init__(self, plan: Mapping[str, Any]) -> None:
         self._busy_s = {link["name"]: float(link["busy_s"]) for link in plan.get("links", ())}

@@ -1,4 +1,8 @@
-"""The page itself: what was read and added up -> the values of the template -> HTML. No I/O but the template's."""
+"""The page: (files of the run, story) -> values of the template -> HTML. Reads nothing but the template.
+
+The template decides how things look, this module what is shown, so `content` can be tested without HTML. The template
+escapes all values (`autoescape`) and fails on an unknown one (`StrictUndefined`) instead of showing nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +14,29 @@ from typing import Any
 
 import jinja2
 
-from launcher.report import diagram, units
+from launcher import units
+from launcher.report import diagram
 from launcher.report.charts import Chart, loss_chart, speed_chart, time_chart
 from launcher.report.network import network
 from launcher.report.ranks import lanes, rows
 from launcher.report.record import RunRecord
 from launcher.report.story import Point, Story, thinned
 
-MAX_ROWS = 40
-MAX_MOMENTS = 200
+MAX_ROWS = 40  # of the table of steps
+MAX_MOMENTS = 200  # of the timeline
+MAX_SHARES = 16  # of a plan's trees
+MAX_TEXT = 600  # characters of a moment
 _STATUS = {"finished": "good", "failed": "bad", "stopped": "warn"}
 _MARKS = {"start": "started", "step": "training", "plan": "plan", "note": "note", "trouble": "trouble", "end": "ended"}
 
 
 def render(record: RunRecord, story: Story, now: float | None = None) -> str:
-    """The whole page. `now` is the time that it says it was made at, in seconds since 1970; None takes the clock."""
+    """The page as HTML. `now` is the time that it gives as its own, in seconds since 1970; None: the clock's."""
     return _template().render(content(record, story, time.time() if now is None else now))
 
 
 def content(record: RunRecord, story: Story, now: float) -> dict[str, Any]:
-    """Everything that the template shows."""
+    """The values of the template."""
     summary, plan_file = record.summary or {}, record.plan or {}
     plan = plan_file.get("collectives") or story.tally.plan
     seats = plan_file.get("seats") or ()
@@ -77,7 +84,8 @@ def _template() -> jinja2.Template:
 
 
 def _span(summary: Mapping[str, Any], story: Story, now: float) -> tuple[float | None, float | None]:
-    """Begin and end of the timeline: of the events; up to now if the run goes on, by the look of it."""
+    """Begin and end of the timeline, by the events. Up to now if the run seems to go on: it has no summary, a rank is
+    running, and the last event is less than a minute old."""
     begin, end = story.first_at, story.last_at
     if not summary and end is not None and any(rank.state == "running" for rank in story.ranks.values()):
         end = now if now - end < 60 else end
@@ -87,7 +95,7 @@ def _span(summary: Mapping[str, Any], story: Story, now: float) -> tuple[float |
 def _facts(
     record: RunRecord, story: Story, begin: float | None, end: float | None, now: float
 ) -> list[tuple[str, str]]:
-    """The line under the title: word and value."""
+    """The line under the title: names and values."""
     summary, seats = record.summary or {}, (record.plan or {}).get("seats") or ()
     hosts = len({seat["host"] for seat in seats})
     facts = [("run", record.name)]
@@ -102,7 +110,7 @@ def _facts(
         facts.append(("backend", str(summary["backend"])))
     if not summary:
         ago = f"; its last event was {units.seconds(max(now - story.last_at, 0.0))} before" if story.last_at else ""
-        facts.append(("state", f"no summary when this page was made: it goes on, or was cut off{ago}"))
+        facts.append(("state", f"no summary when this page was made: it is going on, or was cut off{ago}"))
     return facts
 
 
@@ -125,26 +133,14 @@ def _failure(record: RunRecord, summary: Mapping[str, Any]) -> dict[str, Any] | 
 
 
 def _figures(summary: Mapping[str, Any], story: Story) -> list[tuple[str, str, str]]:
-    """The large numbers: name, value, and what belongs to it in small."""
+    """The large numbers: name, value, and a remark below it."""
     known = story.tally.figures()
-    loss = known["final_loss"]
-    first = f"from {units.number(known['first_loss'])}" if known["first_loss"] is not None else ""
     timed = known["step_s"] is not None
-    of = story.tally.last.of if story.tally.last else None
+    waiting = f"{units.seconds(known['comm_wait_s'])} a step" if timed else ""
     figures = [
-        ("steps", f"{known['steps']:,}" if known["steps"] else units.NOTHING, f"of {of:,}" if of else ""),
-        ("loss", units.number(loss), first if loss is not None else ""),
-    ]
-    heldout = summary.get("heldout_loss", story.tally.notes.get("heldout_loss"))
-    if isinstance(heldout, int | float):
-        figures.append(("held-out loss", units.number(heldout), ""))
-    figures += [
+        *_progress_figures(summary, story, known),
         ("step time", units.seconds(known["step_s"]), "on average" if timed else ""),
-        (
-            "waiting",
-            units.percent(known["comm_wait_share"]),
-            f"{units.seconds(known['comm_wait_s'])} a step" if timed else "",
-        ),
+        ("waiting", units.percent(known["comm_wait_share"]), waiting),
     ]
     if known["tokens_per_s"]:
         figures.append(("speed", units.number(known["tokens_per_s"]), "tokens a second"))
@@ -153,8 +149,23 @@ def _figures(summary: Mapping[str, Any], story: Story) -> list[tuple[str, str, s
     return figures
 
 
+def _progress_figures(summary: Mapping[str, Any], story: Story, known: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Steps and losses."""
+    of = story.tally.last.of if story.tally.last else None
+    loss, first_loss = known["final_loss"], known["first_loss"]
+    first = f"from {units.number(first_loss)}" if loss is not None and first_loss is not None else ""
+    figures = [
+        ("steps", f"{known['steps']:,}" if known["steps"] else units.NOTHING, f"of {of:,}" if of else ""),
+        ("loss", units.number(loss), first),
+    ]
+    heldout = summary.get("heldout_loss", story.tally.notes.get("heldout_loss"))
+    if isinstance(heldout, int | float):
+        figures.append(("held-out loss", units.number(heldout), ""))
+    return figures
+
+
 def _table(points: Sequence[Point]) -> list[tuple[str, ...]]:
-    """The curves in numbers."""
+    """The curves as a table."""
     return [
         (
             f"{point.step:,}",
@@ -170,7 +181,7 @@ def _table(points: Sequence[Point]) -> list[tuple[str, ...]]:
 
 
 def _plan(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Algorithm, prediction, bound, the losers as bars, shares."""
+    """The plan: algorithm, prediction, bound, the predicted times of all algorithms as bars, shares of the trees."""
     options = [(str(name), float(taken)) for name, taken in (plan.get("options") or {}).items()]
     longest = max([taken for _, taken in options] + [float(plan.get("predicted_s") or 0.0)], default=0.0) or 1.0
     chosen, bound = plan.get("algorithm"), plan.get("bound_s")
@@ -191,19 +202,26 @@ def _plan(plan: Mapping[str, Any]) -> dict[str, Any]:
             for name, taken in sorted(options, key=lambda option: option[1])
         ],
         "bound_at": 100 * bound / longest if bound else None,
-        "shares": shares[:16],
-        "more_shares": max(0, len(shares) - 16),
+        "shares": shares[:MAX_SHARES],
+        "more_shares": max(0, len(shares) - MAX_SHARES),
     }
 
 
 def _moments(story: Story, begin: float | None) -> list[tuple[str, int | None, str, str, str]]:
-    """When (since the begin), rank, kind, its name, text. Where there are too many, troubles and plans stay."""
+    """Time since the begin, rank, kind, name of the kind, and text. If there are too many, troubles and plans are
+    shown."""
     shown = story.moments
     if len(shown) > MAX_MOMENTS:
         important = [moment for moment in shown if moment.kind in ("trouble", "plan")][:MAX_MOMENTS]
         shown = important or shown[:MAX_MOMENTS]
     return [
-        (f"{moment.at - (begin or moment.at):,.1f} s", moment.rank, moment.kind, _MARKS[moment.kind], moment.text[:600])
+        (
+            f"{moment.at - (begin or moment.at):,.1f} s",
+            moment.rank,
+            moment.kind,
+            _MARKS[moment.kind],
+            moment.text[:MAX_TEXT],
+        )
         for moment in shown
     ]
 

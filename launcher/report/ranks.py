@@ -1,4 +1,4 @@
-"""The table of ranks and the lanes of the timeline: story and seats -> rows that the template draws. Pure."""
+"""The table of ranks and the lanes of the timeline: (story, seats) -> rows that the template draws. Pure functions."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.report import units
+from launcher import units
 from launcher.report.story import Rank, Story
 
 
 @dataclass(frozen=True)
 class RankRow:
-    """One rank. Shares are of its own seconds, 0 to 1; None is not known.
+    """One rank. Shares are fractions of its own seconds, 0 to 1; None: unknown.
 
-    `batch_share` is of all ranks' samples (or tokens, where no samples were told), `waits_for` the rank that its engine
-    slept for most and the share of its waiting for others that this was.
+    Attributes:
+        batch_share: of all ranks' samples, or of their tokens if no samples were reported.
+        waits_for: the rank that it waited for most, and waits_share the fraction of its waiting for others.
     """
 
     rank: int
@@ -35,7 +36,7 @@ class RankRow:
 
 @dataclass(frozen=True)
 class Lane:
-    """A rank's life, in percent of the run: from its start to its end, and the part in which it trained."""
+    """A rank in the timeline: its start and end, and the part in which it trained, in percent of the run."""
 
     rank: int
     host: str
@@ -63,7 +64,8 @@ def rows(story: Story, seats: Sequence[Mapping[str, Any]]) -> list[RankRow]:
 def _row(number: int, rank: Rank, seat: Mapping[str, Any], batch_share: float | None) -> RankRow:
     known = rank.seconds > 0
     most = max(rank.waits, key=lambda name: rank.waits[name], default=None)
-    slept = sum(rank.waits.values())
+    waited_s = sum(rank.waits.values())
+    # A rank that computes while it communicates may count more than its seconds.
     whole = max(rank.seconds, rank.compute_s + rank.wait_s) or 1.0
     return RankRow(
         rank=number,
@@ -78,7 +80,7 @@ def _row(number: int, rank: Rank, seat: Mapping[str, Any], batch_share: float | 
         wait=units.seconds(rank.wait_s if known else None),
         sent=units.data(rank.num_bytes if known else None),
         waits_for=most,
-        waits_share=rank.waits[most] / slept if most is not None and slept else None,
+        waits_share=rank.waits[most] / waited_s if most is not None and waited_s else None,
     )
 
 

@@ -1,5 +1,5 @@
-"""Reads what a run has left in its folder so far. Any of it may be missing or cut off in the middle of a line: a run
-that goes on, that crashed, or that never came to its first step has a report, too.
+"""Reads the folder of a run. Any file may be missing, or end in the middle of a line: a run that is going on, that
+crashed, or that never reached its first step has a report, too.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from launcher.record.events import Event, Noted, from_json
 from launcher.record.run_dir import RunDir, last_traceback
 
 LAST_WORDS_BYTES = 64 * 1024
+"""Read from the end of each log, which may have gigabytes."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run folder as read. None is a file that is not there.
+    """The files of a run folder. None: there is no such file.
 
     Attributes:
-        name: of the folder, "<job's name>-<id>".
+        name: of the folder, "<name of the job>-<id>".
         config: text of config.yaml.
-        logs: what each rank's log ends with, for ranks that wrote something.
-        traces: file names of traces.
+        logs: the end of each rank's log, for ranks that wrote something.
+        traces: names of the trace files.
     """
 
     name: str
@@ -37,7 +38,7 @@ class RunRecord:
 
 
 def read(folder: Path) -> RunRecord:
-    """Everything but the events.
+    """Read everything but the events.
 
     Raises:
         ReportError: it is not the folder of a run, or a file in it is not what the launcher writes.
@@ -47,7 +48,7 @@ def read(folder: Path) -> RunRecord:
         found = "a file" if folder.is_file() else "no config.yaml in it" if folder.is_dir() else "nothing"
         raise ReportError(
             f"{folder}: found {found}; wanted the folder of a run, such as runs/my-job-20260131-120000-ab12, "
-            "whose name `launcher submit` tells"
+            "whose name `launcher submit` prints"
         )
     return RunRecord(
         name=run.path.name,
@@ -60,8 +61,8 @@ def read(folder: Path) -> RunRecord:
 
 
 def events(folder: Path) -> Iterator[Event]:
-    """The lines of events.jsonl, one after the other. A last line that is still being written is left out. An event
-    of a kind that is not known here is given as a note.
+    """Read events.jsonl line by line. A last line that is still being written is skipped. An event of an unknown kind,
+    such as one of a newer version, becomes a note.
 
     Raises:
         ReportError: a line is not an event.
@@ -81,16 +82,16 @@ def events(folder: Path) -> Iterator[Event]:
                 raise ReportError(f"{path}, line {number}: {error}") from None
 
 
-def _event(told: Any) -> Event:
+def _event(line: Any) -> Event:
     """
     Raises:
-        ValueError: it is none, not even of a kind that is not known here.
+        ValueError: it is not an event, not even one of an unknown kind.
     """
     known = {kind.__name__ for kind in Event.__subclasses__()}
-    match told:
+    match line:
         case {"event": str(kind), "rank": int(rank), "at": int(at) | float(at), **values} if kind not in known:
             return Noted(rank, float(at), {kind: values})
-    return from_json(told)
+    return from_json(line)
 
 
 def _object(path: Path) -> dict[str, Any] | None:
@@ -100,7 +101,7 @@ def _object(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ReportError(
-            f"{path}: not JSON: {error}; the launcher writes it, so something else has changed it"
+            f"{path}: not JSON: {error}; the launcher writes it, so another program has changed it"
         ) from None
     if not isinstance(found, dict):
         raise ReportError(f"{path}: got {type(found).__name__}; wanted an object, as the launcher writes it")

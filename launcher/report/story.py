@@ -1,11 +1,14 @@
-"""What the events of a run add up to: (events) -> points of the curves, totals of each rank, moments. No I/O.
+"""Sums over the events of a run: (events) -> points of the curves, totals of each rank, moments. No I/O.
 
-Points and totals leave out each rank's first report, which carries the costs of the start, as `tally` does. Seconds of
-a point or a rank are split in three:
+Points and totals leave out each rank's first report, as `tally` does: its seconds include start-up and compiling. The
+seconds of a point or a rank are split in three:
 
-    computing   forward and backward of attached models (`collectives.attach`), where the script has one
+    computing   forward and backward pass of attached models (`collectives.attach`), if the script attaches one
     waiting     for communication
-    rest        what is left: data, optimizer, and computing too where it is not measured
+    rest        the remainder: data, optimizer, and computing where it is not measured
+
+events.jsonl grows with steps x ranks and may have gigabytes, so events are added one by one and never kept. Memory is
+bounded by `_MAX_HELD` points, the moments, and the totals of each rank.
 """
 
 from __future__ import annotations
@@ -20,15 +23,17 @@ from launcher.record.run_state import signal_name
 from launcher.record.tally import Line, Tally
 
 MAX_POINTS = 1000
-_HELD = 4 * MAX_POINTS
+"""Of a curve: about one for each pixel of its width."""
+_MAX_HELD = 4 * MAX_POINTS
+"""Points held before they are thinned to half, so that thinning costs little per event."""
 _MAX_MOMENTS = 200
+"""Beyond this many only troubles and new plans are kept."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """Some steps up to `step`. Seconds are the mean over ranks, `tokens` the sum over ranks.
-
-    `loss` is the mean over the steps that told one.
+    """Consecutive steps up to `step`, counted by `steps`. Seconds are totals of these steps, as the mean over ranks;
+    `tokens` are the sum over ranks; `loss` is the mean over the steps that reported one. `at` is in seconds since 1970.
     """
 
     step: int
@@ -47,7 +52,11 @@ class Point:
 
 @dataclass
 class Rank:
-    """One rank's totals since its first report, and how far it came."""
+    """Totals of one rank since its first report, and its state. Times (`..._at`) are in seconds since 1970.
+
+    Attributes:
+        waits: seconds of waiting for each other rank, by "rank N".
+    """
 
     started_at: float | None = None
     first_report_at: float | None = None
@@ -74,7 +83,7 @@ class Rank:
 
 @dataclass(frozen=True)
 class Moment:
-    """Something worth a line in the timeline. `kind` is "start", "step", "plan", "note", "trouble" or "end"."""
+    """A line of the timeline. `kind` is "start", "step", "plan", "note", "trouble" or "end"."""
 
     at: float
     rank: int | None
@@ -84,11 +93,11 @@ class Moment:
 
 @dataclass
 class Story:
-    """All of it, in the order in which it happened.
+    """The sums of a run, in the order in which things happened.
 
     Attributes:
-        points: at most MAX_POINTS, the first report's one without duration.
-        tally: figures as the summary has them.
+        points: at most MAX_POINTS. The first report's point has 0 steps and 0 seconds.
+        tally: the figures of summary.json.
     """
 
     ranks: dict[int, Rank]
@@ -99,24 +108,25 @@ class Story:
     last_at: float | None
 
 
-def tell(events: Iterable[Event], world_size: int) -> Story:
-    """Add up what events.jsonl holds."""
-    teller = _Teller(world_size)
+def build(events: Iterable[Event], world_size: int) -> Story:
+    """Sum up the events of a run, in their order."""
+    builder = _Builder(world_size)
     for event in events:
-        teller.on(event)
-    return teller.story()
+        builder.on(event)
+    return builder.story()
 
 
 def thinned(points: list[Point], most: int) -> list[Point]:
-    """At most `most` points with the same sums: neighbours are merged in even runs."""
+    """At most `most` points with the same sums. Runs of equally many neighbours are merged; dropping points instead
+    would lose the slow steps between them."""
     run = -(-len(points) // most) if points else 1
     return [merged(points[start : start + run]) for start in range(0, len(points), run)] if run > 1 else points
 
 
 def merged(points: list[Point]) -> Point:
-    """One point for several that follow each other."""
-    told = [point for point in points if point.loss is not None]
-    weight = sum(max(point.steps, 1) for point in told)
+    """One point for several consecutive ones."""
+    losses = [point for point in points if point.loss is not None]
+    weight = sum(max(point.steps, 1) for point in losses)  # the first report counts 0 steps, but has a loss
     return Point(
         step=points[-1].step,
         at=points[-1].at,
@@ -125,25 +135,26 @@ def merged(points: list[Point]) -> Point:
         tokens=sum(point.tokens for point in points),
         wait_s=sum(point.wait_s for point in points),
         compute_s=sum(point.compute_s for point in points),
-        loss=sum((point.loss or 0.0) * max(point.steps, 1) for point in told) / weight if told else None,
+        loss=sum((point.loss or 0.0) * max(point.steps, 1) for point in losses) / weight if losses else None,
     )
 
 
-class _Teller:
-    """Takes events one by one; what it keeps grows with ranks, not with steps."""
+class _Builder:
+    """Adds events one by one. What it keeps grows with ranks, not with steps."""
 
     def __init__(self, world_size: int) -> None:
         self._tally = Tally(world_size)
         self._ranks = {rank: Rank() for rank in range(world_size)}
         self._points: list[Point] = []
         self._moments: list[Moment] = []
-        self._compute_s: dict[int, float] = {}
+        self._compute_s: dict[int, float] = {}  # by step, of all ranks, until the tally has a line for the step
         self._before: Line | None = None
         self._first_at: float | None = None
         self._last_at: float | None = None
         self._fingerprint: Any = None
 
     def on(self, event: Event) -> None:
+        # By min and max, since events of several ranks are not in order.
         self._first_at = event.at if self._first_at is None else min(event.at, self._first_at)
         self._last_at = event.at if self._last_at is None else max(event.at, self._last_at)
         rank = self._ranks.setdefault(event.rank, Rank())
@@ -156,6 +167,7 @@ class _Teller:
 
     def story(self) -> Story:
         self._add(self._tally.rest())
+        # Ranks have clocks of their own, and their events arrive in any order.
         self._moments.sort(key=lambda moment: moment.at)
         points = thinned(self._points, MAX_POINTS)
         return Story(self._ranks, points, self._moments, self._tally, self._first_at, self._last_at)
@@ -180,27 +192,29 @@ class _Teller:
     def _add(self, lines: list[Line]) -> None:
         for line in lines:
             before, self._before = self._before, line
-            steps = line.step - before.step if before else 0
+            steps = line.step - before.step if before else 0  # scripts may report every few steps
             seconds = (line.step_s or 0.0) * steps
-            known = [step for step in self._compute_s if step <= line.step]
-            compute_s = sum(self._compute_s.pop(step) for step in known) / len(self._ranks)
+            # Ranks report the same steps, but a line is complete only when the last rank has.
+            reported = [step for step in self._compute_s if step <= line.step]
+            compute_s = sum(self._compute_s.pop(step) for step in reported) / len(self._ranks)
             tokens, wait_s = (line.tokens_per_s or 0.0) * seconds, (line.wait_share or 0.0) * seconds
             self._points.append(
                 Point(line.step, line.at, steps, seconds, tokens, wait_s, compute_s if before else 0.0, line.loss)
             )
-        if len(self._points) > _HELD:
-            self._points = thinned(self._points, _HELD // 2)
+        if len(self._points) > _MAX_HELD:
+            self._points = thinned(self._points, _MAX_HELD // 2)
 
     def _planned(self, event: Planned) -> None:
         self._tally.on(event)
         plan = event.plan
-        again = self._fingerprint is not None
+        again = self._fingerprint is not None  # the engine plans anew when it measures other links
         self._fingerprint = plan.get("fingerprint", 0)
         words = f"{'new plan' if again else 'plan'}: {plan.get('algorithm', '?')}"
         limit = f", limited by {plan['bottleneck']}" if plan.get("bottleneck") else ""
         self._note(event.at, event.rank, "plan", words + limit)
 
     def _happened(self, rank: Rank, event: Event) -> None:
+        """What changes a rank's state or is only a line of the timeline."""
         kind, text = "note", ""
         if isinstance(event, Started):
             rank.started_at, rank.ended_at, rank.state = event.at, None, "running"
@@ -222,20 +236,22 @@ class _Teller:
             self._note(event.at, event.rank, kind, text)
 
     def _note(self, at: float, rank: int, kind: str, text: str) -> None:
-        """Keep a moment; starts and notes only as long as there is room, troubles and plans always."""
+        """Keep a moment: starts and notes only while there is room, troubles and plans always."""
         if len(self._moments) < _MAX_MOMENTS or kind in ("trouble", "plan"):
             self._moments.append(Moment(at, rank, kind, text))
 
 
 def _in_words(event: Event) -> str:
-    """An event that has no place of its own here."""
-    told = [f"{each.name} {getattr(event, each.name)}" for each in fields(event) if each.name not in ("rank", "at")]
-    return ", ".join([type(event).__name__, *told])
+    """Name and fields of an event that has no case of its own here, such as one of a newer version."""
+    values = [f"{each.name} {getattr(event, each.name)}" for each in fields(event) if each.name not in ("rank", "at")]
+    return ", ".join([type(event).__name__, *values])
 
 
 def _end(code: int) -> tuple[str, str, str]:
-    """State of the rank, kind of moment and text of an exit status. SIGTERM is how the launcher ends those who are left
-    when a run has failed or the user has had enough."""
+    """State of the rank, kind of moment and text for an exit status.
+
+    SIGTERM is no failure of the rank: the launcher sends it to the others after a failure, and to all on `stop`.
+    """
     if code == 0:
         return "finished", "end", "ended with status 0"
     if code == -signal.SIGTERM:

@@ -49,7 +49,7 @@ from launcher.bootstrap import stand_in
 from launcher.config.job import Job
 from launcher.errors import ClusterError
 from launcher.inventory.measure import TIMEOUT_S as LOOK_S
-from launcher.inventory.measure import look
+from launcher.inventory.measure import run_as_process
 from launcher.inventory.reachability import check_listening
 from launcher.record.events import Event, Lost
 from launcher.record.seats import Node, RankPlacement
@@ -141,13 +141,13 @@ class Cluster:
         ]
 
     def look(self, worker_cpus: int, measure: bool) -> list[str]:
-        """The JSON that `launcher.inventory.measure.look` gives on each node, all at the same time.
+        """The JSON that `launcher.inventory.measure.run_as_process` returns on each node, all at the same time.
 
         Raises:
             ClusterError: a node failed, went away, or did not answer in time.
         """
         # Tasks without CPUs: they run beside other jobs, and on nodes that are full.
-        task = ray.remote(stand_in(look))
+        task = ray.remote(stand_in(run_as_process))
         calls = [
             task.options(num_cpus=0, label_selector={"ray.io/node-id": node.id}).remote(
                 node.address, node.cpus, worker_cpus, measure

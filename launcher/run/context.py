@@ -30,7 +30,7 @@ class RunContext:
         cwd: where the workers start; None: where Ray unpacked the working directory on each node.
         force_requested: called at an interrupt; whether the workers are to be killed at once.
         resumed: the folder of the run whose checkpoints this one continues from.
-        remembered: what the submitting machine remembers of the cluster, from `known_machines.remembered`.
+        remembered: what the submitting machine remembers of the cluster, from `known_machines.cached_json`.
     """
 
     dir: RunDir

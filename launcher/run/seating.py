@@ -12,8 +12,8 @@ from itertools import groupby
 
 from launcher.config.job import Job
 from launcher.errors import ClusterError
-from launcher.planning.describe import short
-from launcher.planning.known_machines import by_address, known, told_by
+from launcher.planning.describe import summary_lines
+from launcher.planning.known_machines import by_address, from_measurements, without_measuring
 from launcher.planning.plan import JobPlan, make, searched
 from launcher.record.past_speeds import Earlier
 from launcher.record.seats import Node, RankPlacement
@@ -34,16 +34,16 @@ def predict(job: Job, cluster: Cluster, before: Earlier, remembered: str | None 
 
     Args:
         before: speeds from the last run.
-        remembered: what the submitting machine remembers of the cluster, from `known_machines.remembered`.
+        remembered: what the submitting machine remembers of the cluster, from `known_machines.cached_json`.
 
     Raises:
         ClusterError: the launcher is to choose the placement, and the nodes have no room for the workers or no memory
             for the batch.
     """
     nodes = by_address(cluster.nodes())
-    inventory = known(job, nodes, remembered)
+    inventory = without_measuring(job, nodes, remembered)
     if job.workers.per == "gpu" and not any(machine.accelerators for machine in inventory.nodes):
-        inventory = told_by(job, cluster.look(job.workers.cpus, measure=False))
+        inventory = from_measurements(job, cluster.look(job.workers.cpus, measure=False))
     # Emulated hosts of the local cluster share one machine; there is nothing to choose between.
     chooses = searched(job) and not cluster.own
     if not chooses and not before.rates:
@@ -61,12 +61,12 @@ def predict(job: Job, cluster: Cluster, before: Earlier, remembered: str | None 
 
 def format_prediction(found: Prediction | None) -> list[str]:
     """A few lines to show at the start of a run."""
-    return [] if found is None else short(found.plan)
+    return [] if found is None else summary_lines(found.plan)
 
 
 def _seats(plan: JobPlan, nodes: Mapping[str, Node]) -> list[RankPlacement]:
     """The placement of the plan's ranks; ranks of a node are consecutive."""
-    blocks = [list(block) for _, block in groupby(plan.places, lambda place: place.node)]
+    blocks = [list(block) for _, block in groupby(plan.ranks, lambda place: place.node)]
     return [
         RankPlacement(
             rank=place.rank,

@@ -7,8 +7,8 @@ from datetime import datetime
 from launcher.config.job import Job
 from launcher.errors import ClusterError
 from launcher.inventory.inventory import Inventory
-from launcher.inventory.measure import look
-from launcher.planning.known_machines import remember, told_by
+from launcher.inventory.measure import run_as_process
+from launcher.planning.known_machines import from_measurements, remember
 
 
 def gather(job: Job, *, measure: bool = True) -> Inventory:
@@ -23,7 +23,7 @@ def gather(job: Job, *, measure: bool = True) -> Inventory:
     """
     if job.cluster.address is None:
         try:
-            texts = [look("127.0.0.1", 0, job.workers.cpus, measure)]
+            texts = [run_as_process("127.0.0.1", 0, job.workers.cpus, measure)]
         except RuntimeError as error:
             raise ClusterError(str(error)) from None
         where = "this machine"
@@ -34,7 +34,7 @@ def gather(job: Job, *, measure: bool = True) -> Inventory:
             texts = cluster.look(job.workers.cpus, measure)
         where = f"the Ray cluster at {job.cluster.address}"
     when = datetime.now().astimezone().isoformat(timespec="seconds")
-    found = told_by(job, texts).model_copy(update={"source": f"{where}, {when}"})
+    found = from_measurements(job, texts).model_copy(update={"source": f"{where}, {when}"})
     if measure:
         remember(job, found)
     return found

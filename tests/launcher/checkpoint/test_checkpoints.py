@@ -116,7 +116,8 @@ def test_another_number_of_ranks(tmp_path: Path, sharded: bool, size: int) -> No
             assert value == each["weights"][name]
     own = "random numbers, draw" if sharded else "random numbers, attached, draw"
     assert (
-        f"is of 2 ranks and this run has {size}: what is each rank's own ({own}) starts afresh" in after[0]["told"][0]
+        f"was saved by 2 ranks and this run has {size}: the state of each rank ({own}) is not restored"
+        in after[0]["told"][0]
     )
     assert [each["told"] for each in after[1:]] == [[]] * (size - 1)
 
@@ -184,7 +185,7 @@ def test_the_run_to_resume_has_none(tmp_path: Path) -> None:
     environment = {checkpoints.RESUME_FROM: str(tmp_path / "old")}
     for told in run(refused, 2, tmp_path / "new", "restore", environment=environment):
         assert "rank 0 (" in told
-        assert f"found no whole checkpoint in {tmp_path}/old, the run to resume" in told
+        assert f"found no complete checkpoint in {tmp_path}/old, the run to resume" in told
 
 
 def test_the_run_to_resume_is_taken_until_this_one_has_its_own(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_damaged_one_is_passed_over_and_the_one_before_is_taken(tmp_path: Path
     with pytest.raises(files.Damaged, match=wanted):
         files.check(newest)
     (line,) = told
-    assert line.startswith(f"passing over the checkpoint {newest}: ")
+    assert line.startswith(f"skipping the checkpoint {newest}: ")
 
 
 def test_none_is_left(tmp_path: Path) -> None:

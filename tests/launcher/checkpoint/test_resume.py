@@ -160,7 +160,7 @@ def test_runs_that_cannot_be_resumed(tmp_path: Path) -> None:
     assert f"got:     {made.checkpoints}" in str(told.value)
     with pytest.raises(ConfigError) as told:
         resume.find(made.path.name[:-1] + "x", job)
-    assert str(told.value).startswith(f"--resume {made.path.name[:-1]}x: no run there")
+    assert str(told.value).startswith(f"--resume {made.path.name[:-1]}x: no such run")
     assert f"nearest: {made.path.name}" in str(told.value)
 
 

@@ -72,7 +72,7 @@ BAD = {
     "bad name": (GOOD.replace("demo", "my job"), 1, ["'name'", "my job", "letters, digits"]),
     "tab": (GOOD + "collectives:\n\tbackend: gloo\n", 5, ["a tab where spaces are wanted"]),
     "open bracket": (GOOD + "args: [--steps, 20\n", 5, ["not YAML"]),
-    "key twice": (GOOD + "name: other\n", 4, ["key 'name' stands twice", "first in line 1"]),
+    "key twice": (GOOD + "name: other\n", 4, ["duplicate key 'name'", "first in line 1"]),
     "a list": ("- a\n- b\n", 1, ["not a job", "keys: name, entrypoint"]),
     "empty": ("", None, ["is missing"]),
     "empty section": (GOOD + "collectives:\n", 4, ["'collectives'", "nothing (null)"]),
@@ -87,7 +87,7 @@ BAD = {
     "too many workers": (
         GOOD.replace("4", "9"),
         3,
-        ["more workers than this machine can carry", "9 workers", "at most 8"],
+        ["more workers than this machine has room for", "9 workers", "at most 8"],
     ),
     "nested argument": (GOOD + "args: {model: {width: 3}}\n", 4, ["'args'", "flag 'model'"]),
     "a flag in a list": (GOOD + "args: [true]\n", 4, ["'args'", "argument 1", "a truth value"]),
@@ -116,17 +116,25 @@ BAD = {
     "function of a file": (
         GOOD.replace("launcher.examples.train_gpt", "launcher/examples/train_gpt.py:main"),
         2,
-        ["a file cannot have a function after it", "nearest: launcher.examples.train_gpt:main"],
+        ["a function can be named in a module, not in a file", "nearest: launcher.examples.train_gpt:main"],
     ),
     "address without a port": (GOOD + "cluster: {address: '10.0.0.1'}\n", 4, ["'cluster.address'", "host:port"]),
     "a tag on a list": (
         GOOD + "args: !!python/object/apply:os.system [echo]\n",
         4,
-        ["a tag that job files may not have", "got:     !!python/object/apply:os.system"],
+        ["a tag that is not allowed in job files", "got:     !!python/object/apply:os.system"],
     ),
-    "a tag on a text": (GOOD + "env: {A: !secret x}\n", 4, ["a tag that job files may not have", "!secret"]),
-    "no folder for runs": (GOOD + "runs_dir: /proc/nope\n", 4, ["no folder for runs", "/proc/nope (No such file"]),
-    "a file for runs": (GOOD + "runs_dir: pyproject.toml/runs\n", 4, ["no folder for runs", "Not a directory"]),
+    "a tag on a text": (GOOD + "env: {A: !secret x}\n", 4, ["a tag that is not allowed in job files", "!secret"]),
+    "no folder for runs": (
+        GOOD + "runs_dir: /proc/nope\n",
+        4,
+        ["cannot create the folder for runs", "/proc/nope (No such file"],
+    ),
+    "a file for runs": (
+        GOOD + "runs_dir: pyproject.toml/runs\n",
+        4,
+        ["cannot create the folder for runs", "Not a directory"],
+    ),
     "a batch of less than one each": (
         GOOD + "global_batch: 3\n",
         4,
@@ -237,7 +245,7 @@ def test_overrides(tmp_path: Path, override: str, check: object) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("workers", "sets nothing"),
+        ("workers", "not an override"),
         ("workers.cuont=2", "unknown key 'cuont'"),
         ("workers.count=many", "'many' (text)"),
         ("workers=[", "not YAML"),

@@ -12,7 +12,7 @@ from ray.util.accelerators import accelerators as rays
 from launcher.config import job_file
 from launcher.errors import ConfigError
 from launcher.inventory.accelerators import SHEETS, kind_of
-from launcher.inventory.describe import told
+from launcher.inventory.describe import as_text
 from launcher.inventory.inventory import Inventory, links
 from tests.launcher.farms import farm, node
 
@@ -62,7 +62,7 @@ BAD: dict[str, tuple[str, list[str]]] = {
     "half a core": (changed((*ONE, "cpus"), 1.5), ["'nodes.0.cpus'", "1.5", "a whole number"]),
     "no memory": (changed((*ONE, "memory_bytes"), ...), ["'nodes.0.memory_bytes' is missing"]),
     "no name": (changed((*ONE, "name"), ""), ["'nodes.0.name'", "at least 1 character"]),
-    "name twice": (changed((*ONE, "name"), "box-2"), ["the name 'box-2' stands twice"]),
+    "name twice": (changed((*ONE, "name"), "box-2"), ["duplicate name 'box-2'"]),
     "unknown accelerator": (changed((*CARD, "kind"), "A100-90G"), ["no data sheet", "nearest: A100-80G"]),
     "negative speed of an interface": (changed((*ONE, "interfaces", 0, "mbit"), -1), ["mbit", "greater than 0"]),
     "too many rank_infos": (changed((*CARD, "count"), 0), ["count", "greater than or equal to 1"]),
@@ -161,6 +161,6 @@ def test_devices_have_kinds(device: str, gib: int, kind: str) -> None:
 
 
 def test_the_text_says_where_numbers_come_from() -> None:
-    text = told(Inventory.model_validate(GOOD))
+    text = as_text(Inventory.model_validate(GOOD))
     for words in ("2 x", "A100-80G, 80 GiB", "312 TFLOP/s (data sheet: NVIDIA A100", "100 GFLOP/s (inventory file)"):
         assert words in text

@@ -41,11 +41,11 @@ BAD = {
     "no ranks": (GOOD.replace("b, mbit", "b, ranks: 0, mbit"), 4, ["'hosts.1.ranks'", "greater than or equal to 1"]),
     "name no hostname": (GOOD.replace("name: b", "name: B!"), 4, ["'hosts.1.name'", "small letters, digits"]),
     "name leads elsewhere": (GOOD.replace("demo", "../demo"), 1, ["'name'", "small letters, digits"]),
-    "two of one name": (GOOD.replace("name: b", "name: a"), 4, ["the name 'a' stands twice"]),
+    "two of one name": (GOOD.replace("name: b", "name: a"), 4, ["duplicate name 'a'"]),
     "host and site of one name": (
         GOOD + "sites:\n  - {name: a, hosts: [b], mbit: 3}\n",
         6,
-        ["the name 'a' stands twice"],
+        ["duplicate name 'a'"],
     ),
     "unknown host": (
         GOOD.replace("name: b", "name: beta") + "sites:\n  - {name: s, hosts: [a,\n      bet], mbit: 3}\n",
@@ -55,11 +55,11 @@ BAD = {
     "host in two sites": (
         GOOD + "sites:\n  - {name: s, hosts: [a], mbit: 3}\n  - {name: t, hosts: [a], mbit: 3}\n",
         7,
-        ["host 'a' is in a site already", "t, and before that s"],
+        ["host 'a' is in two sites", "s and t"],
     ),
     "no hosts": ("name: demo\n", 1, ["key 'hosts' is missing"]),
     "a list": ("- a\n", 1, ["not a lab", "name, hosts, sites"]),
-    "a tag": (GOOD + "sites: !!python/name:os []\n", 5, ["a tag that lab files may not have"]),
+    "a tag": (GOOD + "sites: !!python/name:os []\n", 5, ["a tag that is not allowed in lab files"]),
 }
 
 
@@ -165,7 +165,9 @@ class TestUpAndDown:
         assert "no host or site 'c'; it has a, b" in said("link", "c", "--cut", *here)
         assert "takes one of" in said("link", "a", "--cut", "--restore", *here)
         assert "takes one of" in said("link", "a", "--cut", "--up", *here)
-        assert "is for commands of ranks" in said("run", str(file), "--known-links", "--", "launcher", "submit", "x")
+        assert "applies to commands that run in every rank" in said(
+            "run", str(file), "--known-links", "--", "launcher", "submit", "x"
+        )
         assert "no lab 'other' is up" in said("link", "a", "--cut", "--lab", "other")
         assert said("down", LAB) == f"lab {LAB} is down\n"
         assert not left()
@@ -275,7 +277,7 @@ class TestLinks:
             wait_until(lambda: stream.mbit(0.5) == 0)
             assert stream.mbit(0.5) == 0
             network.shape(cable.down, 100)
-            network.mend(cable)
+            network.restore(cable)
             wait_until(lambda: stream.mbit(0.2) > 0)
         finally:
             stream.close()
@@ -295,7 +297,7 @@ class TestLinks:
             time.sleep(0.2)
             assert stream.mbit(0.5) == 0
             network.shape(cable.down, 100)
-            network.mend(cable)
+            network.restore(cable)
             wait_until(lambda: stream.mbit(0.2) > 50, 10)
         finally:
             stream.close()

@@ -63,5 +63,5 @@ def test_nodes_that_ray_knows_by_loopback_are_refused_if_there_are_several() -> 
     near, far = Node("1", "box-1", "127.0.0.1", 2), Node("2", "box-2", "10.0.0.2", 2)
     refuse_loopback(place([near], Workers(count=2), emulate_hosts=False))
     refuse_loopback(place([near], Workers(count=2, hosts=2), emulate_hosts=True))
-    with pytest.raises(ClusterError, match=r"the node box-1 by 127\.0\.0\.1.*got 2 nodes.*--node-ip-address=ADDRESS"):
+    with pytest.raises(ClusterError, match=r"the node box-1 by 127\.0\.0\.1.*all 2 nodes.*--node-ip-address=ADDRESS"):
         refuse_loopback(place([near, far], Workers(count=2, hosts=2), emulate_hosts=False))

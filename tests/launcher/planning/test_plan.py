@@ -84,13 +84,13 @@ def test_json_has_ranks_forecast_and_comparisons() -> None:
 def test_kinds_may_be_wanted_or_not(accelerators: dict[str, list[str]], kinds: set[str]) -> None:
     machines = farm(node("a", (CARD, 2)), node("b", ("P100", 2)))
     made = make(job(accelerators=accelerators), machines, Earlier(), own=False)
-    assert {place.device for place in made.places} == kinds or accelerators == {}
+    assert {place.device for place in made.ranks} == kinds or accelerators == {}
 
 
 def test_without_seconds_the_plan_says_so_and_what_is_missing() -> None:
     machines = farm(node("a", (CARD, 2)), node("b", ("P100", 2)))
-    text = describe.told(make(job(global_batch=64), machines, Earlier(), own=False))
-    assert "no seconds: how long a sample takes is not known. Give workload" in text
+    text = describe.as_text(make(job(global_batch=64), machines, Earlier(), own=False))
+    assert "no predicted seconds: the time of a sample is not known. Give workload" in text
     assert "communication  not known: give workload.parameters" in text
     assert "4 ranks on 2 nodes" in text
 
@@ -114,7 +114,7 @@ def test_a_plain_job_is_placed_as_it_says() -> None:
     speed = Speed(single_flops_per_s=Rate(value=1e11, source="measured"))
     machines = farm(node("small", cpus=2), node("large", cpus=8, speed=speed), node("middle", cpus=4))
     made = make(job(workers={"count": 4, "hosts": 2}), machines, Earlier(), own=False)
-    assert [place.node for place in made.places] == ["large", "large", "middle", "middle"]
+    assert [place.node for place in made.ranks] == ["large", "large", "middle", "middle"]
 
 
 def test_workers_that_share_cores_share_their_speed() -> None:
@@ -123,9 +123,9 @@ def test_workers_that_share_cores_share_their_speed() -> None:
     local = job(workers={"count": 4, "hosts": 2}, cluster="local", global_batch=40, workload=work, emulate=[100, 100])
     made = make(local, farm(node("here", cpus=2, speed=speed)), Earlier(), own=True)
     assert made.forecast.compute_s == pytest.approx(10 / (1e11 / 2 * 0.4 / 1e9))
-    assert {place.node for place in made.places} == {"host-0", "host-1"}
+    assert {place.node for place in made.ranks} == {"host-0", "host-1"}
     assert made.forecast.bottleneck is not None
-    assert "as the job emulates them" in describe.told(made)
+    assert "as the job emulates them" in describe.as_text(made)
 
 
 def reports(rank: int, samples: float, compute_s: float, tokens: int = 0) -> list[Reported]:

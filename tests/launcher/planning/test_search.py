@@ -27,7 +27,7 @@ def random_field(seed: int) -> SearchSpace:
         rate = dice.choice([12e6, 120e6, 1.2e9])
         hosts.append(Host(name, (index,), rate, rate * dice.choice([1, 1, 0.5]), 5e9))
     sites = (Site("s", tuple(nodes[:2]), 6e7, 6e7),) if len(nodes) > 3 and dice.random() < 0.3 else ()
-    total = sum(pool.places for pool in pools)
+    total = sum(pool.capacity for pool in pools)
     least = dice.randint(1, total)
     most_workers = dice.choice([least, total, dice.randint(least, total)])
     demand = Demand(dice.choice([None, 32, 100]), dice.choice([None, 1e6, 5e7, 4e8]), dice.choice(["none", "int8"]))
@@ -37,7 +37,7 @@ def random_field(seed: int) -> SearchSpace:
 
 def best_of_all(field: SearchSpace) -> float | None:
     """By trying every count, except those whose bound is below what was found already."""
-    every = itertools.product(*(range(pool.places + 1) for pool in field.pools))
+    every = itertools.product(*(range(pool.capacity + 1) for pool in field.pools))
     best = 0.0
     for counts in sorted((counts for counts in every if any(counts)), key=field.bound, reverse=True):
         if field.bound(counts) <= best:
@@ -57,7 +57,7 @@ def test_as_good_as_trying_everything(seed: int) -> None:
 def test_no_plan_beats_the_bound() -> None:
     for seed in range(10):
         field = random_field(seed)
-        for counts in itertools.islice(itertools.product(*(range(pool.places + 1) for pool in field.pools)), 1, 12):
+        for counts in itertools.islice(itertools.product(*(range(pool.capacity + 1) for pool in field.pools)), 1, 12):
             found = field.exact(counts)
             if found is not None and field.bound(counts):
                 assert found.throughput <= field.bound(counts) * (1 + 1e-9)

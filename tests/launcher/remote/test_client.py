@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config.job import Job
-from launcher.planning.known_machines import packed, unpacked
+from launcher.planning.known_machines import compressed, decompressed
 from launcher.record.events import Exited, Started
 from launcher.record.run_dir import RunDir
 from launcher.remote.client import RunFollower, _move_paths, _with_relative_paths, explain_missing_summary
@@ -108,8 +108,8 @@ def test_what_is_remembered_of_a_large_farm_fits_into_an_environment_variable() 
     remembered = "".join(
         f'{{"name": "box-{i}", "address": "10.0.{i // 256}.{i % 256}", "cpus": 16}}\n' for i in range(1000)
     )
-    small = packed(remembered)
+    small = compressed(remembered)
     assert small is not None
     assert len(small) < 32_000
-    assert unpacked(small) == remembered
-    assert unpacked(packed(None)) is None
+    assert decompressed(small) == remembered
+    assert decompressed(compressed(None)) is None

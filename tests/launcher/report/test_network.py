@@ -29,7 +29,7 @@ def test_loads_are_those_of_the_plan() -> None:
     assert found["up of a"].load is not None
     assert 0 < found["up of a"].load < 0.5
     assert not found["up of a"].bottleneck
-    assert [place.ranks for place in made.places] == [(0,), (1,), (2,)]
+    assert [host.ranks for host in made.hosts] == [(0,), (1,), (2,)]
 
 
 def test_equal_links_limit_together() -> None:
@@ -40,7 +40,7 @@ def test_equal_links_limit_together() -> None:
 def test_without_a_plan_the_hosts_are_known_all_the_same() -> None:
     made = network([asdict(seat) for seat in seats(4, 2)], None)
     assert made is not None
-    assert [(place.name, place.ranks, place.up) for place in made.places] == [
+    assert [(host.name, host.ranks, host.up) for host in made.hosts] == [
         ("box-0", (0, 1), None),
         ("box-1", (2, 3), None),
     ]

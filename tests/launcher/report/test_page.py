@@ -46,7 +46,7 @@ class Checked(HTMLParser):
     [
         ({}, ["finished", "Loss", "Step time", "Speed", "Ranks", "Network", "Plan", "Timeline", "Job and files"]),
         ({"fails": True}, ["Why it failed: rank 1 on box-0", "Last words of rank 1's log", "trouble"]),
-        ({"steps": 0, "fails": True}, ["No steps", "Why it failed: rank 1 on box-0", "the run told no plan"]),
+        ({"steps": 0, "fails": True}, ["No steps", "Why it failed: rank 1 on box-0", "the run reported no plan"]),
         ({"planned": False}, ["torch's Gloo has no plan", "Network"]),
         ({"summary": False}, ["unfinished", "no summary when this page was made"]),
         ({"ranks": 1, "hosts": 1}, ["1 on 1 host"]),

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import pytest
 
 from launcher.record.events import Event, Exited, Lost, Planned, Raised, Reported, Started
-from launcher.report.story import MAX_POINTS, Point, Story, merged, tell, thinned
+from launcher.report.story import MAX_POINTS, Point, Story, build, merged, thinned
 
 
-def told(*events: Event, world_size: int = 2) -> Story:
-    return tell(events, world_size)
+def story_of(*events: Event, world_size: int = 2) -> Story:
+    return build(events, world_size)
 
 
 def report(rank: int, at: float, step: int, **more: float) -> Reported:
@@ -19,7 +19,7 @@ def report(rank: int, at: float, step: int, **more: float) -> Reported:
 
 
 def test_points_and_totals_leave_out_each_rank_s_first_report() -> None:
-    story = told(
+    story = story_of(
         report(0, 10, 1, tokens=5, wait_s=9, compute_s=9, num_bytes=99, loss=4),
         report(1, 10, 1, tokens=5, wait_s=9, compute_s=9, num_bytes=99, loss=2),
         report(0, 14, 5, tokens=8, wait_s=1, compute_s=2, num_bytes=10, samples=3, loss=2),
@@ -40,7 +40,7 @@ class Balanced(Event):
 
 
 def test_an_event_without_a_place_of_its_own_becomes_a_moment() -> None:
-    story = told(Balanced(0, 3.0, [1, 2]), world_size=1)
+    story = story_of(Balanced(0, 3.0, [1, 2]), world_size=1)
     assert [moment.text for moment in story.moments] == ["Balanced, shares [1, 2]"]
 
 
@@ -57,12 +57,12 @@ def test_an_event_without_a_place_of_its_own_becomes_a_moment() -> None:
     ],
 )
 def test_moments(event: Event, state: str, kind: str, text: str) -> None:
-    story = told(event, world_size=1)
+    story = story_of(event, world_size=1)
     assert (story.ranks[0].state, story.moments[0].kind, story.moments[0].text) == (state, kind, text)
 
 
 def test_a_second_plan_is_a_new_one() -> None:
-    story = told(
+    story = story_of(
         Planned(0, 1, {"algorithm": "direct", "fingerprint": 1}),
         Planned(0, 2, {"algorithm": "ring", "fingerprint": 2, "bottleneck": "up of a"}),
     )
@@ -71,7 +71,7 @@ def test_a_second_plan_is_a_new_one() -> None:
 
 def test_a_long_run_is_thinned_and_keeps_its_sums() -> None:
     steps = 20_011
-    story = told(
+    story = story_of(
         *(report(0, step / 8, step, tokens=3, wait_s=0.25 / 8, loss=1) for step in range(1, steps + 1)), world_size=1
     )
     assert MAX_POINTS / 4 < len(story.points) <= MAX_POINTS
@@ -89,5 +89,5 @@ def test_a_loss_that_few_steps_told_is_not_lost() -> None:
 
 
 def test_nothing_at_all() -> None:
-    story = tell([], 2)
+    story = build([], 2)
     assert (story.points, story.moments, story.first_at) == ([], [], None)

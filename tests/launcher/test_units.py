@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from launcher.report import units
+from launcher import units
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,16 @@
-"""Numbers as people read them. None, and what is not finite, is a dash."""
+"""Numbers as people read them. None, and what is not finite, is a dash.
+
+`launcher plan` and `launcher inventory` print predicted seconds and rates with `collectives.units` instead, so that
+they can be compared, to four digits, with what `collectives.plan()` prints.
+"""
 
 from __future__ import annotations
 
 import math
 import time
+
+from collectives.topology import PAYLOAD
+from collectives.units import amount
 
 NOTHING = "–"  # noqa: RUF001 - a dash is meant
 
@@ -41,6 +48,21 @@ def rate(bytes_per_s: float | None) -> str:
         return NOTHING
     mbit = bytes_per_s * 8 / 1e6
     return f"{_digits(mbit / 1000)} Gbit/s" if mbit >= 9999.5 else f"{_digits(mbit)} Mbit/s"
+
+
+def payload_bytes_per_s(mbit: float) -> float:
+    """Bytes of TCP payload per second that a link of `mbit` Mbit/s carries."""
+    return mbit * 1e6 / 8 * PAYLOAD
+
+
+def memory(num_bytes: float) -> str:
+    """Memory in the binary unit that its sizes are sold in: "23.5 GiB"."""
+    return f"{num_bytes / 1024**3:.3g} GiB"
+
+
+def speed(value: float, unit: str) -> str:
+    """Of a device: "82.6 TFLOP/s", "1.01 TB/s", "50 GB/s"."""
+    return f"{value / 1e12:.4g} T{unit}" if value >= 1e12 else amount(value, unit)
 
 
 def percent(share: float | None) -> str:
