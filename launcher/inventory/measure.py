@@ -1,6 +1,6 @@
 """What this machine has and how fast it is, as an `inventory.Machine` on stdout, in JSON.
 
-    python -m launcher.inventory.measure ADDRESS CPUS [--measure]
+    python bootstrap.py launcher.inventory.measure ADDRESS CPUS [--measure]
 
 A process of its own, so that it has as many threads as a worker would have. The calibration takes about a second for
 each kind of device: products of square matrices, and copies of an array that no cache holds.
