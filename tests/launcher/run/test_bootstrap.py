@@ -106,7 +106,10 @@ def check(done: subprocess.CompletedProcess[str], folder: Path, *, travelled: bo
         assert travelled or Path(files[0]).is_relative_to(folder)
 
 
-@pytest.mark.parametrize("entrypoint", ["train.py", "train", "train:main"])
+SLOW = [pytest.param(entrypoint, marks=pytest.mark.slow) for entrypoint in ("train", "train:main")]
+
+
+@pytest.mark.parametrize("entrypoint", ["train.py", *SLOW])
 def test_a_project_with_our_names_finds_its_own_and_trains_over_our_backend(tmp_path: Path, entrypoint: str) -> None:
     folder = project(tmp_path / "project")
     check(submit(folder, entrypoint=entrypoint), folder)
@@ -117,6 +120,7 @@ def address() -> Iterator[str]:
     yield from two_nodes()
 
 
+@pytest.mark.slow
 def test_a_project_with_our_names_on_a_cluster(tmp_path: Path, address: str) -> None:
     folder = project(tmp_path / "project")
     check(submit(folder, entrypoint="train.py", cluster={"address": address}), folder, travelled=True)
