@@ -1,6 +1,6 @@
 """Measures this machine and prints it as an `inventory.Machine` in JSON.
 
-    python -m launcher.inventory.measure ADDRESS CPUS [--measure]
+    python bootstrap.py launcher.inventory.measure ADDRESS CPUS [--measure]
 
 It runs as a process of its own, since the number of threads of a math library is fixed when it is loaded. Measuring
 takes about a second for each kind of device: products of square matrices, and copies of an array larger than any cache.

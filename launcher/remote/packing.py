@@ -12,6 +12,7 @@ which have unpacked it once do not do so again.
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -57,7 +58,7 @@ def pack(folder: Path, archive: Path, *, exclude: Sequence[str], runs_dir: Path)
     files = chosen(found_in(folder, exclude, runs_dir))
     try:
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as out:
-            out.writestr(_entry(PurePosixPath(BOOTSTRAP), 0o644), Path(bootstrap.__file__).read_bytes())
+            out.writestr(_entry(PurePosixPath(BOOTSTRAP), 0o644), inspect.getsource(bootstrap))
             for file in files:
                 source = folder / file.path
                 mode = 0o755 if os.access(source, os.X_OK) else 0o644

@@ -14,6 +14,7 @@ import pytest
 
 from launcher.bootstrap import PACKAGES, taken_names
 from launcher.record.events import Event, Exited, Noted
+from launcher.remote.packing import BOOTSTRAP
 from launcher.run.agent import Agent, WorkerSpec
 from tests.launcher.two_nodes import two_nodes
 from tests.paths import REPOSITORY
@@ -105,7 +106,10 @@ def check(done: subprocess.CompletedProcess[str], folder: Path, *, travelled: bo
         assert travelled or Path(files[0]).is_relative_to(folder)
 
 
-@pytest.mark.parametrize("entrypoint", ["train.py", "train", "train:main"])
+SLOW = [pytest.param(entrypoint, marks=pytest.mark.slow) for entrypoint in ("train", "train:main")]
+
+
+@pytest.mark.parametrize("entrypoint", ["train.py", *SLOW])
 def test_a_project_with_our_names_finds_its_own_and_trains_over_our_backend(tmp_path: Path, entrypoint: str) -> None:
     folder = project(tmp_path / "project")
     check(submit(folder, entrypoint=entrypoint), folder)
@@ -116,6 +120,7 @@ def address() -> Iterator[str]:
     yield from two_nodes()
 
 
+@pytest.mark.slow
 def test_a_project_with_our_names_on_a_cluster(tmp_path: Path, address: str) -> None:
     folder = project(tmp_path / "project")
     check(submit(folder, entrypoint="train.py", cluster={"address": address}), folder, travelled=True)
@@ -198,3 +203,35 @@ def test_names_count_as_taken_where_python_would_find_another(tmp_path: Path, mo
     assert taken_names(home, str(tmp_path)) == list(PACKAGES)
     monkeypatch.chdir(tmp_path / "mine")
     assert taken_names(home, str(tmp_path)) == []
+
+
+# ---- processes that Ray starts, without Ray ------------------------------------------------------------------------
+
+
+def run_in(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A Python that has the project's folder in front of ours on its path, as in a job of Ray's."""
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{REPOSITORY}"},
+    )  # fmt: skip
+
+
+def test_an_actor_class_is_unpickled_beside_a_project_with_our_names(tmp_path: Path) -> None:
+    from ray import cloudpickle
+
+    from launcher.run import cluster
+
+    sent = cloudpickle.dumps(cluster.stand_in(Agent)).hex()
+    program = (
+        "import pickle, sys\nagent = pickle.loads(bytes.fromhex(sys.argv[1]))()\nprint(agent.version())\n"
+        "import launcher; print(launcher.__file__)"
+    )
+    done = run_in(project(tmp_path / "project"), "-c", program, sent)
+    assert done.stdout.split() == [Agent().version(), str(REPOSITORY / "launcher" / "__init__.py")], done.stderr
+
+
+def test_a_driver_starts_beside_a_project_with_our_names(tmp_path: Path) -> None:
+    folder = project(tmp_path / "project")
+    (folder / BOOTSTRAP).write_bytes((REPOSITORY / "launcher" / "bootstrap.py").read_bytes())
+    done = run_in(folder, BOOTSTRAP, "launcher.remote.driver")
+    assert "KeyError: 'RAY_JOB_CONFIG_JSON_ENV_VAR'" in done.stderr
