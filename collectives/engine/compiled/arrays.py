@@ -20,10 +20,10 @@ NET_FIELDS = len(Net._fields)
 
 def describe(net: Net, table: Table) -> npt.NDArray[np.int64]:
     """What `arrays_at` reads; valid as long as these arrays live and are not replaced."""
-    return np.concatenate([_places(net), _places(table)])
+    return np.concatenate([_addresses_and_lengths(net), _addresses_and_lengths(table)])
 
 
-def _places(arrays: NamedTuple) -> npt.NDArray[np.int64]:
+def _addresses_and_lengths(arrays: NamedTuple) -> npt.NDArray[np.int64]:
     """Address and length of each array."""
     return np.array([(each.ctypes.data, len(each)) for each in arrays], np.int64).reshape(-1)
 

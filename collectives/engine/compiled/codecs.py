@@ -1,4 +1,4 @@
-"""Encoding and decoding of float32, compiled; what the codecs are is told in `collectives/schedule/codec.py`.
+"""Encoding and decoding of float32, compiled; `collectives/schedule/codec.py` defines the codecs.
 
 One pass over the numbers does all: the residual of the last time is added, the sum is encoded, what the other side will
 decode is written where it is wanted, and what was lost becomes the new residual. Each step is done to a block of 64
@@ -25,7 +25,7 @@ NAN_SCALE = 0x7FC0
 BF16_BYTES, INT8_BYTES, INT4_BYTES = (CODECS[name].block_bytes for name in ("bf16", "int8", "int4"))
 INT8_LEVELS, INT4_LEVELS = (CODECS[name].levels for name in ("int8", "int4"))
 
-# What `encode` and `decode` are told, as the fields of an array of int64.
+# The arguments of `encode` and `decode`, as the fields of an array of int64.
 (
     C_CODEC,
     C_COUNT,  # elements

@@ -18,15 +18,11 @@ HEADER = np.dtype(
         ("op", "i8"),
         ("spec", "u4"),  # fingerprint of the op's spec and plan
         ("generation", "u2"),
-        ("direction", "u1"),
-        ("codec", "u1"),
+        ("direction", "u2"),
         ("tree", "u4"),
         ("slice", "u4"),
         ("length", "u4"),  # bytes of the payload
-        (
-            "arena_offset",
-            "u4",
-        ),  # between near ranks: where in the sender's arena it lies, in units of ARENA_OFFSET_BYTES
+        ("arena_offset", "u4"),  # between near ranks: of the payload in the sender's arena, in ARENA_OFFSET_BYTES
     ]
 )
 HEADER_BYTES = HEADER.itemsize
@@ -40,7 +36,7 @@ CONN = np.dtype(
         ("rx_ready", "i8"), ("tx_ready", "i8"),  # worth trying without asking poll
         ("header_at", "i8"), ("header_got", "i8"),  # bytes of its headers that are done with, that are here
         ("accepted", "i8"), ("parked", "i8"),  # what became of a complete header
-        ("wakes_at", "i8"),  # bytes that must be here before poll tells
+        ("wakes_at", "i8"),  # bytes that must be here before poll reports them
         ("decoded_at", "i8"),  # where an encoded payload goes when it has been decoded; 0: it is not
         ("payload_at", "i8"), ("payload_length", "i8"), ("payload_got", "i8"),
         ("tree", "i8"), ("slice", "i8"), ("direction", "i8"),
@@ -72,8 +68,8 @@ class Net(NamedTuple):
     code: npt.NDArray[np.int64]  # a codec's arguments
     code_address: npt.NDArray[np.int64]  # two addresses: encode, decode
     code_work: npt.NDArray[np.uint8]
-    waited_ns: npt.NDArray[np.int64]  # for each rank: how long this one slept because of it
-    trace_ring: npt.NDArray[np.int64]  # a ring of entries, see `trace.py`; empty if nobody asked for a trace
+    waited_ns: npt.NDArray[np.int64]  # for each rank: poll time attributed to it
+    trace_ring: npt.NDArray[np.int64]  # a ring of entries, see `trace_ring.py`; empty without a trace
     trace_written: npt.NDArray[np.int64]  # one number: entries written so far
 
 

@@ -127,7 +127,7 @@ def void_pointer(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def array_at(typingctx: Any, places: Any, k: Any, dtype: Any) -> Any:
+def array_at(typingctx: Any, described: Any, k: Any, dtype: Any) -> Any:
     """The k-th array of those whose addresses and lengths lie, in pairs of int64, at an address.
 
     As `numba.carray` makes one, of which each type would be compiled by itself, in seconds.

@@ -51,7 +51,8 @@ FLOAT32, FLOAT64, BFLOAT16, FLOAT16, INT8, UINT8, INT16, INT32, INT64 = range(9)
 OWN, ACC, TMP, DST, TMP2 = -1, -2, -3, -4, -5
 
 CHUNK = 2048  # elements; the buffers that a fold of float32 touches are 32 KiB at most
-WORK_BYTES = 5 * CHUNK * 8
+BUFFER_BYTES = CHUNK * 8
+WORK_BYTES = 5 * BUFFER_BYTES  # three registers, two widened operands
 
 
 @jit
@@ -226,7 +227,7 @@ def divide(dtype: int, values: int, divisor: int, n: int) -> None:
         _divide_integers(dtype, values, divisor, n)
 
 
-# What `fold` is told, as the fields of an array of int64.
+# The arguments of `_fold`, as the fields of an array of int64.
 (
     F_DTYPE,
     F_REDUCTION,
@@ -247,61 +248,77 @@ FOLD_FIELDS = 13
 
 @functools.cache
 def fold_address() -> int:
-    """Where the compiled `fold` is."""
+    """Address of the compiled `_fold`."""
     return compiled_address(_fold, types.void(types.int64))
 
 
 def _fold(arguments: int) -> None:
     """Run a tree's fold steps on the elements of one slice; `arguments` is the address of the fields above."""
     f = numba.carray(void_pointer(arguments), (FOLD_FIELDS,), np.int64)
-    dtype, reduction, item_size, n = f[F_DTYPE], f[F_REDUCTION], f[F_ITEM_SIZE], f[F_COUNT]
-    own, dst, dst_is_partial = f[F_OWN], f[F_DST], f[F_DST_IS_PARTIAL] == 1
+    # Nothing says how many children there are: an operand's index is always below that number.
     operands = numba.carray(void_pointer(f[F_OPERANDS]), (1 << 20,), np.int64)
     wire_sizes = numba.carray(void_pointer(f[F_WIRE_SIZES]), (1 << 20,), np.int64)
     steps = numba.carray(void_pointer(f[F_STEPS]), (f[F_NUM_STEPS], 3), np.int64)
-    is_half = dtype in (BFLOAT16, FLOAT16)
-    acc_size = 4 if is_half else item_size
-    buffer_bytes = CHUNK * 8
-    acc = f[F_WORK]
-    tmp, tmp2 = acc + buffer_bytes, acc + 2 * buffer_bytes
-    left, right = acc + 3 * buffer_bytes, acc + 4 * buffer_bytes
+    left, right = f[F_WORK] + 3 * BUFFER_BYTES, f[F_WORK] + 4 * BUFFER_BYTES
     start = 0
-    while start < n:
-        m = min(CHUNK, n - start)
+    while start < f[F_COUNT]:
+        m = min(CHUNK, f[F_COUNT] - start)
         for s in range(len(steps)):
-            a, b = np.int64(0), np.int64(0)
-            for side in range(2):
-                operand = steps[s, 1 + side]
-                if operand == ACC:
-                    address = acc
-                elif operand == TMP:
-                    address = tmp
-                elif operand == TMP2:
-                    address = tmp2
-                else:
-                    size = item_size if operand == OWN else wire_sizes[operand]
-                    address = (own if operand == OWN else operands[operand]) + start * size
-                    if is_half and size == 2:
-                        widened = left if side == 0 else right
-                        widen(dtype, address, widened, m)
-                        address = widened
-                if side == 0:
-                    a = address
-                else:
-                    b = address
-            target = steps[s, 0]
-            if target == ACC or (target == DST and is_half and not dst_is_partial):
-                d = acc
-            elif target == TMP:
-                d = tmp
-            elif target == TMP2:
-                d = tmp2
-            else:
-                d = dst + start * acc_size
-            combine(dtype, reduction, d, a, b, m)
-            if target == DST:
-                if f[F_DIVISOR] > 1:
-                    divide(dtype, d, f[F_DIVISOR], m)
-                if is_half and not dst_is_partial:
-                    narrow(dtype, d, dst + start * 2, m)
+            a = _operand_at(f, operands, wire_sizes, steps[s, 1], start, m, left)
+            b = _operand_at(f, operands, wire_sizes, steps[s, 2], start, m, right)
+            target = _target_at(f, steps[s, 0], start)
+            combine(f[F_DTYPE], f[F_REDUCTION], target, a, b, m)
+            if steps[s, 0] == DST:
+                _finish(f, target, start, m)
         start += m
+
+
+@jit
+def _register_at(work: int, operand: int) -> int:
+    """Address of a register's chunk; 0 for operands that are no register."""
+    if operand == ACC:
+        return work
+    if operand == TMP:
+        return work + BUFFER_BYTES
+    if operand == TMP2:
+        return work + 2 * BUFFER_BYTES
+    return 0
+
+
+@jit
+def _operand_at(f: Any, operands: Any, wire_sizes: Any, operand: int, start: int, m: int, widened: int) -> int:
+    """Address of m elements of an operand from element `start` on; 16-bit floats are widened to there first."""
+    register = _register_at(f[F_WORK], operand)
+    if register != 0:
+        return register
+    size = f[F_ITEM_SIZE] if operand == OWN else wire_sizes[operand]
+    address = (f[F_OWN] if operand == OWN else operands[operand]) + start * size
+    if _is_half(f[F_DTYPE]) and size == 2:
+        widen(f[F_DTYPE], address, widened, m)
+        return widened
+    return address
+
+
+@jit
+def _target_at(f: Any, target: int, start: int) -> int:
+    """Where a step writes: a register, or the result unless that must be rounded first."""
+    register = _register_at(f[F_WORK], target)
+    if register != 0:
+        return register
+    if not _is_half(f[F_DTYPE]):
+        return f[F_DST] + start * f[F_ITEM_SIZE]
+    return f[F_DST] + start * 4 if f[F_DST_IS_PARTIAL] == 1 else f[F_WORK]
+
+
+@jit
+def _finish(f: Any, values: int, start: int, m: int) -> None:
+    """After the last step: the average, and rounding. A sum is divided before it is rounded, so it rounds once."""
+    if f[F_DIVISOR] > 1:
+        divide(f[F_DTYPE], values, f[F_DIVISOR], m)
+    if _is_half(f[F_DTYPE]) and f[F_DST_IS_PARTIAL] == 0:
+        narrow(f[F_DTYPE], values, f[F_DST] + start * 2, m)
+
+
+@jit
+def _is_half(dtype: int) -> bool:
+    return dtype in (BFLOAT16, FLOAT16)

@@ -1,17 +1,30 @@
 """The compiled loop: runs a table on non-blocking sockets until the op is done or something needs a decision.
 
-`advance` keeps all its state in a net and a table: it returns a status, Python reacts, and may call it again to go on
-where it stopped. It tries sockets that may be ready first and blocks in poll only when nothing moved; in a
-short op it first lets others have the core a few times and tries again.
+In: a net and a table, which hold all of the loop's state. Out: a status. After INTERRUPTED and CONTROL Python may call
+`advance` again and the op goes on where it stopped; all others end it.
+
+    DONE          all frames of the op have been sent and received
+    INTERRUPTED   poll was cut short, by a signal, the waker, or after a second: Python looks
+    CONTROL       a peer's control connection is readable
+    PEER_CLOSED, SOCKET_ERROR, TIMEOUT, BAD_HEADER, OP_MISMATCH     the op fails; `run` holds the culprit's rank
+
+There is no list of events. `to_send` and `to_receive` count frames; the queues hold what each peer is to get next; what
+a slice sets in motion is queued by whoever received it. An op is over for a rank when both counts are 0: it has
+everything and all it sent has left, though its peers may still be at work.
+
+Sockets that may be ready (`rx_ready`, `tx_ready`) are tried first, and poll is asked only when nothing moved: while
+slices flow no time goes to asking. A short op's peers answer within microseconds, and being woken takes longer than
+that, so there the loop yields the core a few times and tries every connection again before it sleeps.
 
 A frame is a 32-byte header and a payload. On a far connection the payload follows the header and goes straight to where
-it belongs: on the way up into the place in scratch of that child's slice, on the way down into the target. On a near
+it belongs: on the way up into scratch, at the address of that child's slot, on the way down into the target. On a near
 connection it stays in the sender's arena; headers are read and written many at a time. A header of a later op (a peer
-may be ahead) parks its connection: nothing more is read from it until this rank gets there.
+may be ahead) parks its connection: nothing more is read from it until this rank gets there, and the next op begins with
+that header.
 
-    receiving.py    frames in, each checked            progress.py   what a slice sets in motion
-    sending.py      frames out                         coding.py     slices between numbers and code
-    waiting.py      what to do when nothing moves      addresses.py     where slices lie
+    receiving.py    frames in, each checked            transitions.py   what a slice sets in motion
+    sending.py      frames out                         slice_codec.py   slices between numbers and code
+    polling.py      what to do when nothing moves      addresses.py     where slices lie
 """
 
 from __future__ import annotations
@@ -28,7 +41,7 @@ from collectives.engine.compiled.table import NO_PEER, UP, Table
 from collectives.engine.compiled.trace_ring import now_ns
 from collectives.engine.compiled.transitions import hand_down, is_far_root, push
 
-MAX_YIELDS = 10  # a short op's peers answer soon, and to be woken takes longer than what they do
+MAX_YIELDS = 10  # more would take the core from the peers of this machine, who are to answer
 
 
 class Entry:
@@ -124,6 +137,7 @@ def _begin(net: Net, table: Table) -> None:
             answers = n if tree["up"] == 1 else n * edges[e]["near"]
             run["to_receive"] += answers
             queues[edges[e]["peer"]]["expect"] += answers
+    # Slice by slice, in each the trees in turn: links that different trees use are then busy from the start.
     for s in range(longest):
         for t in range(len(trees)):
             tree = trees[t]
@@ -134,5 +148,6 @@ def _begin(net: Net, table: Table) -> None:
                     push(table, tree["parent"], t, s, UP)
             elif tree["parent"] == NO_PEER:
                 hand_down(net, table, t, s)
+    # A parked header may be of this op: it is looked at again.
     for c in range(len(net.conns)):
         net.conns[c]["rx_ready"], net.conns[c]["parked"] = 1, 0

@@ -1,4 +1,9 @@
-"""When nothing moves: yield, sleep in poll, and note because of whom."""
+"""When nothing moves: sleep in poll, and attribute the time to peers.
+
+A sleep ends when a connection that matters is ready, when a control connection or the waker is readable, or after
+MAX_POLL_MS: Python then gets a chance to run signal handlers, since a signal that arrives just before poll interrupts
+nothing. Connections that this op needs nothing from are not polled, so a peer that is ahead causes no wake-ups.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,7 @@ WAKE_BYTES = 16 * 1024
 
 @jit
 def wait(net: Net, table: Table) -> int:
-    """Block until a socket that matters is ready, the timeout is over, or Python is needed."""
+    """Block until a socket that matters is ready, the timeout is over, or Python is needed (a status)."""
     run, polls, conns = table.run[0], net.polls, net.conns
     num_conns, num_ranks = len(conns), len(net.control)
     for c in range(num_conns):
@@ -38,6 +43,8 @@ def wait(net: Net, table: Table) -> int:
     last = num_conns + num_ranks
     polls[last]["fd"], polls[last]["events"], polls[last]["revents"] = net.waker[0], libc.POLLIN, 0
 
+    # The timeout counts from the last byte that moved, not from the op's start: a slow op is no failure. Bytes are
+    # compared here, once a sleep, rather than the clock read at each move.
     now = now_ns(net)
     moved_bytes = run["bytes_sent"] + run["bytes_received"]
     if moved_bytes != run["last_move_bytes"]:
@@ -48,7 +55,7 @@ def wait(net: Net, table: Table) -> int:
     ready = libc.poll(polls.ctypes.data, last + 1, min(left_ms + 1, MAX_POLL_MS))
     slept = now_ns(net) - now
     run["poll_ns"] += slept
-    _charge(net, table, now, slept)
+    _attribute(net, table, now, slept)
     if ready < 0:
         error = libc.errno()
         if error == libc.EINTR:
@@ -58,7 +65,8 @@ def wait(net: Net, table: Table) -> int:
     if polls[last]["revents"] != 0:
         return INTERRUPTED
     if ready == 0:
-        return INTERRUPTED  # a signal may have come just before poll; Python looks
+        return INTERRUPTED
+    # Before any data: an abort says more about what is wrong than the streams' end that follows it.
     for r in range(num_ranks):
         if polls[num_conns + r]["revents"] != 0:
             run["culprit"] = r
@@ -73,25 +81,26 @@ def wait(net: Net, table: Table) -> int:
 
 
 @jit
-def _charge(net: Net, table: Table, since: int, slept: int) -> None:
-    """Note whose fault a sleep is: of the ranks that owe something, in equal parts; else of those that take nothing."""
-    debtors, one, queues = 0, -1, table.queues
-    owing = False
+def _attribute(net: Net, table: Table, since: int, slept: int) -> None:
+    """Attribute poll time to peers with outstanding slices, in equal parts; if there are none, to those that accept
+    nothing. Which of several held the op up is not known here: what depends on what is the other ranks' business."""
+    num_peers, last, queues = 0, -1, table.queues
+    outstanding = False
     for p in range(len(queues)):
-        owing |= queues[p]["expect"] > 0
+        outstanding |= queues[p]["expect"] > 0
     for p in range(len(queues)):
-        if (queues[p]["expect"] > 0) if owing else (queues[p]["head"] < queues[p]["tail"]):
-            debtors, one = debtors + 1, p
+        if (queues[p]["expect"] > 0) if outstanding else (queues[p]["head"] < queues[p]["tail"]):
+            num_peers, last = num_peers + 1, p
     for p in range(len(queues)):
-        if (queues[p]["expect"] > 0) if owing else (queues[p]["head"] < queues[p]["tail"]):
-            net.waited_ns[p] += slept // debtors
+        if (queues[p]["expect"] > 0) if outstanding else (queues[p]["head"] < queues[p]["tail"]):
+            net.waited_ns[p] += slept // num_peers
     if len(net.trace_ring) > 0:
-        note(net, since, WAIT, one if debtors == 1 else -1, slept)
+        note(net, since, WAIT, last if num_peers == 1 else -1, slept)
 
 
 @jit
 def try_again(net: Net, table: Table) -> None:
-    """Read from every connection that owes something, as if poll had told."""
+    """Read from every connection with outstanding slices, as if poll had reported it."""
     for c in range(len(net.conns)):
         if table.queues[net.conns[c]["peer"]]["expect"] > 0:
             net.conns[c]["rx_ready"] = 1
@@ -99,7 +108,7 @@ def try_again(net: Net, table: Table) -> None:
 
 @jit
 def _wake_at(net: Net, conn: Any) -> None:
-    """Have poll tell of a payload only when a good part of it is here: on slow links it comes packet by packet."""
+    """Have poll report a payload only when a good part of it is here: on slow links it comes packet by packet."""
     wanted = np.int64(1)
     if conn["accepted"] == 1:
         wanted = max(wanted, min(WAKE_BYTES, conn["payload_length"] - conn["payload_got"]))

@@ -1,4 +1,9 @@
-"""The receiving half of the loop: frames in, headers checked against the table before a byte is written."""
+"""The receiving half of the loop: frames in, headers checked against the table before a byte is written.
+
+A connection is between frames (`header_got` < HEADER_BYTES), at a header of a later op (`parked`), or in a payload
+(`accepted`). A far connection reads the rest of a payload and the header behind it in one call, so a stream of slices
+costs one system call for each. A near connection has no payloads: it reads headers in batches and acts on each.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,8 @@ from collectives.engine.compiled.status import BAD_HEADER, IDLE, MOVED, OP_MISMA
 from collectives.engine.compiled.table import ARENA_BYTES, DOWN, UP, Table
 from collectives.engine.compiled.trace_ring import note, now_ns
 from collectives.engine.compiled.transitions import came_down, child_arrived, near_child_has_read
+
+REFUSED = -1  # a payload length that no header has
 
 
 @jit
@@ -53,7 +60,7 @@ def receive(net: Net, table: Table, c: int) -> int:
     if got < left:
         conn["payload_got"] += got
         return MOVED
-    conn["header_got"] = got - left
+    conn["header_got"] = got - left  # of the next header
     _complete(net, table, c)
     return MOVED
 
@@ -127,63 +134,35 @@ def _after_failed_recv(table: Table, conn: Any, got: int) -> int:
 
 @jit
 def _accept_header(net: Net, table: Table, c: int) -> int:
-    """Check a complete header against the table; find where its payload goes (or lies), or park the connection."""
+    """Check a complete header against the table; set where its payload goes (or lies), or park the connection."""
     conn, run = net.conns[c], table.run[0]
     header = net.rx_headers[c * BATCH + conn["header_at"] // HEADER_BYTES]
     run["culprit"] = conn["peer"]
-    if header["generation"] != run["generation"]:
-        return BAD_HEADER
-    if header["op"] < run["op"]:
-        return OP_MISMATCH  # a slice that this rank never asked for
-    if header["op"] > run["op"]:
-        conn["parked"] = 1
-        return OP_MISMATCH if _has_gone_on(net, run, conn["peer"]) else MOVED
-    if header["spec"] != run["spec"]:
-        return OP_MISMATCH
+    status = _check_op(net, run, conn, header)
+    if status >= 0 or conn["parked"] == 1:
+        return status
     if header["tree"] >= len(table.local_tree) or table.local_tree[header["tree"]] < 0:
         return BAD_HEADER
     t, s = table.local_tree[header["tree"]], np.int64(header["slice"])
     tree = table.trees[t]
     if s >= tree["num_slices"]:
         return BAD_HEADER
-    slot, seen, num_bytes = s % tree["slots"], np.int64(0), np.int64(0)
-    decoded_at = np.int64(0)
     if header["direction"] == UP:
-        e = edge_to(table, tree, conn["peer"])
-        if e < 0 or (tree["up"] == 0 and conn["near"] == 0):
-            return BAD_HEADER
-        seen = table.edges[e]["first_seen"] + slot
-        if table.due[tree["first_slot"] + slot] != s or table.seen[seen] == 1:
-            return BAD_HEADER
-        table.seen[seen] = 1
-        at = table.slice_addresses[seen]
-        if tree["up"] == 1:
-            num_bytes = slice_elems(tree, s) * table.edges[e]["wire_size"]
-        if table.edges[e]["coded"] == 1:
-            decoded_at = at
-            at = run["scratch"] + table.edges[e]["code_offset"] + slot * tree["code_bytes"]
-            num_bytes = code_bytes(run["codec"], slice_elems(tree, s))
+        at, num_bytes, decoded_at, seen = _expect_up(table, conn, tree, s)
     elif header["direction"] == DOWN and tree["parent"] == conn["peer"]:
-        if table.received[tree["first_slice"] + s] != 0:
-            return BAD_HEADER
-        table.received[tree["first_slice"] + s] = 1
-        at = result_at(table, tree, s)
-        if tree["down"] == 1:
-            num_bytes = slice_elems(tree, s) * run["item_size"]
-        if tree["coded_parent"] == 1:
-            decoded_at, at = at, code_down(run, tree, s)
-            num_bytes = code_bytes(run["codec"], slice_elems(tree, s))
+        at, num_bytes, decoded_at, seen = _expect_down(table, tree, s)
     else:
         return BAD_HEADER
+    # The table alone says how long a payload is: what a peer announces is compared with that and never used.
     if header["length"] != num_bytes:
         return BAD_HEADER
     if conn["near"] == 1 and num_bytes > 0:
-        place = np.int64(header["arena_offset"]) * ARENA_OFFSET_BYTES
-        if place + num_bytes > ARENA_BYTES:
+        offset = np.int64(header["arena_offset"]) * ARENA_OFFSET_BYTES
+        if offset + num_bytes > ARENA_BYTES:
             return BAD_HEADER
-        at = net.arenas[conn["peer"]] + place
+        at = net.arenas[conn["peer"]] + offset
         if header["direction"] == UP:
-            table.slice_addresses[seen] = at
+            table.slice_addresses[seen] = at  # the fold reads it there; nothing is copied on the way up
     conn["accepted"], conn["payload_at"], conn["payload_length"], conn["payload_got"] = 1, at, num_bytes, 0
     conn["tree"], conn["slice"], conn["direction"] = t, s, np.int64(header["direction"])
     conn["decoded_at"] = decoded_at
@@ -191,8 +170,67 @@ def _accept_header(net: Net, table: Table, c: int) -> int:
 
 
 @jit
+def _check_op(net: Net, run: Any, conn: Any, header: Any) -> int:
+    """Whether a header belongs to the op that runs. One of a later op parks its connection."""
+    if header["generation"] != run["generation"]:
+        return BAD_HEADER
+    if header["op"] < run["op"]:
+        return OP_MISMATCH  # all that this rank expected of that op has come: the peer runs another collective there
+    if header["op"] > run["op"]:
+        # The peer is ahead, which is allowed: it needed nothing more of this rank. Its stream is left alone, and TCP's
+        # window holds the peer up, until this rank gets to that op.
+        conn["parked"] = 1
+        return OP_MISMATCH if _has_gone_on(net, run, conn["peer"]) else MOVED
+    return MOVED if header["spec"] == run["spec"] else OP_MISMATCH
+
+
+@jit
+def _expect_up(table: Table, conn: Any, tree: Any, s: int) -> tuple[int, int, int, int]:
+    """Claim the slot of a child's slice.
+
+    Returns:
+        Address for the payload; its length, REFUSED if no such slice is expected now; address for the decoded slice, 0
+        if it is not encoded; position in `slice_addresses`.
+    """
+    run, slot = table.run[0], s % tree["slots"]
+    refused = (np.int64(0), np.int64(REFUSED), np.int64(0), np.int64(0))
+    e = edge_to(table, tree, conn["peer"])
+    if e < 0 or (tree["up"] == 0 and conn["near"] == 0):
+        return refused
+    edge = table.edges[e]
+    seen = edge["first_seen"] + slot
+    # The slot must be free for this very slice, and the child must not have sent it yet: a window that slid too early
+    # would overwrite a slice that another child's is still to be folded with.
+    if table.due[tree["first_slot"] + slot] != s or table.seen[seen] == 1:
+        return refused
+    table.seen[seen] = 1
+    at = table.slice_addresses[seen]
+    if edge["coded"] == 1:
+        code_at = run["scratch"] + edge["code_offset"] + slot * tree["code_bytes"]
+        return code_at, np.int64(code_bytes(run["codec"], slice_elems(tree, s))), at, seen
+    # Where a tree only goes down, this is the word that a near child has read a slice.
+    num_bytes = slice_elems(tree, s) * edge["wire_size"] if tree["up"] == 1 else np.int64(0)
+    return at, num_bytes, np.int64(0), seen
+
+
+@jit
+def _expect_down(table: Table, tree: Any, s: int) -> tuple[int, int, int, int]:
+    """As `_expect_up`, for a slice from the parent. Slices come down in any order, each once."""
+    run = table.run[0]
+    if table.received[tree["first_slice"] + s] != 0:
+        return np.int64(0), np.int64(REFUSED), np.int64(0), np.int64(0)
+    table.received[tree["first_slice"] + s] = 1
+    at = result_at(table, tree, s)
+    if tree["coded_parent"] == 1:
+        return code_down(run, tree, s), np.int64(code_bytes(run["codec"], slice_elems(tree, s))), at, np.int64(0)
+    # Where a tree only goes up, this is the word that a slot is free above.
+    num_bytes = slice_elems(tree, s) * run["item_size"] if tree["down"] == 1 else np.int64(0)
+    return at, num_bytes, np.int64(0), np.int64(0)
+
+
+@jit
 def _has_gone_on(net: Net, run: Any, peer: int) -> bool:
-    """Whether all streams of a peer are at a later op. They are in order, so what it still owes will never come."""
+    """Whether all streams of a peer are at a later op. They are in order, so its outstanding slices will never come."""
     for c in range(len(net.conns)):
         conn = net.conns[c]
         header = net.rx_headers[c * BATCH + conn["header_at"] // HEADER_BYTES]

@@ -32,6 +32,8 @@ def transmit(net: Net, table: Table, c: int) -> int:
         queue = table.queues[conn["peer"]]
         if queue["head"] == queue["tail"]:
             return IDLE
+        # Frames are made only now, when they can leave: a queue entry is 8 bytes, and a slice is encoded as late as
+        # possible, when its connection is about to take it.
         frames = min(queue["tail"] - queue["head"], BATCH if conn["near"] == 1 else 1)
         for k in range(frames):
             _begin_frame(net, table, c, k, table.pending[queue["base"] + queue["head"]])
@@ -74,21 +76,22 @@ def _begin_frame(net: Net, table: Table, c: int, k: int, entry: int) -> None:
     t, s, direction = entry >> 34, (entry >> 2) & 0xFFFFFFFF, entry & 3
     tree = table.trees[t]
     begin, n, item = s * tree["slice_elems"], slice_elems(tree, s), run["item_size"]
-    at, place, num_bytes = np.int64(0), np.int64(0), n * item
+    at, offset, num_bytes = np.int64(0), np.int64(0), n * item
     if direction == UP:
         if tree["up"] == 0:
             num_bytes = 0  # the word that a slice has been read
         elif tree["num_edges"] > 0:
             num_bytes = n * run["acc_size"]
-            at, place = partial_at(net, table, tree, s), arena_up(run, tree, s)
+            at, offset = partial_at(net, table, tree, s), arena_up(run, tree, s)
         else:
-            at, place = run["source"] + tree["source_offset"] + begin * item, arena_up(run, tree, s)
+            at, offset = run["source"] + tree["source_offset"] + begin * item, arena_up(run, tree, s)
             if conn["near"] == 1:
-                libc.memmove(net.arenas[run["rank"]] + place, at, num_bytes)
+                # A peer cannot read the source: it is the caller's memory, not shared.
+                libc.memmove(net.arenas[run["rank"]] + offset, at, num_bytes)
     elif tree["down"] == 0:
         num_bytes = 0  # the word that a slot is free
     else:
-        place = arena_down(run, tree, s)
+        offset = arena_down(run, tree, s)
         if tree["up"] == 0 and tree["parent"] == NO_PEER:
             at = run["source"] + tree["source_offset"] + begin * item
         else:
@@ -99,8 +102,8 @@ def _begin_frame(net: Net, table: Table, c: int, k: int, entry: int) -> None:
         at = code_up(run, tree, s)
     elif direction == DOWN and tree["num_coded"] > 0 and table.edges[edge_to(table, tree, conn["peer"])]["coded"] == 1:
         num_bytes = code_bytes(run["codec"], n)
-        at = code_down(run, tree, s)
+        at = code_down(run, tree, s)  # encoded once, for all children
     header["op"], header["spec"], header["generation"] = run["op"], run["spec"], run["generation"]
     header["direction"], header["tree"], header["slice"] = direction, tree["id"], s
-    header["length"], header["arena_offset"] = num_bytes, place // ARENA_OFFSET_BYTES if conn["near"] == 1 else 0
+    header["length"], header["arena_offset"] = num_bytes, offset // ARENA_OFFSET_BYTES if conn["near"] == 1 else 0
     conn["tx_at"], conn["tx_length"] = at, 0 if conn["near"] == 1 else num_bytes

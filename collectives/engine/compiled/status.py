@@ -1,4 +1,4 @@
-"""What the compiled loop says when it comes back, and what its parts tell each other."""
+"""What the compiled loop returns, and what its parts return to each other."""
 
 from __future__ import annotations
 

@@ -9,21 +9,21 @@ them with its own and passes the sum on; on the way down a slice goes straight i
 Slice s of a tree waits in slot s % slots, above and below, and a slot is used again only when it is free: a window
 slides over the message, and what waits stays small enough for the processor's cache. Where a tree goes up, a slice that
 comes down says that its slot is free above, so a child sends slice s + slots once it has s; in collectives that only go
-up, what comes down is the word alone, without a payload. Where a tree only goes down, nothing waits on the network, and
-a child that reads from its parent's memory sends the word up.
+up, what comes down is a header without a payload. Where a tree only goes down, nothing waits on the network, and
+a child that reads from its parent's memory answers with such a header.
 
 With a codec, far edges of a tree carry encoded slices: all of them, or those over narrow links. A rank encodes what it
 passes up, once; the root encodes the result, once, and itself keeps what the others will decode. Encoding what was
 decoded gives the same code, so a rank that has a result as numbers can encode it for others.
 
 Ranks that share memory are near: on the connection between them only headers travel. A payload lies in the sender's
-arena, at a place that the header tells. An arena has three parts, and each is free when it is written again, from op to
-op, too:
+arena, at an offset that the header gives. An arena has three parts, and each is free when it is written again, even by
+the next op:
 
     UP_PART     partial sums on their way up; an op is not over before they have been read and answered
     DOWN_PART   results on their way down after a way up; written when all ranks' contributions to this op are there,
                 so all have finished reading those of the op before
-    ONLY_PART   what only goes down; an op is not over before every reader has sent word
+    ONLY_PART   what only goes down; an op is not over before every reader has answered
 
 The fold order is canonical: contributions are grouped by site and by host, ranks of a host ascending, hosts and sites
 in order of their lowest rank; a host's contributions are folded first, then the hosts' sums of a site, then the

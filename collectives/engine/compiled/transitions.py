@@ -1,4 +1,10 @@
-"""What a slice sets in motion: folds, results that are handed on, slots that are free again."""
+"""What a slice sets in motion: folds, results that are handed on, slots that are free again.
+
+How a window slides. On the way up slot s % slots is free above once slice s has been folded (`due` then names slice
+s + slots); the leaf learns of it when slice s comes down. On the way down over the network nothing waits: the target
+has room for all. Only an arena is smaller than the message, so where a tree only goes down near children answer each
+slice, and its slot is written again when all of them have.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +57,7 @@ def child_arrived(net: Net, table: Table, t: int, s: int) -> None:
     table.arrived[at] += 1
     if table.arrived[at] < tree["num_edges"]:
         return
+    # Reset before the fold: nothing is received during it, and after it the slot is free.
     table.arrived[at] = 0
     table.due[at] += tree["slots"]
     begin = s * tree["slice_elems"]
@@ -76,6 +83,7 @@ def child_arrived(net: Net, table: Table, t: int, s: int) -> None:
     call(net.fold_address[0], f.ctypes.data)
     if is_root:
         if is_coded:
+            # The root keeps what the others will decode, so that all ranks hold the same bits.
             encode_slice(net, table, tree, s, dst, run["divisor"], code_down(run, tree, s), True, dst)
         hand_down(net, table, t, s)
     else:
@@ -87,6 +95,7 @@ def came_down(net: Net, table: Table, t: int, s: int) -> None:
     """Hand a result on. It says that the parent's slot is free, so a leaf may send the slice after next in it."""
     tree = table.trees[t]
     if tree["num_coded"] > 0 and tree["coded_parent"] == 0:
+        # It came as numbers that have been decoded, so encoding them gives the root's code again.
         encode_slice(net, table, tree, s, result_at(table, tree, s), 1, code_down(table.run[0], tree, s), False, 0)
     hand_down(net, table, t, s)
     later = s + tree["slots"]
@@ -105,6 +114,7 @@ def hand_down(net: Net, table: Table, t: int, s: int) -> None:
         for e in range(tree["first_edge"], tree["first_edge"] + tree["num_edges"]):
             if table.edges[e]["near"] == 0:
                 push(table, table.edges[e]["peer"], t, s, DOWN)
+    # After a way up every near child has sent its slice s, so it has read what was in this slot before.
     if tree["num_near"] > 0 and (tree["up"] == 1 or table.due[tree["first_slot"] + s % tree["slots"]] == s):
         _hand_to_near(net, table, t, s)
 
