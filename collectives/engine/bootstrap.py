@@ -6,7 +6,7 @@
                         else by a probe that takes seconds. On one machine only its memory is measured
     "equal"             nowhere: links are taken to be equal
 
-Emulated links are as they are told. Rank 0 says what holds, so all ranks plan with the same numbers.
+Emulated links have the given rates. Rank 0 publishes the topology, so all ranks plan with the same numbers.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class Joined:
 def join(
     store: rendezvous.Store, rank: int, size: int, name: str, generation: int, options: Options, timeout_s: float
 ) -> Joined:
-    """Meet the other ranks, and find out how fast the links between the hosts are.
+    """Connect to the other ranks, and find out how fast the links between the hosts are.
 
     Raises:
         RendezvousError: the group could not be formed; names the rank.
         PlanError: the topology file is wrong, or not about these hosts.
     """
-    asked = options.streams if isinstance(options.streams, int) else 1
-    formed = rendezvous.rendezvous(store, rank, size, name, generation, options, timeout_s, asked)
+    requested = options.streams if isinstance(options.streams, int) else 1
+    formed = rendezvous.rendezvous(store, rank, size, name, generation, options, timeout_s, requested)
     try:
         hosts = rendezvous.host_names(formed.rank_infos)
         emulated = options.emulated_rates()
@@ -73,7 +73,7 @@ def join(
         else:
             topology, is_known = Topology.from_hosts(hosts), False
         _check_agreement(store, rank, formed.rank_infos, topology, options)
-        if options.streams == "auto" and (streams := streams_for(topology, tcp.most_bytes_under_way())) > 1:
+        if options.streams == "auto" and (streams := streams_for(topology, tcp.max_bytes_in_flight())) > 1:
             formed.close()
             formed = rendezvous.rendezvous(
                 _Renamed(store, "streams"), rank, size, name, generation, options, timeout_s, streams
@@ -112,9 +112,9 @@ def _check_agreement(
     )
 
 
-def streams_for(topology: Topology, most_bytes: int) -> int:
+def streams_for(topology: Topology, max_bytes: int) -> int:
     """How many connections a pair of ranks needs to fill any link: the largest bandwidth-delay product over what one
-    connection may have under way, twice, since a connection that lost a packet goes on with half."""
+    connection may have in flight, twice, since a connection that lost a packet continues with half."""
     leads = [host.ranks[0] for host in topology.hosts]
     most = 0.0
     for a in leads:
@@ -122,7 +122,7 @@ def streams_for(topology: Topology, most_bytes: int) -> int:
             if topology.host_index(a) != topology.host_index(b):
                 rate = min(topology.links[link].bytes_per_s for link in topology.route(a, b))
                 most = max(most, rate * 2 * topology.latency_s(a, b))
-    return min(MAX_STREAMS, max(1, math.ceil(2 * most / most_bytes)))
+    return min(MAX_STREAMS, max(1, math.ceil(2 * most / max_bytes)))
 
 
 def _from_file(path: str, hosts: list[str]) -> Topology:
@@ -151,14 +151,14 @@ def _from_file(path: str, hosts: list[str]) -> Topology:
 def _measured(
     store: rendezvous.Store, rank: int, hosts: list[str], formed: rendezvous.Connections, timeout_s: float
 ) -> Topology:
-    machines = [rank_info.way() for rank_info in formed.rank_infos]
+    machines = [rank_info.link_key() for rank_info in formed.rank_infos]
     if rank == 0:
         found = next((known.seated(hosts) for known in _known if {*hosts} <= {h.name for h in known.hosts}), None)
         found = found or recall(hosts, machines)
         store.set("links", _MEASURE if found is None else found.to_json())
-    told = bytes(store.get("links")).decode()
-    if told != _MEASURE:
-        topology = Topology.from_json(told)
+    published = bytes(store.get("links")).decode()
+    if published != _MEASURE:
+        topology = Topology.from_json(published)
     else:
         topology = measure(rank, hosts, formed.data, min(timeout_s, MAX_PROBE_S))
         if rank == 0:
@@ -168,7 +168,7 @@ def _measured(
 
 
 def _on_one_machine(store: rendezvous.Store, rank: int, hosts: list[str]) -> Topology:
-    """There is no link to measure, only what rank 0 finds that copying gives."""
+    """There is no link to measure, only the rate at which rank 0 copies memory."""
     if rank == 0:
         store.set("memory", str(_memory_bytes_per_s()))
     measured = float(bytes(store.get("memory")))
@@ -208,8 +208,8 @@ def _emulated(hosts: list[str], rates: list[float]) -> Topology:
 
 
 def _keep_queues_short(formed: rendezvous.Connections, rank: int, topology: Topology) -> None:
-    """On ways over a slow link: as much under way as a round trip and a short queue take, dealt out to the hosts. Where
-    a way has several such links, as between two slow hosts, the queue is theirs together."""
+    """On routes over a slow link, limit what is in flight to a round trip and a short queue, divided among the hosts.
+    Where a route has several such links, as between two slow hosts, they share that queue."""
     for peer, connection in formed.data:
         if topology.host_index(peer) != topology.host_index(rank):
             rates = [topology.links[link].bytes_per_s for link in topology.route(rank, peer)]
@@ -217,7 +217,7 @@ def _keep_queues_short(formed: rendezvous.Connections, rank: int, topology: Topo
             queues = sum(rate <= NEARLY_AS_SLOW * slowest for rate in rates)
             streams = sum(each == peer for each, _ in formed.data)
             seconds = 2 * topology.latency_s(rank, peer) + QUEUE_S / queues
-            tcp.keep_short(connection, slowest * seconds / (len(topology.hosts) - 1) / streams)
+            tcp.limit_in_flight(connection, slowest * seconds / (len(topology.hosts) - 1) / streams)
 
 
 def _pace(formed: rendezvous.Connections, rank: int, topology: Topology) -> None:

@@ -87,7 +87,7 @@ def probe() -> tuple[Topology, float]:
         formed.close()
     if rank == 0 and len(topology.hosts) > 1:
         try:
-            remember(topology, hosts, [rank_info.way() for rank_info in formed.rank_infos])
+            remember(topology, hosts, [rank_info.link_key() for rank_info in formed.rank_infos])
         except OSError as error:
             logger.warning("the measured links cannot be remembered: %s", error)
     return topology, took_s

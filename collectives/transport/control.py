@@ -1,6 +1,7 @@
-"""The last words of a rank to its peers, on control connections: an abort (why, whose fault) or a goodbye.
+"""What a rank sends its peers when it leaves, on control connections: an abort (why, and who is at fault) or a goodbye.
 
-A connection that ends without last words is a process that died.
+Each rank sends at most one of them, as its last message. A connection that ends without one belongs to a process that
+died, unless the kernel reports that its host does not answer.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _NO_ANSWER = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 @dataclass(frozen=True)
 class Abort:
-    """Why a peer gave up: the name of its error's type, its words, and the rank at fault as far as it knew."""
+    """Why a peer gave up: the name of its error's type, its text, and the rank at fault as far as it knew."""
 
     kind: str
     culprit: int | None
@@ -32,13 +33,13 @@ class Abort:
 
 
 class ControlChannel:
-    """Control connections by rank, and what has been heard on them.
+    """Control connections by rank, and what has been received on them.
 
     Attributes:
         aborted: by rank, the abort it sent.
         left: ranks that said goodbye.
-        died: ranks whose connection ended without last words.
-        unreachable: by rank, what the kernel says of a host that does not answer.
+        died: ranks whose connection ended without a message.
+        unreachable: by rank, the kernel's error for a host that does not answer.
     """
 
     def __init__(self, control: dict[int, socket.socket]) -> None:
@@ -56,19 +57,19 @@ class ControlChannel:
         self._send_last({"kind": kind, "culprit": culprit, "text": text[:TEXT_LIMIT]})
 
     def read(self, rank: int) -> None:
-        """Take the last words of a rank whose control connection is readable."""
+        """Receive the message of a rank whose control connection is readable."""
         if self._has_ended(rank):
             return
         connection = self._control[rank]
         connection.settimeout(_PATIENCE_S)
         try:
-            words = json.loads(receive_frame(connection, _FRAME_LIMIT))
-            if words.get("goodbye"):
+            message = json.loads(receive_frame(connection, _FRAME_LIMIT))
+            if message.get("goodbye"):
                 self.left.add(rank)
             else:
-                culprit = words["culprit"]
+                culprit = message["culprit"]
                 culprit = None if culprit is None else int(culprit)
-                self.aborted[rank] = Abort(str(words["kind"]), culprit, str(words["text"]))
+                self.aborted[rank] = Abort(str(message["kind"]), culprit, str(message["text"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, OSError) and error.errno in _NO_ANSWER:
                 self.unreachable[rank] = os.strerror(error.errno)
@@ -78,7 +79,11 @@ class ControlChannel:
             connection.settimeout(None)
 
     def drain(self, rank: int) -> None:
-        """Wait a moment for the last words of a rank whose streams have ended, and of others that know more."""
+        """Wait a moment for the message of a rank whose streams have ended, and take those of others that are here.
+
+        A rank that breaks shuts its streams right after its abort, and that of the rank which failed first may arrive
+        after those of ranks that failed because of it.
+        """
         deadline = time.monotonic() + _PATIENCE_S
         while (left_s := deadline - time.monotonic()) > 0:
             silent = {
@@ -96,19 +101,19 @@ class ControlChannel:
     def _has_ended(self, rank: int) -> bool:
         return rank in self.aborted or rank in self.left or rank in self.died or rank in self.unreachable
 
-    def _send_last(self, words: dict[str, object]) -> None:
-        """Last words are said once."""
+    def _send_last(self, message: dict[str, object]) -> None:
+        """Only the first is sent: what happens after an abort follows from it."""
         if self._sent:
             return
         self._sent = True
-        payload = json.dumps(words).encode()
+        payload = json.dumps(message).encode()
         for connection in self._control.values():
-            with contextlib.suppress(OSError):  # a peer that is gone needs no word
+            with contextlib.suppress(OSError):  # a peer that is gone needs no message
                 connection.settimeout(_PATIENCE_S)
                 send_frame(connection, payload)
 
 
 def shut(connection: socket.socket) -> None:
-    """End a connection for both sides without giving its number free."""
+    """End a connection for both sides, but keep its file descriptor: the loop may still poll it."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)

@@ -1,11 +1,12 @@
-"""Who are you: both ends of a connection prove that they hold the group's token before anything else is believed.
+"""Both ends of a connection prove that they hold the group's token before either trusts what the other sends.
 
     connector -> acceptor   hello: what the connection is for (JSON) and a nonce
     acceptor -> connector   a nonce of its own, HMAC(token, "acceptor" | hello | both nonces)
     connector -> acceptor   HMAC(token, "connector" | hello | both nonces)
-    acceptor -> connector   one byte: taken
+    acceptor -> connector   one byte: accepted
 
-The token itself never crosses the wire, and a recorded exchange is worth nothing later.
+The token itself never crosses the wire, and nonces make a recorded exchange useless. The two roles sign different
+texts, so that neither end can be made to sign what proves the other.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collectives.transport.tcp import receive_frame, send_frame
 PROTOCOL = "narrowgauge/1"
 CONTROL_STREAM = 0  # streams 1 and up carry slices
 _NONCE_BYTES, _MAC_BYTES, _HELLO_LIMIT = 32, 32, 4096
-_TAKEN = b"+"
+_ACCEPTED = b"+"
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class Hello:
 
 
 class Refused(RendezvousError):
-    """The other end did not prove itself or wants something else; the connection is of no use."""
+    """The other end does not hold the token, or asks for something else; the connection must be closed."""
 
 
 def introduce(connection: socket.socket, hello: Hello, token: bytes) -> None:
-    """The connector's side.
+    """Authenticate a connection that this end made.
 
     Raises:
         Refused: the peer does not hold the token, or refused this end.
@@ -57,7 +58,7 @@ def introduce(connection: socket.socket, hello: Hello, token: bytes) -> None:
         if not hmac.compare_digest(answer[_NONCE_BYTES:], _mac(token, b"acceptor", transcript)):
             raise Refused("the peer does not hold this group's token")
         send_frame(connection, _mac(token, b"connector", transcript))
-        if receive_frame(connection, 1) != _TAKEN:
+        if receive_frame(connection, 1) != _ACCEPTED:
             raise Refused("the peer refused the connection")
     except OSError as error:
         raise Refused(
@@ -66,7 +67,10 @@ def introduce(connection: socket.socket, hello: Hello, token: bytes) -> None:
 
 
 def admit(connection: socket.socket, group: str, generation: int, token: bytes) -> Hello:
-    """The acceptor's side: who it is.
+    """Authenticate a connection that the other end made.
+
+    Returns:
+        What it is for.
 
     Raises:
         Refused: no valid hello, another group, generation or protocol, or no proof of the token.
@@ -85,7 +89,7 @@ def admit(connection: socket.socket, group: str, generation: int, token: bytes) 
                 f"it wants {hello.group} generation {hello.generation} ({hello.protocol}), "
                 f"not {group} generation {generation}"
             )
-        send_frame(connection, _TAKEN)
+        send_frame(connection, _ACCEPTED)
     except OSError as error:
         raise Refused(f"it broke off the handshake ({error})") from None
     return hello

@@ -2,7 +2,7 @@
 connections.
 
 A rank connects to the ranks below it and is connected to by those above. The first connection of a pair is the
-control connection: it carries an abort (why) or a goodbye, never slices, so a failure is heard however full the
+control connection: it carries an abort (why) or a goodbye, never slices, so an abort arrives however full the
 others are.
 """
 
@@ -21,6 +21,9 @@ from collectives.options import Options
 from collectives.transport import tcp
 from collectives.transport.handshake import CONTROL_STREAM, Hello, Refused, admit, introduce
 
+Streams = dict[tuple[int, int], socket.socket]
+"""Connections by the peer's rank and the stream's number."""
+
 HANDSHAKE_S = 10.0
 ASK_FAILED_S = 0.3
 
@@ -35,13 +38,13 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class RankInfo:
-    """What a rank says of itself.
+    """What a rank publishes about itself.
 
     Attributes:
         host: its host's name: as given, else the machine's.
         machine: identity of the kernel and network it runs on.
         addresses, port: where it listens.
-        interfaces: how many of the addresses are of interfaces that it was told to use; 0 if it was told none.
+        interfaces: how many of the addresses belong to interfaces that the options name; 0 if they name none.
         log: path of its log, None if it has none.
     """
 
@@ -58,8 +61,8 @@ class RankInfo:
     def describe(self) -> str:
         return f"rank {self.rank} ({self.host})"
 
-    def way(self) -> str:
-        """What its links are known by: the machine, and the interfaces if it was told which to use."""
+    def link_key(self) -> str:
+        """What measurements of its links are kept under: the machine, and its addresses if interfaces are named."""
         return f"{self.machine} {','.join(self.addresses)}" if self.interfaces else self.machine
 
 
@@ -86,7 +89,7 @@ def rendezvous(
     timeout_s: float,
     streams: int = 1,
 ) -> Connections:
-    """Meet the other ranks of a group; returns when all connections of this rank are up and proved.
+    """Meet the other ranks of a group; returns when all connections of this rank are up and authenticated.
 
     Args:
         timeout_s: seconds for all of it.
@@ -94,56 +97,69 @@ def rendezvous(
             interface of the rank that has most. They are spread over the interfaces.
 
     Raises:
-        RendezvousError: a rank did not come, could not be reached, or did not prove the token; names it.
+        RendezvousError: a rank did not come, could not be reached, or does not hold the token; names it.
     """
     deadline = time.monotonic() + timeout_s
     interfaces = tcp.interface_addresses(options.interface)
     addresses = interfaces or tcp.own_addresses(_store_host(store))
     with tcp.listen(addresses) as server:
-        rank_info = RankInfo(
-            rank=rank,
-            host=options.host or socket.gethostname(),
-            emulated=options.host is not None,
-            machine=tcp.machine_identity(),
-            addresses=tuple(addresses),
-            interfaces=len(interfaces),
-            port=server.getsockname()[1],
-            streams=streams,
-            log=options.log,
-        )
-        store.set(f"rank_info/{rank}", json.dumps(asdict(rank_info)))
+        own = _own_info(rank, options, addresses, len(interfaces), server.getsockname()[1], streams)
+        store.set(f"rank_info/{rank}", json.dumps(asdict(own)))
         token = _agree_on_token(store, rank, options)
         rank_infos = [_read_rank_info(store, other, size) for other in range(size)]
-        streams = max(
-            min(rank_info.streams for rank_info in rank_infos), *(rank_info.interfaces for rank_info in rank_infos)
-        )
-        acceptor = _Acceptor(
-            server, store, group, generation, token, _expected(range(rank + 1, size), streams), deadline
-        )
-        made: dict[tuple[int, int], socket.socket] = {}
+        streams = max(min(each.streams for each in rank_infos), *(each.interfaces for each in rank_infos))
+        # All ranks listen before any of them publishes its port, so there is no order in which to connect: each
+        # connects to those below it while its acceptor admits those above it.
+        above = _expected(range(rank + 1, size), streams)
+        acceptor = _Acceptor(server, store, group, generation, token, above, deadline)
+        made: Streams = {}
         try:
             acceptor.start()
             for other, stream in sorted(_expected(range(rank), streams)):
                 hello = Hello(group, generation, rank, stream)
-                made[other, stream] = _connect(rank_info, rank_infos[other], hello, token, deadline)
+                made[other, stream] = _connect(own, rank_infos[other], hello, token, deadline)
             made.update(acceptor.result(rank_infos))
         except BaseException as error:
-            # Nobody should wait for a rank that has given up, and what broke first is what all should tell.
-            is_first = not store.check(["failed"])
-            if is_first:
-                words = str(error) if isinstance(error, RendezvousError) else f"{rank_info.describe()}: {error!r}"
-                store.set("failed", words)
+            is_first = _is_first_failure(store, own, error)  # published before any peer sees its connection end
             for connection in [*made.values(), *acceptor.cancel()]:
                 connection.close()
             if is_first or not isinstance(error, RendezvousError) or acceptor.failed:
                 raise
-            raise _joined_in_vain(store) from None
+            raise _failed_elsewhere(store) from None
+    return _tuned(own, rank_infos, made)
+
+
+def _own_info(rank: int, options: Options, addresses: list[str], interfaces: int, port: int, streams: int) -> RankInfo:
+    return RankInfo(
+        rank=rank,
+        host=options.host or socket.gethostname(),
+        emulated=options.host is not None,
+        machine=tcp.machine_identity(),
+        addresses=tuple(addresses),
+        interfaces=interfaces,
+        port=port,
+        streams=streams,
+        log=options.log,
+    )
+
+
+def _is_first_failure(store: Store, own: RankInfo, error: BaseException) -> bool:
+    """Publish why this rank gave up, unless another did before it: no rank should wait for one that has given up, and
+    what failed first is the cause that all should report."""
+    if store.check(["failed"]):
+        return False
+    store.set("failed", str(error) if isinstance(error, RendezvousError) else f"{own.describe()}: {error!r}")
+    return True
+
+
+def _tuned(own: RankInfo, rank_infos: list[RankInfo], made: Streams) -> Connections:
+    """The connections with the options of their use, control connections and streams apart."""
     for (other, stream), connection in made.items():
         connection.settimeout(None)
         tcp.tune(connection)
         if stream == CONTROL_STREAM:
             tcp.tune_control(connection)
-        tcp.tune_congestion(connection, rank_infos[other].machine == rank_info.machine)
+        tcp.tune_congestion(connection, rank_infos[other].machine == own.machine)
     control = {other: connection for (other, stream), connection in made.items() if stream == CONTROL_STREAM}
     data = [(other, connection) for (other, stream), connection in sorted(made.items()) if stream != CONTROL_STREAM]
     return Connections(rank_infos, control, data)
@@ -191,16 +207,12 @@ def _read_rank_info(store: Store, rank: int, size: int) -> RankInfo:
 
 
 def _connect(own: RankInfo, peer: RankInfo, hello: Hello, token: bytes, deadline: float) -> socket.socket:
-    """A proved connection to a peer. Ranks of one machine meet on loopback."""
-    source = None
-    if own.machine == peer.machine:
-        addresses = ["127.0.0.1", *peer.addresses]  # a peer that was told an interface listens only there
-    else:  # another machine's loopback is never the peer: it would be ourselves
-        addresses = [address for address in peer.addresses if not address.startswith("127.")]
-        if own.interfaces > 1:
-            source = own.addresses[hello.stream % own.interfaces]
-        if peer.interfaces > 1:
-            addresses = [addresses[hello.stream % peer.interfaces]]
+    """An authenticated connection to a peer. Ranks of one machine use loopback.
+
+    Raises:
+        RendezvousError: the peer cannot be reached, or the handshake failed; names both ends.
+    """
+    addresses, source = _route(own, peer, hello.stream)
     try:
         connection = tcp.connect(addresses, peer.port, deadline, source)
     except RendezvousError as error:
@@ -217,12 +229,29 @@ def _connect(own: RankInfo, peer: RankInfo, hello: Hello, token: bytes, deadline
     return connection
 
 
-def _joined_in_vain(store: Store, more: str = "") -> RendezvousError:
+def _route(own: RankInfo, peer: RankInfo, stream: int) -> tuple[list[str], str | None]:
+    """Addresses to try for a stream, and the own address to connect from (None: the kernel's choice)."""
+    if own.machine == peer.machine:
+        return ["127.0.0.1", *peer.addresses], None  # a peer with named interfaces does not listen on loopback
+    # Another machine's loopback address would lead back to this one.
+    addresses = [address for address in peer.addresses if not address.startswith("127.")]
+    if peer.interfaces > 1:
+        addresses = [addresses[stream % peer.interfaces]]
+    return addresses, own.addresses[stream % own.interfaces] if own.interfaces > 1 else None
+
+
+def _failed_elsewhere(store: Store, more: str = "") -> RendezvousError:
     return RendezvousError(f"a rank could not join the group: {bytes(store.get('failed')).decode()}{more}")
 
 
 class _Acceptor(threading.Thread):
-    """Admits the connections of the ranks above; strangers are turned away and remembered for the error."""
+    """Admits the connections of the ranks above; others are refused and remembered for the error.
+
+    Attributes:
+        wanted: (rank, stream) of the connections to admit. admitted: those so far.
+        failed: another rank has published that it gave up.
+        over: nobody is admitted any more.
+    """
 
     def __init__(
         self, server: socket.socket, store: Store, group: str, generation: int, token: bytes,
@@ -254,7 +283,7 @@ class _Acceptor(threading.Thread):
                 if self.over:  # the listening socket was closed together with the rendezvous
                     return
                 raise
-            # Each on its own thread: a stranger that connects and says nothing holds up nobody.
+            # Each on its own thread: a stranger that connects and sends nothing delays no peer.
             threading.Thread(target=self._admit, args=(connection, address), daemon=True).start()
 
     def _admit(self, connection: socket.socket, address: str) -> None:
@@ -264,7 +293,7 @@ class _Acceptor(threading.Thread):
             key = (hello.rank, hello.stream)
             with self.lock:
                 if key not in self.wanted or key in self.admitted or self.over:
-                    raise Refused(f"nobody waits for rank {hello.rank} stream {hello.stream}")
+                    raise Refused(f"rank {hello.rank} stream {hello.stream} is not expected")
                 self.admitted[key] = connection
         except Refused as refusal:
             connection.close()
@@ -288,9 +317,9 @@ class _Acceptor(threading.Thread):
         self.join()
         with self.lock:
             self.over = True
-        refused = f"; turned away: {'; '.join(self.refused)}" if self.refused else ""
+        refused = f"; refused: {'; '.join(self.refused)}" if self.refused else ""
         if self.failed:
-            raise _joined_in_vain(self.store, refused)
+            raise _failed_elsewhere(self.store, refused)
         missing = sorted({rank for rank, _ in self.wanted - set(self.admitted)})
         if missing:
             raise RendezvousError(

@@ -1,10 +1,10 @@
 """Memory that ranks of one host share: each has an arena that it writes and the others read.
 
 An arena is an anonymous file (memfd): it has no name that could be left behind, and is gone with the last process that
-maps it, however they end. Peers open it through /proc; what they find there must begin with the secret that its owner
-told them, since in containers the same process number may be another process.
+maps it, however they end. Peers open it through /proc; what they find there must end with the secret that its owner
+published, since in containers the same process number may be another process.
 
-All ranks of a host share memory or none does. Where it cannot be had, slices travel by sockets.
+All ranks of a host share memory or none does. Where it cannot be had, slices travel over sockets.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _problems(store: Store, hosts: Sequence[int]) -> dict[int, str]:
 
 
 def _create(shared: SharedMemory, store: Store, rank: int) -> str | None:
-    """Make this rank's arena and tell the others of it; what went wrong, if it did."""
+    """Make this rank's arena and publish where it is; what went wrong, if it did."""
     secret = secrets.token_bytes(SECRET_BYTES)
     try:
         shared._fd = os.memfd_create(f"narrowgauge-{rank}", os.MFD_CLOEXEC)
@@ -109,17 +109,17 @@ def _create(shared: SharedMemory, store: Store, rank: int) -> str | None:
     return None
 
 
-def _map(shared: SharedMemory, rank: int, told: dict[str, object]) -> str | None:
+def _map(shared: SharedMemory, rank: int, published: dict[str, object]) -> str | None:
     """Map another rank's arena; what went wrong, if it did."""
-    if "problem" in told:
-        return str(told["problem"])
-    path = f"/proc/{told['pid']}/fd/{told['fd']}"
+    if "problem" in published:
+        return str(published["problem"])
+    path = f"/proc/{published['pid']}/fd/{published['fd']}"
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         return f"rank {rank}'s arena cannot be opened ({path}: {error.strerror}); are they in different containers?"
     try:
-        if os.pread(fd, SECRET_BYTES, shared._arena_bytes).hex() != told["secret"]:
+        if os.pread(fd, SECRET_BYTES, shared._arena_bytes).hex() != published["secret"]:
             return f"{path} is not rank {rank}'s arena; are they in different containers?"
         _keep(shared, rank, fd, writable=False)
     except OSError as error:

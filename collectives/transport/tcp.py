@@ -15,10 +15,10 @@ from collectives.errors import RendezvousError
 
 # A silent control connection is probed after 5 s, then every 2 s, and given up after 4 probes, so a host that lost
 # power or its link is known dead in about 13 s. Streams have no such limit: the kernel applies TCP_USER_TIMEOUT to a
-# closed window, too, and a peer that does something else for a while and reads nothing is well.
+# closed window, too, and a peer that computes for a while and reads nothing is healthy.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 5, 2, 4
-SHORT_WAY_US = 2000
-MIN_UNDER_WAY, MAX_KEPT_SHORT = 16 * 1024, 64 * 1024
+SHORT_PATH_US = 2000
+MIN_IN_FLIGHT, MAX_LIMIT = 16 * 1024, 64 * 1024
 _SO_MAX_PACING_RATE, _SO_NETNS_COOKIE = 47, 71
 _RTT_AT, _ACKNOWLEDGED_AT, _BUSY_AT = 68, 120, 168  # in struct tcp_info of linux/tcp.h, which only grows at its end
 USER_TIMEOUT_MS = 1000 * (KEEPALIVE_IDLE_S + KEEPALIVE_INTERVAL_S * KEEPALIVE_PROBES)
@@ -40,12 +40,12 @@ def connect(addresses: Sequence[str], port: int, deadline: float, source: str | 
         source: address of this machine to connect from; None leaves that to the kernel.
 
     Raises:
-        RendezvousError: none did; says what each said.
+        RendezvousError: none did; gives the error of each address.
     """
-    said: dict[str, str] = {}
+    errors: dict[str, str] = {}
     pause_s = 0.02
     if not addresses:
-        raise RendezvousError("it told no address that can be reached from another machine")
+        raise RendezvousError("it advertised no address that another machine can reach")
     while True:
         for address in addresses:
             left_s = deadline - time.monotonic()
@@ -56,9 +56,9 @@ def connect(addresses: Sequence[str], port: int, deadline: float, source: str | 
                 each_s = min(left_s, 5.0) if len(addresses) > 1 else left_s
                 return socket.create_connection((address, port), each_s, (source, 0) if source else None)
             except OSError as error:
-                said[address] = error.strerror or str(error)
+                errors[address] = error.strerror or str(error)
         if time.monotonic() + pause_s >= deadline:
-            tried = "; ".join(f"{address}:{port}: {text}" for address, text in said.items())
+            tried = "; ".join(f"{address}:{port}: {text}" for address, text in errors.items())
             raise RendezvousError(f"could not connect ({tried})")
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, 0.5)
@@ -79,9 +79,9 @@ def tune_control(connection: socket.socket) -> None:
 
 
 def tune_congestion(connection: socket.socket, within_machine: bool) -> None:
-    """Where BBR is the default it paces what it sends, which costs speed and processor time on short ways: "reno"
-    within a machine, where there is no path to probe, and "cubic" where a round trip takes less than SHORT_WAY_US."""
-    if within_machine or _round_trip_us(connection) < SHORT_WAY_US:
+    """Where BBR is the default it paces what it sends, which costs speed and processor time on short paths: "reno"
+    within a machine, where there is no path to probe, and "cubic" where a round trip takes less than SHORT_PATH_US."""
+    if within_machine or _round_trip_us(connection) < SHORT_PATH_US:
         with contextlib.suppress(OSError):
             wanted = b"reno" if within_machine else b"cubic"
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, wanted)
@@ -97,7 +97,7 @@ def interface_addresses(interfaces: str | None) -> list[str]:
     """The IPv4 address of each named interface; `interfaces` is a name, or several with commas between. [] for None.
 
     Raises:
-        RendezvousError: no such interface, or it has no IPv4 address.
+        RendezvousError: no such interface, or it has no IPv4 address; names those that there are.
     """
     table = _addresses_by_interface()
     found = []
@@ -163,22 +163,22 @@ def pace(connection: socket.socket, bytes_per_s: float) -> None:
     connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, struct.pack("@Q", int(bytes_per_s)))
 
 
-def keep_short(connection: socket.socket, num_bytes: float) -> None:
-    """Let a connection over a slow link have little under way, at least MIN_UNDER_WAY.
+def limit_in_flight(connection: socket.socket, num_bytes: float) -> None:
+    """Let a connection over a slow link have little in flight, at least MIN_IN_FLIGHT.
 
     What more it could have would only stand in the link's queue and be dropped there; a slice that waits for a
     retransmission keeps the result from coming down, and idle time of a link that is busy in both directions is lost.
     Where the kernel's own limit is no larger it is left alone.
     """
-    if num_bytes <= MAX_KEPT_SHORT:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, int(max(MIN_UNDER_WAY, num_bytes)))
+    if num_bytes <= MAX_LIMIT:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, int(max(MIN_IN_FLIGHT, num_bytes)))
 
 
 def sent_so_far(connection: socket.socket) -> tuple[int, float]:
     """What the kernel counts for a connection since it was made.
 
     Returns:
-        Bytes that the peer has acknowledged, and seconds during which some were under way, without those in which the
+        Bytes that the peer has acknowledged, and seconds during which some were in flight, without those in which the
         peer's program left no room for more (tcpi_bytes_acked, tcpi_busy_time - tcpi_rwnd_limited; Linux 4.10).
     """
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BUSY_AT + 16)
@@ -187,8 +187,8 @@ def sent_so_far(connection: socket.socket) -> tuple[int, float]:
     return acknowledged, max(0, busy_us - held_up_us) / 1e6
 
 
-def most_bytes_under_way() -> int:
-    """How many bytes one connection may have under way: the limit to which the kernel lets a send buffer grow."""
+def max_bytes_in_flight() -> int:
+    """How many bytes one connection may have in flight: the limit to which the kernel lets a send buffer grow."""
     with open("/proc/sys/net/ipv4/tcp_wmem") as file:
         return int(file.read().split()[2])
 

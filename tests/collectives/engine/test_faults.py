@@ -117,9 +117,9 @@ def test_a_rank_that_does_not_come_is_named_after_the_timeout() -> None:
             assert isinstance(error, TimeoutError)
             assert error.culprit == 1, error
             assert "rank 1 (farm-a)" in str(error), error
-        told = " ".join(map(str, errors))
-        assert "nothing moved for 0.5 s" in told
-        assert "slice 0, on its way up" in told
+        texts = " ".join(map(str, errors))
+        assert "nothing moved for 0.5 s" in texts
+        assert "slice 0, on its way up" in texts
 
 
 def test_a_rank_that_leaves_early_is_not_called_dead() -> None:
@@ -219,7 +219,7 @@ def test_wrong_token_is_refused_by_both_ends() -> None:
     assert "does not hold this group's token" in str(errors[1])
     assert isinstance(errors[0], RendezvousError)
     assert "a rank could not join the group: rank 1 (h1) connected to rank 0 (h0)" in str(errors[0])
-    assert "turned away: 127.0.0.1" in str(errors[0])
+    assert "refused: 127.0.0.1" in str(errors[0])
 
 
 def test_a_rank_that_never_comes_is_named_by_the_rendezvous() -> None:
