@@ -1,4 +1,16 @@
-"""From the loop's status codes to sentences: who, where, got, wanted, next."""
+"""From the loop's status codes to sentences: who, where, got, wanted, next.
+
+Who is at fault. When a rank fails, its peers see their connections to it end, fail in turn, and shut theirs, so most
+ranks see the fault at second hand. Each therefore sends an abort that names the culprit as far as it knows, and looks
+at the aborts of others before it reports:
+
+    an abort that names another rank than its sender, or one that died, leads to that rank
+    else a rank whose control connection ended without a message, which is a process that died
+    else the peer itself: its host is unreachable, it gave up for a reason of its own, or it said goodbye too early
+
+After a timeout nothing has failed, so the ranks that wait form a chain; the one at its end, which waits for none or
+for one that has not spoken, is the culprit.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +53,8 @@ def explain(
         return ProtocolError(f"{where}: poll failed: {os.strerror(int(run['errno']))}")
     if status in (PEER_CLOSED, SOCKET_ERROR):
         control.drain(culprit)
-    heard = control.aborted.get(culprit)
-    if heard is not None and heard.culprit == rank and heard.kind == OpTimeout.__name__:
+    abort = control.aborted.get(culprit)
+    if abort is not None and abort.culprit == rank and abort.kind == OpTimeout.__name__:
         return _blamed(where, rank_infos, culprit, table)
     return _lost(status, where, rank_infos, culprit, table, control)
 
@@ -50,17 +62,18 @@ def explain(
 def _lost(
     status: int, where: str, rank_infos: Sequence[RankInfo], culprit: int, table: Table, control: ControlChannel
 ) -> CollectiveError:
-    """A peer is gone. If anyone knows whose fault it was in the first place, that is what is told."""
-    for teller, abort in sorted(control.aborted.items()):
-        if abort.culprit in control.died or abort.culprit not in (None, teller):
-            culprit = abort.culprit if abort.culprit is not None else teller
+    """A peer is gone. If any rank knows which one failed first, that is reported."""
+    for reporter, abort in sorted(control.aborted.items()):
+        if abort.culprit in control.died or abort.culprit not in (None, reporter):
+            culprit = abort.culprit if abort.culprit is not None else reporter
             break
     else:
         culprit = min(control.died, default=culprit)
     peer, waited = rank_infos[culprit], _still_to_come(table, rank_infos)
     if culprit in control.died:
         return PeerLost(
-            f"{where}: {peer.describe()} died: its connections closed without a word{_log_of(peer)}. {waited}", culprit
+            f"{where}: {peer.describe()} died: its connections closed without a message{_log_of(peer)}. {waited}",
+            culprit,
         )
     if culprit in control.unreachable:
         return PeerLost(
@@ -72,11 +85,11 @@ def _lost(
         abort = control.aborted[culprit]
         kind = _KINDS.get(abort.kind, CollectiveError)
         return kind(f"{where}: {peer.describe()}{_GAVE_UP}{abort.text.rsplit(_GAVE_UP)[-1]}", culprit)
-    tellers = [teller for teller, abort in sorted(control.aborted.items()) if abort.culprit == culprit]
-    if tellers:
-        text = control.aborted[tellers[0]].text.rsplit(_GAVE_UP)[-1]  # the first of those who quote each other
-        kind = _KINDS.get(control.aborted[tellers[0]].kind, CollectiveError)
-        return kind(f"{where}: {rank_infos[tellers[0]].describe()}{_GAVE_UP}{text}", culprit)
+    reporters = [each for each, abort in sorted(control.aborted.items()) if abort.culprit == culprit]
+    if reporters:
+        text = control.aborted[reporters[0]].text.rsplit(_GAVE_UP)[-1]  # the first of those who quote each other
+        kind = _KINDS.get(control.aborted[reporters[0]].kind, CollectiveError)
+        return kind(f"{where}: {rank_infos[reporters[0]].describe()}{_GAVE_UP}{text}", culprit)
     if culprit in control.left:
         return GroupClosed(
             f"{where}: {peer.describe()} has left the group (it finished, or called destroy_process_group) while this "
@@ -88,12 +101,12 @@ def _lost(
 
 
 def _mismatch(where: str, peer: RankInfo, control: ControlChannel) -> OpMismatch:
-    """Say where this rank is, hear where the other one is, and show both."""
+    """Send the peer where this rank is, receive where the peer is, and show both."""
     text = f"{where}: {peer.describe()} is in another collective at the same place"
     control.send_abort(OpMismatch.__name__, peer.rank, text)
     control.drain(peer.rank)
-    heard = control.aborted.get(peer.rank)
-    theirs = f" (it is {heard.text.split(': ')[0]})" if heard is not None else ""
+    abort = control.aborted.get(peer.rank)
+    theirs = f" (it is {abort.text.split(': ')[0]})" if abort is not None else ""
     return OpMismatch(
         f"{text}{theirs}; all ranks must call the same collectives in the same order with the same sizes, dtypes and "
         f"reductions, and have the same topology file, slice_bytes and window_bytes{_log_of(peer)}",
@@ -102,7 +115,7 @@ def _mismatch(where: str, peer: RankInfo, control: ControlChannel) -> OpMismatch
 
 
 def _timed_out(where: str, rank_infos: Sequence[RankInfo], table: Table, control: ControlChannel) -> OpTimeout:
-    """Whom this rank waited for may itself have waited: say what is known here, hear what the others know."""
+    """The rank that this one waited for may itself have waited: follow the others' aborts to the end of the chain."""
     waited_for, _ = _missing(table)
     culprit = waited_for[0] if waited_for else None
     text = f"nothing moved for {int(table.run[0]['timeout_ns']) / 1e9:g} s. {_still_to_come(table, rank_infos)}"
@@ -110,10 +123,10 @@ def _timed_out(where: str, rank_infos: Sequence[RankInfo], table: Table, control
     chain = ""
     while culprit is not None:
         control.drain(culprit)
-        heard = control.aborted.get(culprit)
-        if heard is None or heard.culprit is None or rank_infos[heard.culprit].describe() in chain:
+        abort = control.aborted.get(culprit)
+        if abort is None or abort.culprit is None or rank_infos[abort.culprit].describe() in chain:
             break
-        culprit = heard.culprit
+        culprit = abort.culprit
         chain += f" That one waited for {rank_infos[culprit].describe()}."
     return OpTimeout(
         f"{where}: {text}{chain} A rank that is waited for is not in this collective (another branch or number of "
@@ -123,12 +136,13 @@ def _timed_out(where: str, rank_infos: Sequence[RankInfo], table: Table, control
     )
 
 
-def _blamed(where: str, rank_infos: Sequence[RankInfo], teller: int, table: Table) -> CollectiveError:
-    """A peer gave up on this rank, which is well, and itself waits for another."""
+def _blamed(where: str, rank_infos: Sequence[RankInfo], reporter: int, table: Table) -> CollectiveError:
+    """A peer gave up on this rank, which is healthy and itself waiting on another."""
     waited_for, _ = _missing(table)
-    culprit = next((peer for peer in waited_for if peer != teller), None)
+    culprit = next((peer for peer in waited_for if peer != reporter), None)
     return OpTimeout(
-        f"{where}: {rank_infos[teller].describe()} gave up waiting for this rank. {_still_to_come(table, rank_infos)} "
+        f"{where}: {rank_infos[reporter].describe()} gave up waiting for this rank. "
+        f"{_still_to_come(table, rank_infos)} "
         f"A pause of this rank before it came to this collective looks the same: then raise the timeout"
         f"{_log_of(rank_infos[culprit]) if culprit is not None else ''}",
         culprit,
@@ -142,13 +156,13 @@ def _unreadable(where: str, peer: RankInfo, table: Table, net: Net) -> ProtocolE
         for c in range(len(net.conns))
         if int(net.conns[c]["peer"]) == peer.rank
     ]
-    told = "; ".join(
+    got = "; ".join(
         f"op {int(h['op'])} generation {int(h['generation'])} tree {int(h['tree'])} slice {int(h['slice'])} "
         f"{'up' if int(h['direction']) == UP else 'down'} of {int(h['length'])} bytes"
         for h in headers
     )
     return ProtocolError(
-        f"{where}: {peer.describe()} announced a slice that does not belong here: got {told}; this rank is at op "
+        f"{where}: {peer.describe()} announced a slice that does not belong here: got {got}; this rank is at op "
         f"{int(run['op'])} generation {int(run['generation'])}. Do all ranks run the same version of narrowgauge?",
         peer.rank,
     )
@@ -164,10 +178,10 @@ def _still_to_come(table: Table, rank_infos: Sequence[RankInfo]) -> str:
 
 
 def _missing(table: Table) -> tuple[list[int], str]:
-    """Who owes what. Children that owe a slice on its way up come first: a parent may itself be waiting for them.
+    """Whose slices are outstanding. Children come first: a parent may itself be waiting for them.
 
     Returns:
-        Peers, and the first tree and slice that they owe; "" if they owe nothing but don't take what is sent.
+        Peers, and the first outstanding tree and slice; "" if none is but they don't accept what is sent.
     """
     for tree in table.trees:
         edges = table.edges[int(tree["first_edge"]) :][: int(tree["num_edges"])]

@@ -1,9 +1,11 @@
 """What happens to engines when their process forks or ends.
 
 A forked child (a DataLoader's worker, say) inherits the sockets. While it holds them open the peers cannot see that its
-parent died, and it must never speak on them. So the child closes its copies at once.
+parent died, and if it sent anything, the peers would take it for its parent. So the child closes its
+copies at once. Closing them does not end the connections: the parent's copies keep these open.
 
-A process that ends without `close` tells its peers whether it ended well: they may still need it.
+A process that ends without `close` announces to its peers how it ended: they may still need it. Without that they would
+see only that it is gone, and report a death where a script has simply returned or raised.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def left(member: Member) -> None:
 
 
 def waits() -> dict[str, dict[str, float]]:
-    """For each group that this process is a member of now: the seconds that it has slept for each rank."""
+    """For each group that this process is a member of now: the poll time attributed to each rank, in seconds."""
     return {member.name: member.waits() for member in list(_members)}
 
 

@@ -147,7 +147,7 @@ class _Rank:
 
 
 def coded(codec: int, values: Values) -> Values:
-    """Float32 as they are after encoding and decoding; `collectives/schedule/codec.py` tells how."""
+    """Float32 as they are after encoding and decoding; `collectives/schedule/codec.py` says how."""
     if codec == BF16:
         return _read(BFLOAT16, _round(BFLOAT16, values), 2)
     levels = {each.code: each.levels for each in CODECS.values()}[codec]

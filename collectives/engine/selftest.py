@@ -1,4 +1,4 @@
-"""Compile the engine, once per machine, and see that what came out computes rightly on this processor."""
+"""Compile the engine, once per machine, and check what it computes on this processor."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _warm_up() -> float:
 
 
 def _try_fold() -> None:
-    """The compiled kernels on numbers that show any misplaced element."""
+    """Check the compiled fold, on numbers that show any misplaced element."""
     own, child = np.arange(5000, dtype=np.float32), np.arange(5000, dtype=np.float32) * 10000
     result, work = np.zeros_like(own), np.zeros(kernels.WORK_BYTES, np.uint8)
     steps = np.array([kernels.DST, kernels.OWN, 0], np.int64)
@@ -80,7 +80,7 @@ def _try_fold() -> None:
 
 
 def _try_codecs() -> None:
-    """The compiled codecs, on whole blocks and a part of one."""
+    """Check the compiled codecs, on whole blocks and a part of one."""
     values = np.resize(np.array([0, 1, -2, 3, -4, 5, -6, 7], np.float32), 200)
     for codec in CODECS.values():
         if codec.code == RAW or codec.narrow_only:  # the latter are the others' twins

@@ -1,7 +1,7 @@
-"""Watches the links while training goes on, and tells when another plan would be faster.
+"""Watches the links while training goes on, and says when another plan would be faster.
 
 Long ops are watched: how long they took, and what the kernel counts for each connection. Once they should have taken
-LOOK_S seconds by the plan, which is at the same op on all ranks, the ranks tell each other what they counted, in one
+LOOK_S seconds by the plan, which is at the same op on all ranks, the ranks exchange what they counted, in one
 small all-gather, and each works out the links' rates from that (`link_estimator.py`). If twice in a row the best plan
 for those would take GAIN less time than the one in force, all ranks take it from the next op on. Each switch makes the
 next one take twice the patience, up to a limit, so that links that come and go do not have the ranks plan all the time.
@@ -48,7 +48,7 @@ class LinkMonitor:
         self._in_a_row, self._patience = 0, PATIENCE
 
     def is_due(self, spec: OpSpec, in_force: Plan, seconds: float) -> bool:
-        """Note an op that took `seconds`; whether the ranks should tell each other, the same on all of them."""
+        """Note an op that took `seconds`; whether the ranks should exchange reports, the same on all of them."""
         planned_s = in_force.predicted_s
         if planned_s < LONG_S or spec.collective == "all_to_all":
             return False
@@ -61,9 +61,9 @@ class LinkMonitor:
     def report(self) -> NDArray[np.float64]:
         """What this rank counted since the last report: seconds, then bytes and busy seconds for each peer."""
         now = self._counts()
-        told = np.concatenate(([self._seconds], (now - self._before).ravel()))
+        report = np.concatenate(([self._seconds], (now - self._before).ravel()))
         self._before = now
-        return told
+        return report
 
     def consider(self, reports: NDArray[np.float64]) -> Topology | None:
         """From all ranks' reports, one a row: the topology to plan with from now on, None if it stays.

@@ -1,12 +1,12 @@
 """Who makes a group wait: from what each rank measured, the rank or the link that costs most.
 
-After LOOK_OPS ops, or ops that should have taken LOOK_S by the plan, which is at the same op on all ranks, each tells
-the others in one small all-gather how long it has been since the last time and how much of that it slept in ops.
+After LOOK_OPS ops, or ops that should have taken LOOK_S by the plan, which is at the same op on all ranks, the
+ranks exchange in one small all-gather how long it has been since the last time and how much of that they were in poll.
 
-A late rank is one that sleeps less than the others: they sleep until it comes. What it costs is what they slept more,
-on average. A slow link is the bottleneck of the plan for most of the ops; what it costs is how much less they would
-take by the plan if its host had what is usual in this group. Rank 0 logs whatever costs more than WORTH_NAMING of the
-time, once until that changes.
+A straggler is a rank that waits less than the others: they wait until it comes. What it costs is how much longer they
+waited, on average. A slow link is the bottleneck of the plan for most of the ops; what it costs is how much less they
+would take by the plan if its host had what is usual in this group. Rank 0 logs whatever costs more than WORTH_NAMING
+of the time, once until that changes.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class StragglerDetector:
 
     def __init__(self, rank: int, names: Sequence[str]) -> None:
         self._rank, self._names = rank, names
-        self._sent: str | None = None
+        self._reported: str | None = None
         self._start_over()
 
-    def is_due(self, spec: OpSpec, in_force: Plan, slept_s: float) -> bool:
-        """Note an op; whether the ranks should tell each other, the same on all of them."""
+    def is_due(self, spec: OpSpec, in_force: Plan, waited_s: float) -> bool:
+        """Note an op; whether the ranks should exchange reports, the same on all of them."""
         self._ops += 1
-        self._slept_s += slept_s
+        self._waited_s += waited_s
         if spec.collective != "all_to_all":  # whose sizes are each rank's own
             key = (spec.collective, spec.num_bytes, spec.root, spec.codec)
             self._planned_s[key] = self._planned_s.get(key, 0.0) + in_force.predicted_s
@@ -55,30 +55,30 @@ class StragglerDetector:
         return self._ops >= LOOK_OPS or sum(self._planned_s.values()) >= LOOK_S
 
     def report(self) -> NDArray[np.float64]:
-        """Seconds since the last report, and of these asleep in ops."""
-        return np.array([time.perf_counter() - self._since, self._slept_s])
+        """Seconds since the last report, and of these in poll."""
+        return np.array([time.perf_counter() - self._since, self._waited_s])
 
     def consider(self, reports: NDArray[np.float64], topology: Topology) -> str | None:
         """From all ranks' reports, one a row: what costs most, None if nothing is worth naming. Rank 0 logs it."""
-        seconds, slept = float(reports[:, 0].mean()), reports[:, 1]
+        seconds, waited = float(reports[:, 0].mean()), reports[:, 1]
         found = None
         if seconds >= MIN_S:
-            found = self._late_rank(seconds, slept) or self._slow_link(seconds, topology)
+            found = self._straggler(seconds, waited) or self._slow_link(seconds, topology)
         self._start_over()
         about = found[0] if found else None
-        if self._rank == 0 and about != self._sent:
+        if self._rank == 0 and about != self._reported:
             if found:
                 logger.warning("%s", found[1])
             else:
-                logger.warning("%s no longer costs a fifth of the time", self._sent)
-        self._sent = about
+                logger.warning("%s no longer costs a fifth of the time", self._reported)
+        self._reported = about
         return found[1] if found else None
 
-    def _late_rank(self, seconds: float, slept: NDArray[np.float64]) -> tuple[str, str] | None:
-        if len(slept) < 2:
+    def _straggler(self, seconds: float, waited: NDArray[np.float64]) -> tuple[str, str] | None:
+        if len(waited) < 2:
             return None
-        late = int(slept.argmin())
-        cost = float(np.delete(slept, late).mean() - slept[late]) / seconds
+        late = int(waited.argmin())
+        cost = float(np.delete(waited, late).mean() - waited[late]) / seconds
         if cost <= WORTH_NAMING:
             return None
         name = self._names[late]
@@ -108,7 +108,7 @@ class StragglerDetector:
 
     def _start_over(self) -> None:
         self._since = time.perf_counter()
-        self._ops, self._slept_s = 0, 0.0
+        self._ops, self._waited_s = 0, 0.0
         self._planned_s: dict[tuple[Collective, int, int | None, str], float] = {}
 
 

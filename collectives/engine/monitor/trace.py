@@ -1,7 +1,7 @@
 """A trace of ops, slices and waits that chrome://tracing and ui.perfetto.dev read: one file for each rank and group.
 
     row "ops"     each op from its start to its end, with what it waited for
-    row "waits"   each sleep, named after the ranks that owed something
+    row "waits"   each sleep, named after the rank with outstanding slices
     row "slices"  each slice at the moment when it was there
 
 The loop writes slices and waits into the trace ring: of a very long op the last TRACE_ENTRIES remain. Times are of the
@@ -50,7 +50,7 @@ class Trace:
         ]
 
     def begin(self) -> None:
-        """An op of the caller's begins: what the trace ring has is of the engine's own, which is not told."""
+        """An op of a caller's begins: what the ring holds is of an op of the engine's own, which is not shown."""
         self._net.trace_written[0] = 0
 
     def op(self, spec: OpSpec, algorithm: str, started_ns: int, ended_ns: int) -> None:
