@@ -86,7 +86,7 @@ class TableCache:
 
     def _prepare(self, spec: OpSpec) -> Prepared:
         # All-to-all's counts differ from rank to rank; a plan must not depend on them.
-        num_bytes = spec.num_bytes if spec.collective != "all_to_all" else 0
+        num_bytes = 0 if spec.specification.counts_are_private else spec.num_bytes
         in_force = plan(self.topology, spec.collective, num_bytes, spec.root, spec.codec)
         layout = table_builder.build(
             in_force.forest, spec, self._rank, self.topology.homes,

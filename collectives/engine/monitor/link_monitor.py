@@ -50,7 +50,7 @@ class LinkMonitor:
     def is_due(self, spec: OpSpec, in_force: Plan, seconds: float) -> bool:
         """Note an op that took `seconds`; whether the ranks should exchange reports, the same on all of them."""
         planned_s = in_force.predicted_s
-        if planned_s < LONG_S or spec.collective == "all_to_all":
+        if planned_s < LONG_S or spec.specification.counts_are_private:
             return False
         key = (spec.collective, spec.num_bytes, spec.root, spec.codec)
         self._common[key] = self._common.get(key, 0.0) + planned_s

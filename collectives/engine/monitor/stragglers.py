@@ -47,7 +47,7 @@ class StragglerDetector:
         """Note an op; whether the ranks should exchange reports, the same on all of them."""
         self._ops += 1
         self._waited_s += waited_s
-        if spec.collective != "all_to_all":  # whose sizes are each rank's own
+        if not spec.specification.counts_are_private:  # whose sizes are each rank's own
             key = (spec.collective, spec.num_bytes, spec.root, spec.codec)
             self._planned_s[key] = self._planned_s.get(key, 0.0) + in_force.predicted_s
         if self._ops < MIN_OPS:
@@ -77,12 +77,12 @@ class StragglerDetector:
     def _straggler(self, seconds: float, waited: NDArray[np.float64]) -> tuple[str, str] | None:
         if len(waited) < 2:
             return None
-        late = int(waited.argmin())
-        cost = float(np.delete(waited, late).mean() - waited[late]) / seconds
+        straggler = int(waited.argmin())
+        cost = float(np.delete(waited, straggler).mean() - waited[straggler]) / seconds
         if cost <= WORTH_NAMING:
             return None
-        name = self._names[late]
-        return name, f"{name} is late: the others waited {cost:.0%} of the last {seconds:.1f} s for it"
+        name = self._names[straggler]
+        return name, f"{name} is a straggler: the others waited for it {cost:.0%} of the last {seconds:.1f} s"
 
     def _slow_link(self, seconds: float, topology: Topology) -> tuple[str, str] | None:
         if not self._planned_s:

@@ -30,7 +30,7 @@ def after_one_op(topology: Topology, reports: list[tuple[float, float]]) -> str 
 
 def test_a_rank_that_sleeps_less_than_the_others_is_late() -> None:
     said = after_one_op(EQUAL, [(10.0, 6.0), (10.0, 6.5), (10.0, 1.0), (10.0, 5.5)])
-    assert said == "rank 2 is late: the others waited 50% of the last 10.0 s for it"
+    assert said == "rank 2 is a straggler: the others waited for it 50% of the last 10.0 s"
 
 
 @pytest.mark.parametrize("topology", [EQUAL, ONE_SLOW])
@@ -57,7 +57,7 @@ def test_rank_0_says_it_once_and_when_it_is_over(caplog: pytest.LogCaptureFixtur
         for reports in (late, late, well, well):
             assert first.consider(reports, two) == second.consider(reports, two)
     assert [record.message for record in caplog.records] == [
-        "rank 1 is late: the others waited 90% of the last 1.0 s for it",
+        "rank 1 is a straggler: the others waited for it 90% of the last 1.0 s",
         "rank 1 no longer costs a fifth of the time",
     ]
 
@@ -84,7 +84,7 @@ def test_a_rank_that_comes_late_is_named_and_waited_for(caplog: pytest.LogCaptur
         on_all(3, train)
         waits = [engine.waits() for engine in group]
         assert "test" in lifetime.waits()
-    assert any(record.message.startswith("rank 1 (b) is late: the others waited ") for record in caplog.records)
+    assert any(record.message.startswith("rank 1 (b) is a straggler: the others waited for it ") for record in caplog.records)
     assert waits[0]["rank 1 (b)"] > 0.5
     assert waits[0]["rank 1 (b)"] > waits[0].get("rank 2 (c)", 0.0)
 
