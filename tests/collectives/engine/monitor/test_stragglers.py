@@ -84,7 +84,7 @@ def test_a_rank_that_comes_late_is_named_and_waited_for(caplog: pytest.LogCaptur
         on_all(3, train)
         waits = [engine.waits() for engine in group]
         assert "test" in lifetime.waits()
-    assert any(record.message.startswith("rank 1 (b) is a straggler: the others waited for it ") for record in caplog.records)
+    assert any(record.message.startswith("rank 1 (b) is a straggler: ") for record in caplog.records)
     assert waits[0]["rank 1 (b)"] > 0.5
     assert waits[0]["rank 1 (b)"] > waits[0].get("rank 2 (c)", 0.0)
 
