@@ -38,7 +38,7 @@ class Options:
         topology: path of a topology JSON file; None measures the links between machines once and caches them; "equal"
             assumes equal links. Env NARROWGAUGE_TOPOLOGY.
         emulate: Mbit/s of each host's link, in the order of their lowest ranks, separated by commas ("1000,1000,100"):
-            the kernel then paces the connections between (emulated) hosts. An approximation, see README.
+            the kernel then paces the connections between (emulated) hosts. An approximation, see docs/guides/lab.md.
             Env NARROWGAUGE_EMULATE.
         trace: folder to which each rank writes a trace of its ops when it leaves the group, for ui.perfetto.dev.
             Env NARROWGAUGE_TRACE.

@@ -59,13 +59,16 @@ def pin(home: str | None = None, taken: Sequence[str] = ()) -> dict[str, Any] | 
         ModuleNotFoundError: they are nowhere.
     """
     names = {name: ALIAS + name if name in taken else name for name in PACKAGES}
+    for known in sys.meta_path:  # Ray uses a process for many tasks, each of which pins
+        if getattr(known, "narrowgauge_names", None) == names:
+            return known.builtins  # type: ignore[attr-defined,no-any-return]
     finder = _Finder(home or _search(), names)
     sys.meta_path.insert(0, finder)
     return finder.builtins
 
 
-def taken_names(home: str, beside: str) -> list[str]:
-    """Those of `PACKAGES` that user code in the folder `beside` would find elsewhere than in `home`.
+def taken_names(beside: str) -> list[str]:
+    """Those of `PACKAGES` that are modules of the user's for code in the folder `beside`.
 
     The working directory does not count: Ray adds it to the path, and a script elsewhere in the project should find the
     same on a cluster as on one machine.
@@ -78,7 +81,9 @@ def taken_names(home: str, beside: str) -> list[str]:
         for name, spec in found.items()
         if spec is not None
         and spec.origin is not None  # a folder without __init__.py yields to a package further down the path
-        and os.path.realpath(spec.origin) != os.path.realpath(os.path.join(home, name, "__init__.py"))
+        and not _is_ours(
+            spec.origin
+        )  # nor is another copy of ours: two engines in one process would not know each other
     ]
 
 
@@ -111,7 +116,7 @@ class _Finder:
 
     def __init__(self, home: str, names: Mapping[str, str]) -> None:
         self._home = home
-        self._names = names
+        self._names = self.narrowgauge_names = dict(names)
         self._packages = {name: package for package, name in names.items()}
         aliased = any(package != name for package, name in names.items())
         self.builtins = {**vars(builtins), "__import__": self._import} if aliased else None
@@ -165,6 +170,12 @@ def _search() -> str:
     raise ModuleNotFoundError(f"No module named 'launcher' that is narrowgauge's, in {sys.executable}", name="launcher")
 
 
+def _is_ours(origin: str) -> bool:
+    """Whether a module's file is the `__init__.py` of one of our packages, of whichever installation."""
+    folder, file = os.path.split(os.path.realpath(origin))
+    return file == "__init__.py" and _holds_ours(os.path.dirname(folder))
+
+
 def _holds_ours(folder: str) -> bool:
     return all(os.path.isfile(os.path.join(folder, landmark)) for landmark in _LANDMARKS)
 
@@ -177,7 +188,7 @@ def _main() -> None:
     home = own if _holds_ours(own) else _search()
     beside = words[1] if words[0] == "--beside" else None
     module, *arguments = words[2:] if beside is not None else words
-    taken = taken_names(home, beside) if beside is not None else []
+    taken = taken_names(beside) if beside is not None else []
     ours = pin(home, taken)
     sys.argv = [__file__, *arguments]
     name = ALIAS + module if module.partition(".")[0] in taken else module

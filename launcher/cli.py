@@ -179,7 +179,7 @@ def main() -> None:
     """The console command. Errors of the user end with one message and status 2, never with a traceback."""
     sys.stdout, sys.stderr = ignore_broken_pipe(sys.stdout), ignore_broken_pipe(sys.stderr)
     try:
-        app()
+        app(prog_name="launcher")
     except KeyboardInterrupt:
         sys.exit(EXIT_STATUS["stopped"])
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""torch's Gloo as an executor: the fallback for all collectives of a group, and the carrier of point-to-point messages.
+"""torch's Gloo as an executor: the fallback for all collectives of a group, and what carries point-to-point messages.
 
 As the fallback it needs no JIT, and no sockets or threads of ours. Every Call means the same as on the engine: averages
 are computed from sums, 16-bit floats are summed as float32 and rounded once, bool and int16 travel in types that Gloo

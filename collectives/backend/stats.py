@@ -21,10 +21,10 @@ def stats() -> dict[str, Any]:
             from the moment the last of them was handed out until all of them were completed, less what the first part
             counts. That is what DDP waits at the end of a backward pass; it overstates the wait of a program that
             takes a future and computes before it waits.
-        waited_for: for each native group that this process is in, by its name, the seconds that its engine slept in ops
-            because of each other rank: split evenly among the ranks with outstanding slices, or, if there were none,
-            among the ranks that accepted no data. A rank with outstanding slices may be healthy and itself waiting;
-            which rank is the straggler is logged, see README.
+        waited_for: for each native group that this process is in, by its name, the seconds of its engine's poll time
+            that are attributed to each other rank: split evenly among the ranks with outstanding slices, or, if there
+            were none, among the ranks that accepted no data. A rank with outstanding slices may be healthy and itself waiting;
+            who is the straggler is decided otherwise and logged, see docs/guides/failures.md.
         steps, samples, compute_s: of attached models (`collectives.attach`): steps, samples by the weights that were
             set, and seconds from the start of forward to the last gradient.
 

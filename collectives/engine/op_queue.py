@@ -44,7 +44,7 @@ class OpQueue:
     """Runs ops one after the other.
 
     Args:
-        name: of the thread.
+        name: of the group and this rank in it, for logs and the thread.
         execute: runs an op; raises what went wrong with it.
         fail: called with whatever `execute` or an interrupted wait raised, before the op's caller learns of it.
         refusal: the error for an op that comes after `close`.
@@ -61,11 +61,11 @@ class OpQueue:
         refusal: Callable[[OpSpec], BaseException],
     ) -> None:
         self.closing = False
-        self._execute, self._fail, self._refusal = execute, fail, refusal
+        self._name, self._execute, self._fail, self._refusal = name, execute, fail, refusal
         self._lock = threading.Condition()
         self._calls: collections.deque[_Call] = collections.deque()
         self._working = False  # an op is being run, by the thread or by a caller
-        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._serve, name=f"narrowgauge {name}", daemon=True)
         self._thread.start()
 
     def start(self, spec: OpSpec, source: int, target: int, timeout_s: float, residual: int, done: Done) -> None:
@@ -154,7 +154,7 @@ class OpQueue:
             try:
                 call.done(error)
             except Exception:
-                logger.exception("%s: a callback of %s failed", self._thread.name, call.spec)
+                logger.exception("%s: a callback of %s failed", self._name, call.spec)
 
     def _next(self) -> _Call | None:
         """Wait for the next op and claim the queue for it; None when the queue is closed and empty."""

@@ -117,8 +117,10 @@ class Engine:
             LinkMonitor(rank, topology, connections.data) if is_watched else None,
             lambda spec, source, target: self._carry_out(spec, source, target, timeout_s),
         )
-        lifetime.joined(self)
-        self._queue = OpQueue(f"narrowgauge-{name}", self._execute, self._faults.break_group, self._closed_before)
+        self._queue = OpQueue(
+            f"rank {rank}, group {name}", self._execute, self._faults.break_group, self._closed_before
+        )
+        lifetime.joined(self)  # last: a fork on another thread may call `abandon` from now on
 
     @property
     def topology(self) -> Topology:

@@ -114,7 +114,7 @@ class Sampler(torch.utils.data.Sampler[list[int]]):
         """
         per_epoch = len(self._batches(0))
         if batches < 0 or per_epoch == 0:
-            raise UsageError(f"seek got {batches} batches, in epochs of {per_epoch}; wanted at least 0 and at least 1")
+            raise UsageError(f"seek got {batches} batches; wanted 0 or more, and at least 1 in an epoch ({per_epoch})")
         self._epoch = batches // per_epoch
         self._drawn, self._resumed = batches % per_epoch * self._global_batch, True
 

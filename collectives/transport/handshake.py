@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from collectives.errors import RendezvousError
 from collectives.transport.tcp import receive_frame, send_frame
 
-PROTOCOL = "narrowgauge/1"
+PROTOCOL = "narrowgauge/2"
 CONTROL_STREAM = 0  # streams 1 and up carry slices
 _NONCE_BYTES, _MAC_BYTES, _HELLO_LIMIT = 32, 32, 4096
 _ACCEPTED = b"+"

@@ -1,4 +1,4 @@
-"""Forming a group: every rank publishes a rank_info through the store, then each pair of ranks shares 1 + streams
+"""Forming a group: every rank publishes its `RankInfo` through the store, then each pair of ranks shares 1 + streams
 connections.
 
 A rank connects to the ranks below it and is connected to by those above. The first connection of a pair is the
@@ -68,7 +68,7 @@ class RankInfo:
 
 @dataclass
 class Connections:
-    """A formed group: rank_infos by rank, control connections by rank, (rank, connection) for each stream."""
+    """A formed group: `RankInfo` by rank, control connections by rank, (rank, connection) for each stream."""
 
     rank_infos: list[RankInfo]
     control: dict[int, socket.socket]

@@ -35,7 +35,7 @@ class Reported(Event):
     """The script reported progress. `of` is the last step that the script will do, if it says so.
 
     Of this rank since its last report: `tokens`, `wait_s` (seconds spent waiting for communication), `num_bytes` (of
-    all collectives' messages), `waits` (seconds that its engine slept because of each other rank, by that rank's name,
+    all collectives' messages), `waits` (seconds of poll time attributed to each other rank, by that rank's name,
     as "rank 2 (box-7)"), and for attached models `samples` and `compute_s` (seconds of forward and backward).
     """
 

@@ -139,9 +139,9 @@ def rows(local: Sequence[Known], address: str | None) -> tuple[list[RunRow], lis
             unreachable.append(str(error))
     # A run of this machine on a cluster is in both; its row is made from both.
     there = {found.id: (each, found) for each, all_found in clusters.items() for found in all_found}
-    format_list = [_row_here(run, there.get(run.name)) for run in local]
-    format_list += [_row_there(*there[name]) for name in there if name not in {run.name for run in local}]
-    return sorted(format_list, key=lambda row: row.started_at or 0.0), unreachable
+    rows = [_row_here(run, there.get(run.name)) for run in local]
+    rows += [_row_there(*there[name]) for name in there if name not in {run.name for run in local}]
+    return sorted(rows, key=lambda row: row.started_at or 0.0), unreachable
 
 
 def _row_here(run: Known, there: tuple[str, ClusterRun] | None) -> RunRow:

@@ -27,7 +27,17 @@ BOOTSTRAP = ".narrowgauge"
 LIMIT_BYTES = 90 * 1024**2
 """Ray's head accepts requests of up to 100 MiB."""
 LIMIT_FILES = 20_000
-_EXCLUDED = (".git", ".hg", ".svn", "__pycache__", "node_modules", ".mypy_cache", ".ruff_cache", ".pytest_cache")
+_EXCLUDED = (
+    BOOTSTRAP,
+    ".git",
+    ".hg",
+    ".svn",
+    "__pycache__",
+    "node_modules",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".pytest_cache",
+)
 _TIME = (1980, 1, 1, 0, 0, 0)
 """Of every entry, the earliest that a zip file can hold."""
 

@@ -43,6 +43,8 @@ from launcher.run.worker import PARENT
 MASTER_PORTS = range(20000, 30000)
 """For rank 0's store. Below the range that the kernel assigns by itself, so that a port found free is still free when
 rank 0 binds it."""
+OWN_ENTRYPOINTS = ("launcher.commands.bench:work", "launcher.commands.probe:work")
+"""Of `launcher bench` and `launcher probe`, whose workers run code of ours."""
 VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES")
 """Set by Ray for an actor with accelerators."""
 
@@ -205,7 +207,7 @@ def _spawn(spec: WorkerSpec, output: _Output) -> tuple[subprocess.Popen[bytes], 
 
 def _user_folder(spec: WorkerSpec) -> str | None:
     """The folder that the user's code finds its neighbours in; None: the entrypoint is ours."""
-    if spec.entrypoint.startswith("launcher.commands."):
+    if spec.entrypoint in OWN_ENTRYPOINTS:
         return None
     cwd = Path(spec.cwd or os.getcwd())
     return str((cwd / spec.entrypoint).resolve().parent if is_file(spec.entrypoint) else cwd)

@@ -44,8 +44,8 @@ def environment(
     resume_from: Path | None = None,
     shares: Sequence[float] = (),
 ) -> dict[str, str]:
-    """The environment of one rank; the job's own `env` overrides OMP_NUM_THREADS and
-    PYTHONFAULTHANDLER alone.
+    """The environment of one rank. The job's `env` may replace OMP_NUM_THREADS and PYTHONFAULTHANDLER, and nothing else
+    that is set here.
 
     Args:
         master: address and port of rank 0's store.

@@ -6,13 +6,14 @@ torchrun --nproc-per-node 2 -m tests.docs.run_samples
 from __future__ import annotations
 
 import contextlib
-import os
+import functools
 import sys
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
 
@@ -55,9 +56,14 @@ def names(block: Block) -> dict[str, Any]:
 
 
 def main() -> int:
-    for block in blocks("python"):
+    base, rank, size = next(iter(rendezvous("env://")))
+    init = dist.init_process_group
+    for number, block in enumerate(blocks("python")):
         if compiled_only(block):
             continue
+        # A store of its own for each: groups that are made one after another on one store would read old keys.
+        store = dist.PrefixStore(f"sample-{number}", base)
+        dist.init_process_group = functools.partial(init, store=store, rank=rank, world_size=size)
         try:
             exec(compile(block.text, str(block), "exec"), names(block))
         except Exception:
@@ -65,7 +71,7 @@ def main() -> int:
             raise
         with contextlib.suppress(ValueError, AssertionError):
             dist.destroy_process_group()
-        if os.environ["RANK"] == "0":
+        if rank == 0:
             print(f"ran {block}", flush=True)
     return 0
 

@@ -1,7 +1,7 @@
 """The contract between a forest and what executes it: one rank's part of one op, as numpy arrays.
 
-In: a forest, an op's spec, this rank, each rank's host. Out: a `Table`. `reference.py` and `loop.py` run the same
-table and may use nothing else of the plan.
+`table_builder.py` makes a `Table` of a forest. `reference.py` and `loop.py` run the same table and may use nothing else
+of the plan.
 
 A tree's range of the message is cut into slices. On the way up a node waits for a slice of all its children, folds
 them with its own and passes the sum on; on the way down a slice goes straight into the target.
@@ -96,7 +96,7 @@ RUN = np.dtype(
         # The loop's own.
         ("to_send", "i8"), ("to_receive", "i8"),  # frames still to go
         ("last_move_ns", "i8"),
-        ("culprit", "i8"), ("errno", "i8"),  # where a status other than OK came from
+        ("culprit", "i8"), ("errno", "i8"),  # where a status other than DONE came from
         # Fixed.
         ("rank", "i8"), ("spec", "i8"),
         ("is_short", "i8"),  # worth a few tries before sleeping

@@ -35,7 +35,7 @@ UNHINDERED = 0.9  # of T: a link none of whose flows was busy longer can do more
 SLOWER, FASTER = 0.9, 1.05  # of what was assumed: anything between is noise
 LATE = 1.08  # times what was planned: before that nothing has become slower
 EARLY = 0.9  # of what was planned: what has become slower once is so no longer
-MAX_BOUND_TRIES = 1.5  # of what a link did at least, where it is faster than was assumed
+MAX_RAISE = 1.5  # of what a link did at least, where it is faster than was assumed
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def estimate_links(topology: Topology, measured: Topology, traffic: Traffic) -> 
         elif assumed < once[link] and busiest[link] < UNHINDERED * traffic.seconds:
             least = max(least, min(once[link], offered[link]))
         elif least > FASTER * assumed:
-            least = max(least, min(offered[link], MAX_BOUND_TRIES * least))
+            least = max(least, min(offered[link], MAX_RAISE * least))
         if least > FASTER * assumed:
             seen[link] = least
     raised = list(seen)

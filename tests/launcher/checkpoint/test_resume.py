@@ -79,7 +79,7 @@ def test_after_the_whole_job_was_killed(undisturbed: dict[tuple[int, int], float
     status, out, err = third.finish()
     assert status == 0, out + err
     assert sorted(losses(third)) == [(0, STEPS + 1), (0, STEPS + 2), (0, STEPS + 3)]
-    assert "is of 2 ranks and this run has 1" in (third.folder / "logs" / "rank-0.log").read_text()
+    assert "was saved by 2 ranks and this run has 1" in (third.folder / "logs" / "rank-0.log").read_text()
 
 
 def test_after_one_worker_was_killed(undisturbed: dict[tuple[int, int], float], tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_an_error_of_the_users_is_not_tried_again(tmp_path: Path) -> None:
     submitted = Submitted(tmp_path, job)
     status, out, _ = submitted.finish()
     assert status == 1
-    assert "not started again: rank 1 failed by itself before the first step was reported, and would again" in out
+    assert "not started again: rank 1 failed by itself before the first step was reported, and would fail again" in out
     assert len(submitted.summary["attempts"]) == 1
     assert submitted.events("Retried") == []
 

@@ -179,10 +179,10 @@ def test_our_own_entrypoints_are_found_beside_a_project_with_our_names(tmp_path:
     env = {"NARROWGAUGE_BACKEND": "gloo", "NARROWGAUGE_CODEC": "none", "RANK": "0"}
     agent = Agent()
     folder = str(tmp_path / "project")
-    agent.start(WorkerSpec(0, "launcher.commands.bench:nothing", (), env, folder, log, "127.0.0.1"))
+    agent.start(WorkerSpec(0, "launcher.commands.bench:work", (), env, folder, log, "127.0.0.1"))
     while not any(isinstance(event, Exited) for event in agent.next_events(timeout_s=60)):
         pass
-    assert "no function 'nothing' in module 'launcher.commands.bench'" in log.read_text()
+    assert f'File "{REPOSITORY}/launcher/commands/bench.py", line' in log.read_text()  # which asks for WORLD_SIZE
 
 
 def test_a_traceback_begins_in_the_users_code(tmp_path: Path) -> None:
@@ -195,14 +195,23 @@ def test_a_traceback_begins_in_the_users_code(tmp_path: Path) -> None:
 def test_names_count_as_taken_where_python_would_find_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project(tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
-    home = str(REPOSITORY)
-    assert taken_names(home, str(tmp_path)) == []
-    assert taken_names(home, str(tmp_path / "mine")) == list(PACKAGES)
-    assert taken_names(home, home) == []
+    assert taken_names(str(tmp_path)) == []
+    assert taken_names(str(tmp_path / "mine")) == list(PACKAGES)
+    assert taken_names(str(REPOSITORY)) == []
     monkeypatch.setattr(sys, "path", [str(tmp_path / "mine"), *sys.path])
-    assert taken_names(home, str(tmp_path)) == list(PACKAGES)
+    assert taken_names(str(tmp_path)) == list(PACKAGES)
     monkeypatch.chdir(tmp_path / "mine")
-    assert taken_names(home, str(tmp_path)) == []
+    assert taken_names(str(tmp_path)) == []
+
+
+def test_another_copy_of_ours_is_not_the_users(tmp_path: Path) -> None:
+    """Submitting from a checkout with an installed launcher, say: a process must not have two of our engines."""
+    for name in ("collectives/__init__.py", "collectives/version.py", "launcher/__init__.py", "launcher/run/worker.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert taken_names(str(tmp_path)) == []
+    (tmp_path / "launcher/run/worker.py").unlink()
+    assert taken_names(str(tmp_path)) == list(PACKAGES)
 
 
 # ---- processes that Ray starts, without Ray ------------------------------------------------------------------------
