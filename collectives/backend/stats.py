@@ -23,8 +23,8 @@ def stats() -> dict[str, Any]:
             takes a future and computes before it waits.
         waited_for: for each native group that this process is in, by its name, the seconds of its engine's poll time
             that are attributed to each other rank: split evenly among the ranks with outstanding slices, or, if there
-            were none, among the ranks that accepted no data. A rank with outstanding slices may be healthy and itself waiting;
-            who is the straggler is decided otherwise and logged, see docs/guides/failures.md.
+            were none, among the ranks that accepted no data. A rank with outstanding slices may be healthy and itself
+            waiting. Who is the straggler is decided otherwise and logged, see docs/guides/failures.md.
         steps, samples, compute_s: of attached models (`collectives.attach`): steps, samples by the weights that were
             set, and seconds from the start of forward to the last gradient.
 

@@ -313,8 +313,8 @@ class WorkerGroup:
         except RayTaskError as error:
             raise ClusterError(str(error.cause)) from error
         except (RayActorError, GetTimeoutError) as error:
-            # The stand-in's constructor imports the Agent on the node. That fails where narrowgauge is not installed, and
-            # Ray has no class of error for it.
+            # The stand-in's constructor imports the Agent on the node, which fails where narrowgauge is not installed.
+            # Ray has no class of error for that.
             if "No module named 'launcher" in str(error) or "No module named 'collectives" in str(error):
                 raise ClusterError(
                     "a node has no narrowgauge, so no worker can be started there: install version "
