@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,7 +66,13 @@ def test_extras_that_are_installed_exist() -> None:
     assert set(re.findall(r"'\.\[(\w+)\]'", text)) <= set(extras)
 
 
-@pytest.mark.parametrize("command", runnable())
+def by_cost() -> list[Any]:
+    """Commands that train are slow: tests/launcher/test_submit.py trains by default."""
+    trains = ("launcher submit", "torchrun --nproc-per-node 4 -m launcher.examples")
+    return [pytest.param(each, marks=[pytest.mark.slow] * each.startswith(trains)) for each in runnable()]
+
+
+@pytest.mark.parametrize("command", by_cost())
 def test_commands_run(command: str, tmp_path: Path) -> None:
     words, block = runnable()[command]
     more = ["--set", f"runs_dir={tmp_path}"] if words[:2] == ["launcher", "submit"] else []

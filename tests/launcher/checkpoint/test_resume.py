@@ -82,6 +82,7 @@ def test_after_the_whole_job_was_killed(undisturbed: dict[tuple[int, int], float
     assert "was saved by 2 ranks and this run has 1" in (third.folder / "logs" / "rank-0.log").read_text()
 
 
+@pytest.mark.slow
 def test_after_one_worker_was_killed(undisturbed: dict[tuple[int, int], float], tmp_path: Path) -> None:
     submitted = Submitted(tmp_path, slowed({**JOB, "retries": 2}))
     submitted.wait_for(lambda: len(submitted.events("Saved")) >= 2)

@@ -49,6 +49,7 @@ def launcher(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=280)
 
 
+@pytest.mark.slow
 def test_the_links_between_a_jobs_hosts_are_measured(tmp_path: Path) -> None:
     """For real, with Ray: JSON on stdout, the same in the file, and a job can have it."""
     (tmp_path / "job.yaml").write_text(

@@ -43,6 +43,7 @@ for step in range(1, 10_000):
 class TestRay:
     pytestmark = in_lab
 
+    @pytest.mark.slow
     def test_a_job_on_the_labs_ray_cluster(self, tmp_path: Path) -> None:
         hosts = "".join(f"  - {{name: {name}, mbit: 100, ranks: 2}}\n" for name in "ab")
         write(tmp_path, f"name: {LAB}\nhosts:\n{hosts}")

@@ -9,6 +9,7 @@ import pytest
 from tests.launcher.test_submit import SCRIPTED, Submitted
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_a_page_and_scalars(tmp_path: Path) -> None:
     reader = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="pip install 'narrowgauge[tensorboard]'"
