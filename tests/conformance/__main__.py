@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conformance.excused import EXCUSED
-from tests.conformance.suite import CARRIERS, RANKS
+from tests.conformance.suite import EXECUTORS, RANKS
 from tests.paths import REPOSITORY
 
 OURS = ("narrowgauge", "replaced")
@@ -30,7 +30,7 @@ Outcomes = Mapping[str, Mapping[str, Any]]
 
 
 def run(executor: str, tests: Sequence[str], log: Path) -> dict[str, dict[str, Any]]:
-    """The suite on a executor, in a process of its own: what each test came to.
+    """The suite on an executor, in a process of its own: what each test came to.
 
     Args:
         tests: names of tests, all of them if there are none.
@@ -71,24 +71,24 @@ def _gist(why: str) -> str:
     return next((line for line in said if "Error" in line and "exited with error code" not in line), why[-200:])
 
 
-def report(by_carrier: Mapping[str, Outcomes], excused: Mapping[tuple[str, str], str]) -> bool:
+def report(by_executor: Mapping[str, Outcomes], excused: Mapping[tuple[str, str], str]) -> bool:
     """Print the figures and the differences; whether all differences are excused."""
-    for executor, outcomes in by_carrier.items():
+    for executor, outcomes in by_executor.items():
         counts = Counter(outcome["outcome"] for outcome in outcomes.values())
         print(f"{executor:12} {counts['passed']:4} passed {counts['failed']:4} failed {counts['skipped']:4} skipped")
-    if "gloo" not in by_carrier:
-        for executor, outcomes in by_carrier.items():
+    if "gloo" not in by_executor:
+        for executor, outcomes in by_executor.items():
             for test, outcome in outcomes.items():
                 if outcome["outcome"] == "failed":
                     print(f"failed on {executor}: {test}: {_gist(outcome['why'])}")
         return True
-    ours = {executor: by_carrier[executor] for executor in OURS}
-    differences = failing(by_carrier["gloo"], ours)
+    ours = {executor: by_executor[executor] for executor in OURS}
+    differences = failing(by_executor["gloo"], ours)
     for (executor, test), outcome in differences.items():
         reason = excused.get((executor, test))
         print(f"{'excused' if reason else 'NOT EXCUSED'}, on {executor}: {test}: {reason or outcome}")
     for executor, test in sorted(set(excused) - set(differences)):
-        if test in by_carrier["gloo"]:
+        if test in by_executor["gloo"]:
             print(f"excused for nothing, on {executor}: {test} does as on Gloo")
     return not set(differences) - set(excused)
 
@@ -112,12 +112,12 @@ def main() -> None:
     tests = sorted(names_with(arguments.k))
     if not tests:
         parser.error(f"-k {arguments.k}: no test of torch's suite has this in its name")
-    executors = {"gloo": ("gloo",), "narrowgauge": OURS, None: CARRIERS}[arguments.backend]
-    by_carrier = {}
+    executors = {"gloo": ("gloo",), "narrowgauge": OURS, None: EXECUTORS}[arguments.backend]
+    by_executor = {}
     for executor in executors:
-        by_carrier[executor] = run(executor, tests, arguments.out / f"{executor}.log")
-        (arguments.out / f"{executor}.json").write_text(json.dumps(by_carrier[executor], indent=1))
-    sys.exit(0 if report(by_carrier, EXCUSED) else 1)
+        by_executor[executor] = run(executor, tests, arguments.out / f"{executor}.log")
+        (arguments.out / f"{executor}.json").write_text(json.dumps(by_executor[executor], indent=1))
+    sys.exit(0 if report(by_executor, EXCUSED) else 1)
 
 
 if __name__ == "__main__":

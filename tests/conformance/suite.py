@@ -1,6 +1,7 @@
-"""torch's suite on one backend, in this process and forked ones: ``python -m tests.conformance.suite CARRIER OUT``.
+"""torch's suite on one backend, in this process and forked ones: ``python -m tests.conformance.suite EXECUTOR OUT``.
 
-The suite reads its backend from the environment when it is imported and decides by its name what to run. A executor is:
+The suite reads its backend from the environment when it is imported and decides by its name what to run. An executor
+is:
 
     gloo           torch's Gloo
     narrowgauge    our backend under its own name, made known to the suite as one that does what Gloo does
@@ -23,11 +24,11 @@ from typing import Any
 
 RANKS = 3
 TEST_TIMEOUT_S = 90
-CARRIERS = ("gloo", "narrowgauge", "replaced")
+EXECUTORS = ("gloo", "narrowgauge", "replaced")
 
 
 def load(executor: str) -> type[unittest.TestCase]:
-    """The suite's test case for a executor. The suite can be imported once in a process, so call it once."""
+    """The suite's test case for an executor. The suite can be imported once in a process, so call it once."""
     os.environ.update(
         BACKEND="narrowgauge" if executor == "narrowgauge" else "gloo",
         WORLD_SIZE=str(RANKS),
@@ -94,7 +95,7 @@ class Outcomes(unittest.TestResult):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("executor", choices=CARRIERS)
+    parser.add_argument("executor", choices=EXECUTORS)
     parser.add_argument("out", type=Path)
     parser.add_argument("tests", nargs="*", help="names of tests; all of them if there are none")
     arguments = parser.parse_args()

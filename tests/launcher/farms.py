@@ -9,7 +9,7 @@ GIB = 1024**3
 
 def node(
     name: str,
-    *rank_infos: tuple[str, int],
+    *cards: tuple[str, int],
     mbit: float | None = 10_000,
     cpus: int = 32,
     speed: Speed = Speed(),  # noqa: B008 - it can't be changed
@@ -21,7 +21,7 @@ def node(
         cpus=cpus,
         memory_bytes=64 * GIB,
         interfaces=[Interface(name="eth0", address=address, mbit=mbit)],
-        accelerators=[Accelerator(kind=kind, count=count) for kind, count in rank_infos],
+        accelerators=[Accelerator(kind=kind, count=count) for kind, count in cards],
         speed=speed,
     )
 

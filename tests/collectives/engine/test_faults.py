@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import os
 import resource
 import socket
@@ -80,6 +81,51 @@ def test_a_rank_that_dies_in_the_middle_of_a_large_op() -> None:
         for rank in (0, 2):
             assert isinstance(errors[rank], PeerLost), errors[rank]
             assert errors[rank].culprit == 1, str(errors[rank])
+
+
+class Failing(socket.socket):
+    """A control connection whose receive fails with an error of the kernel's."""
+
+    def __init__(self, connection: socket.socket, error: OSError) -> None:
+        super().__init__(fileno=connection.detach())
+        self._error = error
+
+    def recv(self, *arguments: object) -> bytes:
+        raise self._error
+
+
+@pytest.mark.parametrize("number", [errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH])
+def test_a_host_that_does_not_answer_is_named_on_all_others(number: int) -> None:
+    """As the kernel reports it on the control connection, whose data streams say nothing: the cable is cut."""
+    with engines(HOSTS, log="logs/rank.log") as group:
+        connections = group[0]._connections.control
+        connections[2] = Failing(connections[2], OSError(number, os.strerror(number)))
+        group[2]._connections.control[0].sendall(b"x")  # wakes the loop of rank 0, as the kernel's error would
+        errors = errors_of(3, lambda rank: None if rank == 2 else all_reduce(group[rank], timeout_s=10))
+        for error in errors[:2]:
+            assert isinstance(error, PeerLost), error
+            assert error.culprit == 2
+            assert f"rank 2 (farm-b) does not answer any more ({os.strerror(number)})" in str(error)
+            assert "its host or the link to it is down; see logs/rank.log" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "answers"),
+    [
+        (OSError(errno.ETIMEDOUT, "x"), False),
+        (OSError(errno.EHOSTUNREACH, "x"), False),
+        (OSError(errno.ENETUNREACH, "x"), False),
+        (OSError(errno.ECONNRESET, "x"), True),
+        (TimeoutError("timed out"), True),  # Python's own, after _PATIENCE_S
+    ],
+)
+def test_only_the_kernel_says_that_a_host_does_not_answer(error: OSError, answers: bool) -> None:
+    near, far = socket.socketpair()
+    with Failing(near, error) as connection, far:
+        channel = control.ControlChannel({4: connection})
+        channel.read(4)
+        assert channel.died == ({4} if answers else set())
+        assert channel.unreachable == ({} if answers else {4: os.strerror(error.errno)})
 
 
 def test_after_a_failure_the_group_stays_broken_and_says_why() -> None:
@@ -304,11 +350,15 @@ def test_a_port_where_nobody_listens() -> None:
 
 
 def test_two_machines_of_one_name_are_two_hosts() -> None:
-    def card(rank: int, machine: str, emulated: bool = False) -> rendezvous.RankInfo:
+    def rank_info(rank: int, machine: str, emulated: bool = False) -> rendezvous.RankInfo:
         return rendezvous.RankInfo(rank, "ubuntu", emulated, machine, (), 0, 0, 1, None)
 
-    assert rendezvous.host_names([card(0, "m1"), card(1, "m2"), card(2, "m1")]) == ["ubuntu", "ubuntu#2", "ubuntu"]
-    assert rendezvous.host_names([card(0, "m1", True), card(1, "m2", True)]) == ["ubuntu", "ubuntu"]
+    assert rendezvous.host_names([rank_info(0, "m1"), rank_info(1, "m2"), rank_info(2, "m1")]) == [
+        "ubuntu",
+        "ubuntu#2",
+        "ubuntu",
+    ]
+    assert rendezvous.host_names([rank_info(0, "m1", True), rank_info(1, "m2", True)]) == ["ubuntu", "ubuntu"]
 
 
 def test_ranks_of_one_machine_meet_where_an_interface_is_named() -> None:

@@ -65,7 +65,7 @@ BAD: dict[str, tuple[str, list[str]]] = {
     "name twice": (changed((*ONE, "name"), "box-2"), ["duplicate name 'box-2'"]),
     "unknown accelerator": (changed((*CARD, "kind"), "A100-90G"), ["no data sheet", "nearest: A100-80G"]),
     "negative speed of an interface": (changed((*ONE, "interfaces", 0, "mbit"), -1), ["mbit", "greater than 0"]),
-    "too many rank_infos": (changed((*CARD, "count"), 0), ["count", "greater than or equal to 1"]),
+    "too many cards": (changed((*CARD, "count"), 0), ["count", "greater than or equal to 1"]),
     "no nodes": (changed(("nodes",), []), ["'nodes'", "at least 1 item"]),
     "nodes that are none": (changed(("nodes",), {}), ["'nodes'", "a list"]),
     "link of an unknown host": (

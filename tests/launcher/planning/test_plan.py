@@ -173,13 +173,13 @@ def test_a_run_folder_without_a_plan_is_passed_over(tmp_path: Path) -> None:
     assert earlier(job(runs_dir=str(tmp_path))) == Earlier()
 
 
-@pytest.mark.parametrize(("address", "rank_infos"), [(None, 0), (None, 2), ("auto", 2), ("10.0.0.1:6379", 0)])
-def test_the_starter_is_a_job(tmp_path: Path, address: str | None, rank_infos: int) -> None:
-    machines = farm(node("a", *([(CARD, rank_infos)] if rank_infos else []), cpus=4))
+@pytest.mark.parametrize(("address", "cards"), [(None, 0), (None, 2), ("auto", 2), ("10.0.0.1:6379", 0)])
+def test_the_starter_is_a_job(tmp_path: Path, address: str | None, cards: int) -> None:
+    machines = farm(node("a", *([(CARD, cards)] if cards else []), cpus=4))
     path = tmp_path / "job.yaml"
     path.write_text(starter(machines, address, str(path)))
     found = job_file.load(path)
-    assert found.workers.per == ("gpu" if rank_infos else "cpu")
+    assert found.workers.per == ("gpu" if cards else "cpu")
     assert found.cluster.address == address
     for line in path.read_text().splitlines():  # what is commented out is right, too
         if line.startswith("# ") and ": " in line and line[2].islower():

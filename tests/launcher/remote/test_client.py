@@ -22,7 +22,7 @@ from launcher.remote.ray_jobs import ClusterRun, Jobs
     [
         (
             "FAILED",
-            ["/usr/bin/python: No module named launcher.remote.driver"],
+            ["ModuleNotFoundError: No module named 'launcher' that is narrowgauge's, in /usr/bin/python"],
             "the head's `python` has no narrowgauge",
         ),
         ("FAILED", ["ModuleNotFoundError: No module named 'collectives'"], "the head's `python` has no narrowgauge"),

@@ -108,10 +108,10 @@ class Browser:
             self._rest += more
         text, _, self._rest = self._rest.partition(b"\0")
         message: dict[str, Any] = json.loads(text)
-        self._link_monitor(message.get("method"), message.get("params", {}))
+        self._watch(message.get("method"), message.get("params", {}))
         return message
 
-    def _link_monitor(self, method: str | None, told: dict[str, Any]) -> None:
+    def _watch(self, method: str | None, told: dict[str, Any]) -> None:
         if method == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"):
             self.troubles.append(told["entry"]["text"])
         if method == "Runtime.exceptionThrown":

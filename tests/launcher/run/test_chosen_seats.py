@@ -51,7 +51,7 @@ def test_workers_are_placed_by_speed_and_see_their_nodes_accelerators(tmp_path: 
     assert all(node["speed"]["single_flops_per_s"]["source"] == "measured" for node in farm["nodes"])
     assert len({node["name"] for node in farm["nodes"]}) == 2
 
-    for node in farm["nodes"]:  # what a machine with such rank_infos would have said
+    for node in farm["nodes"]:  # what a machine with such cards would have said
         node["accelerators"] = [CARDS]
     [remembered] = (tmp_path / "cache" / "narrowgauge" / "inventory").glob("*.json")
     remembered.write_text(json.dumps(farm))

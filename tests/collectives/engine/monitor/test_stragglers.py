@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import collectives
 from collectives.engine import lifetime
 from collectives.engine.monitor.stragglers import LOOK_OPS, MIN_OPS, StragglerDetector
 from collectives.planning.planner import plan
@@ -68,6 +69,33 @@ def test_ranks_tell_each_other_after_so_many_ops_or_seconds() -> None:
     assert due.index(True) == LOOK_OPS - 1
     long, in_force = StragglerDetector(0, ["rank 0"]), plan(ONE_SLOW, "all_reduce", SPEC.num_bytes)
     assert [long.is_due(SPEC, in_force, 0.0) for _ in range(MIN_OPS)].index(True) == MIN_OPS - 1
+
+
+def test_the_ranks_reports_reach_rank_0_and_the_waits_the_groups_name(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given readings: rank 1 never waited. That rank 0 slept because of it is real, since rank 1 comes late."""
+    waited = (0.9, 0.0, 0.8)
+    monkeypatch.setattr(StragglerDetector, "is_due", lambda *_: True)
+    monkeypatch.setattr(StragglerDetector, "report", lambda self: np.array([1.0, waited[self._rank]]))
+    spec = OpSpec("all_reduce", "float32", "sum", None, (1000,))
+    with engines("abc") as group, caplog.at_level(logging.WARNING):
+
+        def train(rank: int) -> None:
+            values = np.ones(1000, np.float32)
+            time.sleep(0.3 if rank == 1 else 0.0)
+            group[rank].run(spec, values.ctypes.data, values.ctypes.data)
+
+        on_all(3, train)
+        waits = [engine.waits() for engine in group]
+        of_this_process = (lifetime.waits(), collectives.stats()["waited_for"])
+    assert [record.message for record in caplog.records] == [
+        "rank 1 (b) is a straggler: the others waited for it 85% of the last 1.0 s"
+    ]
+    assert waits[0]["rank 1 (b)"] > 0.02
+    for by_group in of_this_process:
+        assert by_group["test"] in waits
+    assert "test" not in lifetime.waits(), "a group that was closed is nobody's"
 
 
 @pytest.mark.measured
