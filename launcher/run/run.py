@@ -112,7 +112,8 @@ def _prepare_nodes(progress: RunProgress, cluster: Cluster) -> WorkerGroup:
     if progress.job.collectives.backend == "narrowgauge":
         # Before the workers start: compiled once for each node, and outside of timeout_s and of rendezvous timeouts.
         view.stage("loading the engine")
-        worker_group.warm_up(lambda: view.stage("still loading; the first time on a machine it is compiled, which takes up to a minute"))
+        slow = "still loading; the first time on a machine it is compiled, which takes up to a minute"
+        worker_group.warm_up(lambda: view.stage(slow))
     return worker_group
 
 
