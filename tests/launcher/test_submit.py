@@ -23,7 +23,7 @@ RUN_S = 280.0  # bounds a run that hangs; pytest ends the test soon after
 SCRIPTED = {"entrypoint": "tests/launcher/scripted.py", "name": "scripted"}
 TINY_GPT = {
     "rebalance": False,  # shares by measured speed would give the two runs other samples
-   
+
     "name": "tiny",
     "entrypoint": "launcher.examples.train_gpt",
     "args": {
