@@ -15,7 +15,7 @@ from collectives.engine.compiled import libc
 from collectives.engine.compiled.addresses import code_down, edge_to, result_at, slice_elems
 from collectives.engine.compiled.codecs import code_bytes
 from collectives.engine.compiled.connections import ARENA_OFFSET_BYTES, BATCH, BATCH_BYTES, HEADER_BYTES, Net
-from collectives.engine.compiled.jit import jit
+from collectives.engine.compiled.jit import inline_jit, jit
 from collectives.engine.compiled.slice_codec import decode_slice
 from collectives.engine.compiled.status import BAD_HEADER, IDLE, MOVED, OP_MISMATCH, PEER_CLOSED, SOCKET_ERROR
 from collectives.engine.compiled.table import ARENA_BYTES, DOWN, UP, Table
@@ -169,7 +169,7 @@ def _accept_header(net: Net, table: Table, c: int) -> int:
     return MOVED
 
 
-@jit
+@inline_jit
 def _check_op(net: Net, run: Any, conn: Any, header: Any) -> int:
     """Whether a header belongs to the op that runs. One of a later op parks its connection."""
     if header["generation"] != run["generation"]:
@@ -184,7 +184,7 @@ def _check_op(net: Net, run: Any, conn: Any, header: Any) -> int:
     return MOVED if header["spec"] == run["spec"] else OP_MISMATCH
 
 
-@jit
+@inline_jit
 def _expect_up(table: Table, conn: Any, tree: Any, s: int) -> tuple[int, int, int, int]:
     """Claim the slot of a child's slice.
 
@@ -213,7 +213,7 @@ def _expect_up(table: Table, conn: Any, tree: Any, s: int) -> tuple[int, int, in
     return at, num_bytes, np.int64(0), seen
 
 
-@jit
+@inline_jit
 def _expect_down(table: Table, tree: Any, s: int) -> tuple[int, int, int, int]:
     """As `_expect_up`, for a slice from the parent. Slices come down in any order, each once."""
     run = table.run[0]
