@@ -155,6 +155,7 @@ def check_folder(folder: Path) -> None:
     assert "TOKEN" not in text.upper().replace("TOKENS", "")
 
 
+@pytest.mark.slow
 def test_an_exception_in_one_worker(tmp_path: Path) -> None:
     job = {**SCRIPTED, "workers": {"count": 3, "hosts": 3}, "args": {"steps": 50, "step-s": 0.05, "end": "raise@1:3"}}
     submitted = Submitted(tmp_path, job)

@@ -139,7 +139,8 @@ def test_detaching_is_for_clusters(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--detach is for runs on a cluster" in err
 
 
-@pytest.mark.parametrize("force", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("force", [False, True])
 def test_a_local_run_is_watched_and_stopped_from_another_terminal(tmp_path: Path, force: bool) -> None:
     script = {"workers": 2, "args": {"steps": 1000, "step-s": 0.05}, "collectives": {"backend": "gloo"}}
     submitted = Submitted(tmp_path, {**SCRIPTED, **script})

@@ -118,6 +118,7 @@ def submit(
     return launcher("submit", "job.yaml", "--json", folder=folder)
 
 
+@pytest.mark.slow
 def test_two_nodes_by_address(tmp_path: Path, address: str) -> None:
     done = submit(tmp_path, address, {"count": 4, "hosts": 2})
     assert done.returncode == 0, done.stderr

@@ -106,10 +106,8 @@ def check(done: subprocess.CompletedProcess[str], folder: Path, *, travelled: bo
         assert travelled or Path(files[0]).is_relative_to(folder)
 
 
-SLOW = [pytest.param(entrypoint, marks=pytest.mark.slow) for entrypoint in ("train", "train:main")]
-
-
-@pytest.mark.parametrize("entrypoint", ["train.py", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("entrypoint", ["train.py", "train", "train:main"])
 def test_a_project_with_our_names_finds_its_own_and_trains_over_our_backend(tmp_path: Path, entrypoint: str) -> None:
     folder = project(tmp_path / "project")
     check(submit(folder, entrypoint=entrypoint), folder)
