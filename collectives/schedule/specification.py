@@ -66,6 +66,11 @@ class Specification:
         """Whether each rank knows only its own counts, so that ranks must not compare them, or plan by them."""
         return self.pairwise
 
+    @property
+    def synchronizes(self) -> bool:
+        """Whether no rank's op can be over before every other rank's has begun. Messages without elements aside."""
+        return not self.rooted and not self.pairwise
+
     def num_counts(self, size: int) -> int:
         """Numbers in an op's counts: one for the message, or for each chunk; pairwise, for each chunk at both ends."""
         if not self.chunked:

@@ -50,12 +50,11 @@ class LinkMonitor:
     def is_due(self, spec: OpSpec, in_force: Plan, seconds: float) -> bool:
         """Note an op that took `seconds`; whether the ranks should exchange reports, the same on all of them."""
         planned_s = in_force.predicted_s
-        if planned_s < LONG_S or spec.specification.counts_are_private:
-            return False
-        key = (spec.collective, spec.num_bytes, spec.root, spec.codec)
-        self._common[key] = self._common.get(key, 0.0) + planned_s
-        self._planned_s += planned_s
-        self._seconds += seconds
+        if planned_s >= LONG_S and not spec.specification.counts_are_private:
+            key = (spec.collective, spec.num_bytes, spec.root, spec.codec)
+            self._common[key] = self._common.get(key, 0.0) + planned_s
+            self._planned_s += planned_s
+            self._seconds += seconds
         return self._planned_s >= LOOK_S
 
     def report(self) -> NDArray[np.float64]:

@@ -3,6 +3,10 @@
 Whether a round is due must not depend on a rank's own clock: the all-gather that carries the reports is an op like any
 other, and all ranks must run it at the same place. So it follows from the ops and their predicted seconds alone, which
 are equal on all ranks.
+
+A round makes ranks wait for each other, so it is held only after an op in which they did so anyway. The root of a
+broadcast may run ahead of the others, and would be held up by a round that they are far from. All reports that are due
+travel in one all-gather.
 """
 
 from __future__ import annotations
@@ -42,11 +46,19 @@ class MonitorRounds:
         Returns:
             The topology to plan with from the next op on; None if it stays.
         """
-        if self._stragglers is not None and self._stragglers.is_due(spec, in_force, poll_s):
-            self._stragglers.consider(self._all_gather_report(self._stragglers.report()), topology)
-        if self._link_monitor is not None and self._link_monitor.is_due(spec, in_force, seconds):
-            return self._link_monitor.consider(self._all_gather_report(self._link_monitor.report()))
-        return None
+        stragglers, link_monitor = self._stragglers, self._link_monitor
+        if stragglers is not None and not stragglers.is_due(spec, in_force, poll_s):
+            stragglers = None
+        if link_monitor is not None and not link_monitor.is_due(spec, in_force, seconds):
+            link_monitor = None
+        if not spec.specification.synchronizes or (stragglers is None and link_monitor is None):
+            return None
+        waits = stragglers.report() if stragglers is not None else np.empty(0)
+        traffic = link_monitor.report() if link_monitor is not None else np.empty(0)
+        reports = self._all_gather_report(np.concatenate((waits, traffic)))
+        if stragglers is not None:
+            stragglers.consider(reports[:, : len(waits)], topology)
+        return link_monitor.consider(reports[:, len(waits) :]) if link_monitor is not None else None
 
     def _all_gather_report(self, report: Report) -> Report:
         """Every rank's report, one a row."""

@@ -46,7 +46,8 @@ class StragglerDetector:
     def is_due(self, spec: OpSpec, in_force: Plan, waited_s: float) -> bool:
         """Note an op; whether the ranks should exchange reports, the same on all of them."""
         self._ops += 1
-        self._waited_s += waited_s
+        if spec.specification.synchronizes:  # in a broadcast its root waits for nobody, however early it came
+            self._waited_s += waited_s
         if not spec.specification.counts_are_private:  # whose sizes are each rank's own
             key = (spec.collective, spec.num_bytes, spec.root, spec.codec)
             self._planned_s[key] = self._planned_s.get(key, 0.0) + in_force.predicted_s
@@ -55,7 +56,7 @@ class StragglerDetector:
         return self._ops >= LOOK_OPS or sum(self._planned_s.values()) >= LOOK_S
 
     def report(self) -> NDArray[np.float64]:
-        """Seconds since the last report, and of these in poll."""
+        """Seconds since the last report, and of these in poll, in ops that synchronize."""
         return np.array([time.perf_counter() - self._since, self._waited_s])
 
     def consider(self, reports: NDArray[np.float64], topology: Topology) -> str | None:
