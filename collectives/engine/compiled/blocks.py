@@ -27,22 +27,26 @@ _NIBBLES, _HALF_INTS = ir.VectorType(_INT8, BLOCK // 2), ir.VectorType(_INT32, B
 
 @intrinsic  # type: ignore[untyped-decorator]
 def add(typingctx: Any, a: Any, b: Any, out: Any) -> Any:
-    """out = a + b"""
+    """out = a + b; returns `largest` of it"""
 
-    def code(build: Any, at: Sequence[Any]) -> None:
-        _store(build, build.fadd(_load(build, at[0], _FLOATS), _load(build, at[1], _FLOATS)), at[2])
+    def code(build: Any, at: Sequence[Any]) -> Any:
+        total = build.fadd(_load(build, at[0], _FLOATS), _load(build, at[1], _FLOATS))
+        _store(build, total, at[2])
+        return _largest(build, total)
 
-    return _compiled(code, types.void, types.int64, types.int64, types.int64)
+    return _compiled(code, types.int32, types.int64, types.int64, types.int64)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def divide(typingctx: Any, a: Any, divisor: Any, out: Any) -> Any:
-    """out = a / divisor, a float32"""
+    """out = a / divisor, a float32; returns `largest` of it"""
 
-    def code(build: Any, at: Sequence[Any]) -> None:
-        _store(build, build.fdiv(_load(build, at[0], _FLOATS), _spread(build, at[1])), at[2])
+    def code(build: Any, at: Sequence[Any]) -> Any:
+        quotient = build.fdiv(_load(build, at[0], _FLOATS), _spread(build, at[1]))
+        _store(build, quotient, at[2])
+        return _largest(build, quotient)
 
-    return _compiled(code, types.void, types.int64, types.float32, types.int64)
+    return _compiled(code, types.int32, types.int64, types.float32, types.int64)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -62,12 +66,7 @@ def remainder(typingctx: Any, a: Any, b: Any, factor: Any, out: Any) -> Any:
 def largest(typingctx: Any, a: Any) -> Any:
     """The largest magnitude, as the bits of a float32; these are ordered as their numbers, then Inf, then NaN."""
 
-    def code(build: Any, at: Sequence[Any]) -> Any:
-        kind = ir.FunctionType(_INT32, [_INTS])
-        reduce = cgutils.get_or_insert_function(build.module, kind, f"llvm.vector.reduce.smax.v{BLOCK}i32")
-        return build.call(reduce, [_magnitudes(build, _load(build, at[0], _FLOATS))])
-
-    return _compiled(code, types.int32, types.int64)
+    return _compiled(lambda build, at: _largest(build, _load(build, at[0], _FLOATS)), types.int32, types.int64)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -75,7 +74,7 @@ def to_bytes(typingctx: Any, a: Any, inverse: Any, out: Any) -> Any:
     """out = a * inverse (a float32), rounded to nearest even, as int8"""
 
     def code(build: Any, at: Sequence[Any]) -> None:
-        _store(build, _rounded(build, at[0], at[1]), at[2])
+        _store(build, _low_bytes(build, _rounded(build, _load(build, at[0], _FLOATS), at[1])), at[2])
 
     return _compiled(code, types.void, types.int64, types.float32, types.int64)
 
@@ -95,11 +94,28 @@ def to_nibbles(typingctx: Any, a: Any, inverse: Any, out: Any) -> Any:
     """As `to_bytes`, in four bits each: byte j has element j in its low half and element j + 32 in its high one."""
 
     def code(build: Any, at: Sequence[Any]) -> None:
-        whole = _rounded(build, at[0], at[1])
-        low = build.and_(_part(build, whole, 0), _all(_NIBBLES, 15))
-        _store(build, build.or_(low, build.shl(_part(build, whole, BLOCK // 2), _all(_NIBBLES, 4))), at[2])
+        _store(build, _packed(build, _rounded(build, _load(build, at[0], _FLOATS), at[1])), at[2])
 
     return _compiled(code, types.void, types.int64, types.float32, types.int64)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def to_bytes_and_rest(
+    typingctx: Any, a: Any, inverse: Any, scale: Any, factor: Any, out: Any, decoded: Any, rest: Any
+) -> Any:
+    """As `to_bytes`; also decoded = `from_bytes` of out, and rest = (a - decoded) * factor. All three are float32s.
+
+    One pass over a: what was rounded is decoded from registers. Only for a scale that is finite.
+    """
+    return _with_rest(_low_bytes)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def to_nibbles_and_rest(
+    typingctx: Any, a: Any, inverse: Any, scale: Any, factor: Any, out: Any, decoded: Any, rest: Any
+) -> Any:
+    """As `to_bytes_and_rest`, for `to_nibbles`."""
+    return _with_rest(_packed)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -154,6 +170,21 @@ def float_of(typingctx: Any, bits: Any) -> Any:
     return _compiled(lambda build, at: build.bitcast(build.trunc(at[0], _INT32), _FLOAT), types.float32, types.int64)
 
 
+def _with_rest(narrowed: Callable[[Any, Any], Any]) -> Any:
+    def code(build: Any, at: Sequence[Any]) -> None:
+        values = _load(build, at[0], _FLOATS)
+        rounded = _rounded(build, values, at[1])
+        _store(build, narrowed(build, rounded), at[4])
+        # Exact: whole numbers far below 2**22.
+        decoded = build.fmul(build.fsub(rounded, _all(_FLOATS, ROUNDING)), _spread(build, at[2]))
+        rest = build.fmul(build.fsub(values, decoded), _spread(build, at[3]))
+        _store(build, decoded, at[5])
+        _store(build, rest, at[6])
+
+    scalars, addresses = (types.float32,) * 3, (types.int64,) * 3
+    return _compiled(code, types.void, types.int64, *scalars, *addresses)
+
+
 def _compiled(code: Callable[[Any, Sequence[Any]], Any], result: Any, *arguments: Any) -> Any:
     """What an intrinsic returns: its types, and what writes its code."""
 
@@ -176,9 +207,26 @@ def _store_scaled(build: Any, whole: Any, scale: Any, out: Any) -> None:
     _store(build, build.fmul(build.sitofp(whole, _FLOATS), _spread(build, scale)), out)
 
 
-def _rounded(build: Any, address: Any, inverse: Any) -> Any:
-    scaled = build.fmul(_load(build, address, _FLOATS), _spread(build, inverse))
-    return build.trunc(build.bitcast(build.fadd(scaled, _all(_FLOATS, ROUNDING)), _INTS), _BYTES)
+def _rounded(build: Any, values: Any, inverse: Any) -> Any:
+    """ROUNDING + values * inverse as floats, with the nearest whole numbers in the low bits."""
+    return build.fadd(build.fmul(values, _spread(build, inverse)), _all(_FLOATS, ROUNDING))
+
+
+def _low_bytes(build: Any, rounded: Any) -> Any:
+    return build.trunc(build.bitcast(rounded, _INTS), _BYTES)
+
+
+def _packed(build: Any, rounded: Any) -> Any:
+    """The low nibbles, two in a byte."""
+    whole = _low_bytes(build, rounded)
+    low = build.and_(_part(build, whole, 0), _all(_NIBBLES, 15))
+    return build.or_(low, build.shl(_part(build, whole, BLOCK // 2), _all(_NIBBLES, 4)))
+
+
+def _largest(build: Any, values: Any) -> Any:
+    kind = ir.FunctionType(_INT32, [_INTS])
+    reduce = cgutils.get_or_insert_function(build.module, kind, f"llvm.vector.reduce.smax.v{BLOCK}i32")
+    return build.call(reduce, [_magnitudes(build, values)])
 
 
 def _magnitudes(build: Any, values: Any) -> Any:

@@ -85,7 +85,7 @@ def awkward(count: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("codec", LOSSY)
-@pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 1000, 64 * 500])
+@pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 1000, 64 * 16 + 1, 64 * 500])
 def test_kernels_agree_with_numpy(codec: str, count: int) -> None:
     values = awkward(count)
     decoded = round_trip(codec, values)
@@ -120,10 +120,11 @@ def test_zero_stays_zero_and_what_is_not_finite_stays_so(codec: str) -> None:
 
 
 @pytest.mark.parametrize("codec", LOSSY)
-@pytest.mark.parametrize("divisor", [1, 4])
-def test_the_residual_is_what_was_lost(codec: str, divisor: int) -> None:
+@pytest.mark.parametrize("divisor", [1, 3, 4])
+@pytest.mark.parametrize("count", [777, 64 * 33 + 5])
+def test_the_residual_is_what_was_lost(codec: str, count: int, divisor: int) -> None:
     rng = np.random.default_rng(3)
-    values, residual = rng.standard_normal((2, 777)).astype(np.float32)
+    values, residual = rng.standard_normal((2, count)).astype(np.float32)
     before = residual.copy()
     decoded = round_trip(codec, values, residual, divisor)
     x = (values + before) / np.float32(divisor)
