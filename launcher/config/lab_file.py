@@ -91,6 +91,16 @@ class LabFile(_Named):
     sites: list[LabSite] = Field(
         default=[], description="Sites: groups of hosts that share an uplink. A host may be in none."
     )
+    burst_ms: float = Field(
+        default=1.0,
+        gt=0,
+        le=100,
+        description="What a link sends at once, at its device's own speed, before its rate applies: milliseconds of "
+        "that rate, at least 16 KiB.",
+    )
+    queue_ms: float = Field(
+        default=20.0, gt=0, le=2000, description="Queue of a link in milliseconds of its rate, at least 64 KiB."
+    )
 
     def address(self, index: int) -> str:
         """Address of the host at that position in `hosts`."""

@@ -109,13 +109,13 @@ def link(
     if cut:
         network.cut(cable)
     if restore:  # rates first, so that the link never runs with changed ones
-        network.shape(cable.up, cable.up_mbit)
-        network.shape(cable.down, cable.down_mbit)
+        network.shape(cable.up, cable.up_mbit, cable.buffers)
+        network.shape(cable.down, cable.down_mbit, cable.buffers)
         network.restore(cable)
     if mbit is not None and not only_down:
-        network.shape(cable.up, mbit)
+        network.shape(cable.up, mbit, cable.buffers)
     if mbit is not None and not only_up:
-        network.shape(cable.down, mbit)
+        network.shape(cable.down, mbit, cable.buffers)
     print(f"{name}: {_rates(cable)}")
 
 

@@ -23,12 +23,12 @@ from launcher.errors import LabError
 
 INTERFACE = "lab0"
 """Name of the interface in every host."""
-BURST_S, MIN_BURST_BYTES = 0.001, 16 * 1024
-"""Burst of a link: what it sends in 1 ms, at least 16 KiB. TCP hands down packets of up to 64 KiB for the device to cut
-up. A burst below that makes tbf cut them before it shapes, so that links up to 500 Mbit/s send in small portions, as
-real ones do. On faster links whole packets pass."""
-QUEUE_S, MIN_QUEUE_BYTES = 0.020, 64 * 1024
-"""Queue of a link: 20 ms, about what switches have, at least one packet of 64 KiB."""
+MIN_BURST_BYTES = 16 * 1024
+"""Of a link. TCP hands down packets of up to 64 KiB for the device to cut up. A burst below that makes tbf cut them
+before it shapes: with bursts of 1 ms, links up to 500 Mbit/s send in small portions, as real ones do. On faster links
+whole packets pass."""
+MIN_QUEUE_BYTES = 64 * 1024
+"""Of a link: one packet. 20 ms, the default, is about what switches have."""
 NEEDS = (
     "a lab needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN) and the commands `ip` and `tc` of iproute2; without them, "
     "`emulate:` in a job file or NARROWGAUGE_EMULATE paces the engine's own connections"
@@ -44,6 +44,14 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Buffers:
+    """What links of a lab send at once, and what waits in front of them: seconds of a link's rate."""
+
+    burst_s: float
+    queue_s: float
+
+
+@dataclass(frozen=True)
 class Cable:
     """The link of a host or a site: the ports that shape its two directions, and their rates by the lab file in
     Mbit/s."""
@@ -52,6 +60,7 @@ class Cable:
     down: Port
     up_mbit: float
     down_mbit: float
+    buffers: Buffers
 
 
 def switch_of(lab: str) -> str:
@@ -71,15 +80,14 @@ def namespaces(lab: LabFile) -> list[str]:
 
 def cables(lab: LabFile) -> dict[str, Cable]:
     """The links of all hosts and sites, by name. Names of hosts and sites differ, which the lab file is checked for."""
-    switch = switch_of(lab.name)
-    found = {
-        host.name: Cable(
-            Port(namespace_of(lab.name, host.name), INTERFACE), Port(switch, f"h{index}"), host.up, host.down
-        )
-        for index, host in enumerate(lab.hosts)
-    }
+    switch, buffers = switch_of(lab.name), Buffers(lab.burst_ms / 1e3, lab.queue_ms / 1e3)
+    found = {}
+    for index, host in enumerate(lab.hosts):
+        up, down = Port(namespace_of(lab.name, host.name), INTERFACE), Port(switch, f"h{index}")
+        found[host.name] = Cable(up, down, host.up, host.down, buffers)
     for index, site in enumerate(lab.sites):
-        found[site.name] = Cable(Port(switch, f"up{index}"), Port(switch, f"down{index}"), site.up, site.down)
+        up, down = Port(switch, f"up{index}"), Port(switch, f"down{index}")
+        found[site.name] = Cable(up, down, site.up, site.down, buffers)
     return found
 
 
@@ -144,14 +152,15 @@ def pids(names: list[str]) -> list[int]:
     return [pid for pid in found if pid != os.getpid()]
 
 
-def shape(port: Port, mbit: float) -> None:
+def shape(port: Port, mbit: float, buffers: Buffers) -> None:
     """Limit a port to `mbit` Mbit/s, from now on.
 
     The old tbf is deleted, with the packets that wait in it, not changed: a packet in its queue that is larger than the
     new burst would never get enough tokens, and block all that are behind it.
     """
     rate = mbit * 1e6 / 8
-    burst, queue = max(rate * BURST_S, MIN_BURST_BYTES), max(rate * QUEUE_S, MIN_QUEUE_BYTES)
+    burst = max(rate * buffers.burst_s, MIN_BURST_BYTES)
+    queue = max(rate * buffers.queue_s, MIN_QUEUE_BYTES)
     # `limit` counts the bytes that may wait for tokens, so a burst must fit on top of the queue.
     tc, of_port = ("tc", "-n", port.namespace, "qdisc"), ("dev", port.device, "root")
     there = json.loads(_run(*tc[:-1], "-j", "qdisc", "show", "dev", port.device) or "[]")
@@ -189,8 +198,8 @@ def _join(cable: Cable) -> None:
     """Create the pair of devices of a link, shape both, and then set them up, so that no packet passes unshaped."""
     up, down = cable.up, cable.down
     _in(up.namespace, "link", "add", up.device, "type", "veth", "peer", "name", down.device, "netns", down.namespace)
-    shape(up, cable.up_mbit)
-    shape(down, cable.down_mbit)
+    shape(up, cable.up_mbit, cable.buffers)
+    shape(down, cable.down_mbit, cable.buffers)
     for port in (up, down):
         _in(port.namespace, "link", "set", port.device, "up")
 

@@ -174,10 +174,22 @@ class TestUpAndDown:
         assert said("down", LAB) == f"lab {LAB} was not up\n"
         assert socket.if_nameindex() == outside
 
+    def test_bursts_and_queues_of_the_lab_file(self, lab: LabFile) -> None:
+        deep = lab.model_copy(update={"burst_ms": 8.0, "queue_ms": 100.0})
+        (cable, *_) = network.cables(deep).values()
+        life.up(deep, "lab.yaml")
+        try:
+            shown = network._run("tc", "-n", cable.up.namespace, "-j", "qdisc", "show", "dev", cable.up.device)
+            options = json.loads(shown)[0]["options"]
+        finally:
+            life.down(deep.name)
+        rate = cable.up_mbit * 1e6 / 8
+        assert options["burst"] == pytest.approx(rate * 0.008, rel=0.02)
+
     def test_what_was_made_before_a_failure_is_taken_back(self, lab: LabFile, monkeypatch: pytest.MonkeyPatch) -> None:
         shaped = []
 
-        def fail_at_the_third(port: network.Port, mbit: float) -> None:
+        def fail_at_the_third(port: network.Port, mbit: float, buffers: network.Buffers) -> None:
             shaped.append(port)
             if len(shaped) == 3:
                 network._run("tc", "-n", port.namespace, "qdisc", "add", "dev", port.device, "root", "nonsense")
@@ -271,12 +283,12 @@ class TestLinks:
         stream = Stream(lab)
         try:
             wait_until(lambda: stream.mbit(0.2) > 0)
-            network.shape(cable.down, 10)
+            network.shape(cable.down, 10, cable.buffers)
             wait_until(lambda: stream.mbit(0.2) > 0)
             network.cut(cable)
             wait_until(lambda: stream.mbit(0.5) == 0)
             assert stream.mbit(0.5) == 0
-            network.shape(cable.down, 100)
+            network.shape(cable.down, 100, cable.buffers)
             network.restore(cable)
             wait_until(lambda: stream.mbit(0.2) > 0)
         finally:
@@ -290,13 +302,13 @@ class TestLinks:
         try:
             time.sleep(0.2)
             assert 60 < stream.mbit(0.5) < 105
-            network.shape(cable.down, 10)
+            network.shape(cable.down, 10, cable.buffers)
             time.sleep(0.3)
             assert 5 < stream.mbit(1.0) < 15
             network.cut(cable)
             time.sleep(0.2)
             assert stream.mbit(0.5) == 0
-            network.shape(cable.down, 100)
+            network.shape(cable.down, 100, cable.buffers)
             network.restore(cable)
             wait_until(lambda: stream.mbit(0.2) > 50, 10)
         finally:
@@ -306,13 +318,13 @@ class TestLinks:
         """Packets of 64 KB wait, and the burst is smaller than they are from now on."""
         life.up(lab, "lab.yaml")
         cables = network.cables(lab)
-        network.shape(cables["a"].up, 4000)
-        network.shape(cables["b"].down, 1000)
+        network.shape(cables["a"].up, 4000, cables["a"].buffers)
+        network.shape(cables["b"].down, 1000, cables["b"].buffers)
         stream = Stream(lab)
         try:
             for mbit in (500, 250, 1000, 100):
                 time.sleep(0.2)
-                network.shape(cables["b"].down, mbit)
+                network.shape(cables["b"].down, mbit, cables["b"].buffers)
                 wait_until(lambda: stream.mbit(0.2) > 20)
         finally:
             stream.close()
