@@ -47,12 +47,12 @@ class Chosen(NamedTuple):
 
     Attributes:
         executor: executes collectives.
-        p2p_group: a Gloo group for messages between two ranks.
+        gloo: the Gloo group on which everything runs; None on the engine.
         devices: whether any rank has an accelerator, so that tensors may have to be copied to host memory first.
     """
 
     executor: Executor
-    p2p_group: GlooGroup
+    gloo: GlooGroup | None
     devices: bool
 
 
@@ -63,13 +63,13 @@ def choose(store: Store, rank: int, size: int, name: str, timeout_s: float, sett
         RendezvousError: the ranks did not find each other.
     """
     on_gloo, devices = _agree(store, rank, size, settings)
-    p2p_group = gloo.connect(dist.PrefixStore("gloo", store), rank, size, timeout_s, settings, lazily=not on_gloo)
     if on_gloo:
-        return Chosen(gloo.GlooExecutor(p2p_group, rank, size), p2p_group, devices)
+        group = gloo.connect(dist.PrefixStore("gloo", store), rank, size, timeout_s, settings)
+        return Chosen(gloo.GlooExecutor(group, rank, size), group, devices)
     from collectives.engine.runner import connect  # here: on Gloo numba is never loaded
 
     engine = connect(dist.PrefixStore("engine", store), rank, size, name, timeout_s, settings)
-    return Chosen(EngineExecutor(engine), p2p_group, devices)
+    return Chosen(EngineExecutor(engine), None, devices)
 
 
 def _agree(store: Store, rank: int, size: int, settings: Options) -> tuple[bool, bool]:

@@ -1,4 +1,4 @@
-"""torch's Gloo as an executor: the fallback for all collectives of a group, and what carries point-to-point messages.
+"""torch's Gloo as an executor: the fallback for everything that a group does. Beside the engine it does sparse all-reduces.
 
 As the fallback it needs no JIT, and no sockets or threads of ours. Every Call means the same as on the engine: averages
 are computed from sums, 16-bit floats are summed as float32 and rounded once, bool and int16 travel in types that Gloo
@@ -47,11 +47,8 @@ GLOO_OP = {
 GLOO_OP_ON_BOOL = {**GLOO_OP, "sum": dist.ReduceOp.MAX, "product": dist.ReduceOp.MIN}
 
 
-def connect(store: Store, rank: int, size: int, timeout_s: float, options: Options, lazily: bool = False) -> GlooGroup:
+def connect(store: Store, rank: int, size: int, timeout_s: float, options: Options) -> GlooGroup:
     """A Gloo group over the network interface that the options name; all ranks must call it.
-
-    Args:
-        lazily: connect two ranks at their first message; until then a rank has one listening socket and three threads.
 
     Raises:
         RendezvousError: Gloo could not form the group.
@@ -60,22 +57,22 @@ def connect(store: Store, rank: int, size: int, timeout_s: float, options: Optio
     settings._timeout = timedelta(seconds=timeout_s)
     settings._threads = 2
     try:
-        settings._devices = [_device(store, options, lazily)]
+        settings._devices = [_device(store, options)]
         return dist.ProcessGroupGloo(store, rank, size, settings)
     except RuntimeError as error:
         raise RendezvousError(f"rank {rank} of {size}: Gloo could not form the group: {error}") from error
 
 
-def _device(store: Store, options: Options, lazily: bool) -> Any:
+def _device(store: Store, options: Options) -> Any:
     chosen = os.environ.get("GLOO_SOCKET_IFNAME") if options.interface is None else options.interface
     if chosen:
         chosen = chosen.split(",")[0].strip()
-        return dist.ProcessGroupGloo.create_device(interface=chosen, lazy_init=lazily)
+        return dist.ProcessGroupGloo.create_device(interface=chosen)
     # As the engine does: the address of the interface that reaches the store, which the other ranks reach, too.
     while isinstance(store, dist.PrefixStore):
         store = store.underlying_store
     towards = store.host if isinstance(store, dist.TCPStore) else None
-    return dist.ProcessGroupGloo.create_device(hostname=own_addresses(towards)[0], lazy_init=lazily)
+    return dist.ProcessGroupGloo.create_device(hostname=own_addresses(towards)[0])
 
 
 class GlooExecutor:

@@ -15,8 +15,8 @@ through the staging thread, one at a time, and from the first of them on all cal
 
 torch renamed the single-tensor forms between 2.9 and 2.13; both names are here.
 
-send, recv and sparse all-reduces (gradients of embeddings) go to an inner Gloo group, which connects two ranks at their
-first message.
+Messages between two ranks (send, recv) go beside the ops, see `messages.py`. Sparse all-reduces (gradients of
+embeddings) go to an inner Gloo group, which all ranks form at the first of them.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ import torch
 from torch import Tensor
 
 from collectives import options
-from collectives.backend import tensors
+from collectives.backend import gloo, tensors
 from collectives.backend.c10d import GlooGroup, Store, Work, all_reduce_options, c10d, dist
 from collectives.backend.executors import EngineExecutor, choose
+from collectives.backend.messages import EngineMessages, GlooMessages, Messages
 from collectives.backend.meter import METER
 from collectives.backend.monitored_barrier import monitored_barrier
-from collectives.backend.staging import room_for, to_host
 from collectives.backend.tensors import Call
-from collectives.backend.work import NarrowgaugeWork, finished, received
+from collectives.backend.work import NarrowgaugeWork, finished
 from collectives.errors import GroupClosed, UsageError
 from collectives.options import BACKEND, Options
 
@@ -112,7 +112,13 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         self._barriers = 0
         self._helpers = ThreadPoolExecutor(MAX_HELPERS, f"narrowgauge-{name}-futures")
         self._staging_thread: ThreadPoolExecutor | None = None  # started by the first call that waits for a device
-        self._executor, self._p2p_group, self._devices = choose(store, rank, size, name, self._timeout_s, settings)
+        self._executor, self._gloo, self._devices = choose(store, rank, size, name, self._timeout_s, settings)
+        self._is_open = True
+        self._messages: Messages
+        if self.engine is not None:
+            self._messages = EngineMessages(self.engine.messages, self._helpers)
+        else:
+            self._messages = GlooMessages(self._gloo)
 
     # Collectives
 
@@ -243,7 +249,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         return self._submit([tensors.barrier()], _options(c10d.BarrierOptions, opts, named))
 
     def _submit(self, calls: list[Call], opts: Any) -> NarrowgaugeWork:
-        self._inner_gloo()  # raises if the group was destroyed
+        self._check_open()
         timeout_s = opts.timeout.total_seconds()
         if timeout_s <= 0:  # torch's default stands for "not given"
             timeout_s = self._timeout_s
@@ -309,26 +315,34 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     # Messages between two ranks
 
     def send(self, given: list[Tensor], rank: int, tag: int = 0) -> Work:
-        return self._inner_gloo().send([to_host(each) for each in given], rank, tag)
+        self._check_open()
+        return self._messages.send(given, rank, tag, self._timeout_s)
 
     def recv(self, given: list[Tensor], rank: int, tag: int = 0) -> Work:
-        landings = [room_for(each) for each in given]
-        return received(self._inner_gloo().recv(landings, rank, tag), landings, given)
+        self._check_open()
+        return self._messages.receive(given, rank, tag, self._timeout_s)
 
     def recv_anysource(self, given: list[Tensor], tag: int = 0) -> Work:
-        landings = [room_for(each) for each in given]
-        return received(self._inner_gloo().recv_anysource(landings, tag), landings, given)
+        self._check_open()
+        return self._messages.receive(given, None, tag, self._timeout_s)
 
     def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
-        self._inner_gloo()
+        self._check_open()
         timeout_s = self._timeout_s if timeout is None else timeout.total_seconds()
         number, self._barriers = self._barriers, self._barriers + 1
         monitored_barrier(self._store, self._rank, self._size, number, timeout_s, wait_all_ranks)
 
-    def _inner_gloo(self) -> GlooGroup:
-        if self._p2p_group is None:
+    def _check_open(self) -> None:
+        if not self._is_open:
             raise GroupClosed(f"rank {self._rank}: group {self._name} was destroyed")
-        return self._p2p_group
+
+    def _inner_gloo(self) -> GlooGroup:
+        """The Gloo group for what the engine does not do; formed at the first call, for which all ranks come."""
+        self._check_open()
+        if self._gloo is None:
+            store = dist.PrefixStore("gloo", self._store)
+            self._gloo = gloo.connect(store, self._rank, self._size, self._timeout_s, self._settings)
+        return self._gloo
 
     # Membership
 
@@ -359,7 +373,10 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     def shutdown(self) -> None:
         """Leave the group: no thread, socket or shared memory of it remains. Unfinished ops raise GroupClosed."""
-        self._p2p_group = None  # Gloo ends its threads when the last reference is dropped
+        self._is_open = False
+        self._gloo = None  # Gloo ends its threads when the last reference is dropped
+        if isinstance(self._messages, GlooMessages):
+            self._messages.close()
         self._executor.close()  # first: it fails the ops that the two pools below still wait for
         if self._staging_thread is not None:
             self._staging_thread.shutdown()  # before the helpers: what it could not start is reported through them

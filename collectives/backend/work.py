@@ -24,9 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from collectives.backend.c10d import Work, dist
+from collectives.backend.c10d import dist
 from collectives.backend.meter import METER
-from collectives.backend.staging import from_host
 from collectives.backend.tensors import Call
 from collectives.errors import OpTimeout
 
@@ -175,31 +174,3 @@ def finished(outputs: list[Tensor]) -> NarrowgaugeWork:
     work = NarrowgaugeWork([], "")
     work._outputs = outputs
     return work
-
-
-class _Received(dist.Work):  # type: ignore[misc]
-    """A receive into host memory; `wait` copies the result to the caller's tensors."""
-
-    def __init__(self, work: Work, landings: list[Tensor], given: list[Tensor]) -> None:
-        super().__init__()
-        self._work, self._landings, self._given = work, landings, given
-
-    def wait(self, timeout: timedelta | None = None) -> bool:
-        self._work.wait(timeout or timedelta(0))
-        for landing, tensor in zip(self._landings, self._given, strict=True):
-            from_host(landing, tensor)
-        return True
-
-    def is_completed(self) -> bool:
-        return bool(self._work.is_completed())
-
-    def _source_rank(self) -> int:
-        return int(self._work._source_rank())
-
-    source_rank = _source_rank
-
-
-def received(work: Work, landings: list[Tensor], given: list[Tensor]) -> Work:
-    """The handle of a receive into `landings` whose result belongs in `given`."""
-    in_place = all(landing is tensor for landing, tensor in zip(landings, given, strict=True))
-    return work if in_place else _Received(work, landings, given)

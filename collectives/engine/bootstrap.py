@@ -209,26 +209,30 @@ def _emulated(hosts: list[str], rates: list[float]) -> Topology:
 
 def _keep_queues_short(formed: rendezvous.Connections, rank: int, topology: Topology) -> None:
     """On routes over a slow link, limit what is in flight to a round trip and a short queue, divided among the hosts.
-    Where a route has several such links, as between two slow hosts, they share that queue."""
-    for peer, connection in formed.data:
+    Where a route has several such links, as between two slow hosts, they share that queue. A message has the queue to
+    itself: unlike slices, messages do not go to all hosts at once."""
+    for peer, connection in [*formed.data, *formed.messages.items()]:
         if topology.host_index(peer) != topology.host_index(rank):
             rates = [topology.links[link].bytes_per_s for link in topology.route(rank, peer)]
             slowest = min(rates)
             queues = sum(rate <= NEARLY_AS_SLOW * slowest for rate in rates)
             streams = sum(each == peer for each, _ in formed.data)
             seconds = 2 * topology.latency_s(rank, peer) + QUEUE_S / queues
-            tcp.limit_in_flight(connection, slowest * seconds / (len(topology.hosts) - 1) / streams)
+            sharers = 1 if connection is formed.messages[peer] else (len(topology.hosts) - 1) * streams
+            tcp.limit_in_flight(connection, slowest * seconds / sharers)
 
 
 def _pace(formed: rendezvous.Connections, rank: int, topology: Topology) -> None:
     """Slow this rank's connections down to the emulated links. The kernel paces each connection by itself, so a host's
-    rate is dealt out evenly beforehand: what one connection leaves unused no other can take, unlike on a real link."""
+    rate is dealt out evenly beforehand: what one connection leaves unused no other can take, unlike on a real link.
+    Messages get as much as all slices between two ranks: they are rarely under way together."""
     own = topology.host_of(rank)
-    for peer, connection in formed.data:
+    for peer, connection in [*formed.data, *formed.messages.items()]:
         other = topology.host_of(peer)
         if other.name == own.name:
             continue
-        connections = sum(each == peer for each, _ in formed.data) * len(own.ranks) * len(other.ranks)
+        streams = 1 if connection is formed.messages[peer] else sum(each == peer for each, _ in formed.data)
+        connections = streams * len(own.ranks) * len(other.ranks)
         pair = next(pair for pair in topology.pairs if (pair.source, pair.target) == (own.name, other.name))
         tcp.pace(connection, pair.bytes_per_s / connections)
 

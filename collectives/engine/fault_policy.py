@@ -16,7 +16,7 @@ The loop returns a status whenever it needs a decision, and `react` makes it: re
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from collectives.engine.compiled.connections import Net
 from collectives.engine.compiled.status import CONTROL, INTERRUPTED
@@ -40,7 +40,12 @@ class FaultPolicy:
         self._rank, self._connections, self._control, self._net = rank, connections, channel, net
         self._rank_infos: Sequence[RankInfo] = connections.rank_infos
         self._lock = threading.Lock()
+        self._listeners: list[Callable[[BaseException], object]] = []
         self.failure: CollectiveError | None = None
+
+    def on_break(self, listener: Callable[[BaseException], object]) -> None:
+        """Have `listener` called with the error when the group breaks."""
+        self._listeners.append(listener)
 
     def check(self) -> None:
         """Raise the failure of a broken group: a new exception for each op, since a shared one collects tracebacks."""
@@ -56,13 +61,16 @@ class FaultPolicy:
             text = str(error) if isinstance(error, CollectiveError) else f"{type(error).__name__}: {error}"
             self.failure = CollectiveError(f"this group broke in an earlier op: {text}", culprit)
         self._control.send_abort(type(error).__name__, culprit, text)
-        for _, connection in self._connections.data:
+        for listener in self._listeners:  # before they see their streams end
+            listener(error)
+        for connection in self._connections.streams():
             control.shut(connection)
 
     def react(self, status: int, spec: OpSpec, table: Table) -> None:
         """Return if the op may go on; raise what a status other than DONE means otherwise."""
         if status == INTERRUPTED:
             return
+        self.check()  # a message may have broken the group during this op, whose streams then ended for that reason
         if status == CONTROL:
             peer = int(table.run[0]["culprit"])
             self._control.read(peer)

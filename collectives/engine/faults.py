@@ -56,20 +56,27 @@ def explain(
     abort = control.aborted.get(culprit)
     if abort is not None and abort.culprit == rank and abort.kind == OpTimeout.__name__:
         return _blamed(where, rank_infos, culprit, table)
-    return _lost(status, where, rank_infos, culprit, table, control)
+    reason = os.strerror(int(run["errno"])) if status == SOCKET_ERROR else "closed"
+    return lost(reason, where, rank_infos, culprit, _still_to_come(table, rank_infos), control)
 
 
-def _lost(
-    status: int, where: str, rank_infos: Sequence[RankInfo], culprit: int, table: Table, control: ControlChannel
+def lost(
+    reason: str, where: str, rank_infos: Sequence[RankInfo], culprit: int, waited: str, control: ControlChannel
 ) -> CollectiveError:
-    """A peer is gone. If any rank knows which one failed first, that is reported."""
+    """A peer is gone. If any rank knows which one failed first, that is reported.
+
+    Args:
+        reason: why the connection ended, should no rank know more.
+        culprit: the peer.
+        waited: the sentence that says what was outstanding.
+    """
     for reporter, abort in sorted(control.aborted.items()):
         if abort.culprit in control.died or abort.culprit not in (None, reporter):
             culprit = abort.culprit if abort.culprit is not None else reporter
             break
     else:
         culprit = min(control.died, default=culprit)
-    peer, waited = rank_infos[culprit], _still_to_come(table, rank_infos)
+    peer = rank_infos[culprit]
     if culprit in control.died:
         return PeerLost(
             f"{where}: {peer.describe()} died: its connections closed without a message{_log_of(peer)}. {waited}",
@@ -96,7 +103,6 @@ def _lost(
             f"rank still needs it{_log_of(peer)}. {waited}",
             culprit,
         )
-    reason = os.strerror(int(table.run[0]["errno"])) if status == SOCKET_ERROR else "closed"
     return PeerLost(f"{where}: lost the connection to {peer.describe()}: {reason}{_log_of(peer)}. {waited}", culprit)
 
 

@@ -4,6 +4,7 @@
     table_cache.py     from an op's spec to its plan and table
     fault_policy.py    what happens when an op cannot go on
     monitor/rounds.py  what ranks exchange between ops about stragglers and links
+    messages/          messages between two ranks, beside the ops
 
 The compiled loop runs without the GIL and comes back when the op is done or Python has to decide something.
 """
@@ -21,6 +22,7 @@ from collectives.engine.compiled import table
 from collectives.engine.compiled.connections import make_net
 from collectives.engine.compiled.status import DONE, INTERRUPTED
 from collectives.engine.fault_policy import FaultPolicy
+from collectives.engine.messages.messenger import Messenger
 from collectives.engine.monitor.link_monitor import LinkMonitor
 from collectives.engine.monitor.rounds import MonitorRounds
 from collectives.engine.monitor.stragglers import StragglerDetector
@@ -85,6 +87,7 @@ class Engine:
         rank, size, name: of this process in its group.
         links_are_known: whether the rates between hosts are more than an assumption.
         counters: what has been done.
+        messages: sends and receives.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class Engine:
         self._tables = TableCache(rank, topology, options, shared.hosts, self._net)
         self._faults = FaultPolicy(rank, connections, self._control, self._net)
         names = [rank_info.describe() for rank_info in connections.rank_infos]
+        self.messages = Messenger(rank, name, generation, connections, self._control, self._faults)
         self._trace = Trace(options.trace, name, rank, names, self._net) if options.trace else None
         is_watched = joined.is_known and len(topology.hosts) > 1
         self._monitors = MonitorRounds(
@@ -167,15 +171,18 @@ class Engine:
         return plan(self.topology, collective, num_bytes, root, codec)
 
     def waits(self) -> dict[str, float]:
-        """Seconds of poll time that were attributed to each other rank, by `RankInfo.describe`."""
-        seconds = (self._net.waited_ns / 1e9).tolist()
+        """Seconds of poll time and of waiting for messages that were attributed to each other rank, by
+        `RankInfo.describe`."""
+        seconds = (self._net.waited_ns / 1e9 + self.messages.waited_s).tolist()
         infos = enumerate(self._connections.rank_infos)
         return {rank_info.describe(): seconds[peer] for peer, rank_info in infos if seconds[peer] > 0}
 
     def close(self) -> None:
-        """Say goodbye to the peers, end the thread, close all sockets. Ops that still wait raise GroupClosed."""
+        """Say goodbye to the peers, end the threads, close all sockets. Ops and messages that still wait raise
+        GroupClosed."""
         if not self._queue.close(lambda: self._wake.send(b"x")):
             return
+        self.messages.close()
         if self._faults.failure is None:
             self._control.send_goodbye()
         if self._trace is not None:
@@ -191,6 +198,7 @@ class Engine:
             self._trace.write()
         error = getattr(sys, "last_value", None)
         if error is None:
+            self.messages.linger()
             self._control.send_goodbye()
         else:
             text = f"rank {self.rank} ended with {type(error).__name__}: {error}"
@@ -199,6 +207,7 @@ class Engine:
     def abandon(self) -> None:
         """In a forked child: close its copies of the sockets and send nothing. Ops raise GroupClosed."""
         self._queue.abandon()
+        self.messages.abandon()
         self._connections.close()
         self._close_waker()
 

@@ -12,6 +12,7 @@ import json
 import os
 import select
 import socket
+import threading
 import time
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ class Abort:
 
 
 class ControlChannel:
-    """Control connections by rank, and what has been received on them.
+    """Control connections by rank, and what has been received on them. Two threads read them: collectives and messages.
 
     Attributes:
         aborted: by rank, the abort it sent.
@@ -45,6 +46,7 @@ class ControlChannel:
     def __init__(self, control: dict[int, socket.socket]) -> None:
         self._control = control
         self._sent = False
+        self._reading, self._sending = threading.RLock(), threading.Lock()
         self.aborted: dict[int, Abort] = {}
         self.left: set[int] = set()
         self.died: set[int] = set()
@@ -58,8 +60,11 @@ class ControlChannel:
 
     def read(self, rank: int) -> None:
         """Receive the message of a rank whose control connection is readable."""
-        if self._has_ended(rank):
-            return
+        with self._reading:
+            if not self._has_ended(rank):
+                self._read(rank)
+
+    def _read(self, rank: int) -> None:
         connection = self._control[rank]
         connection.settimeout(_PATIENCE_S)
         try:
@@ -84,7 +89,10 @@ class ControlChannel:
         A rank that breaks shuts its streams right after its abort, and that of the rank which failed first may arrive
         after those of ranks that failed because of it.
         """
-        deadline = time.monotonic() + _PATIENCE_S
+        with self._reading:
+            self._drain(rank, time.monotonic() + _PATIENCE_S)
+
+    def _drain(self, rank: int, deadline: float) -> None:
         while (left_s := deadline - time.monotonic()) > 0:
             silent = {
                 connection.fileno(): other for other, connection in self._control.items() if not self._has_ended(other)
@@ -103,9 +111,10 @@ class ControlChannel:
 
     def _send_last(self, message: dict[str, object]) -> None:
         """Only the first is sent: what happens after an abort follows from it."""
-        if self._sent:
-            return
-        self._sent = True
+        with self._sending:
+            if self._sent:
+                return
+            self._sent = True
         payload = json.dumps(message).encode()
         for connection in self._control.values():
             with contextlib.suppress(OSError):  # a peer that is gone needs no message

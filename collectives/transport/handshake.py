@@ -23,6 +23,7 @@ from collectives.transport.tcp import receive_frame, send_frame
 
 PROTOCOL = "narrowgauge/2"
 CONTROL_STREAM = 0  # streams 1 and up carry slices
+MESSAGE_STREAM = 1000  # above any number of those
 _NONCE_BYTES, _MAC_BYTES, _HELLO_LIMIT = 32, 32, 4096
 _ACCEPTED = b"+"
 

@@ -1,9 +1,9 @@
-"""Forming a group: every rank publishes its `RankInfo` through the store, then each pair of ranks shares 1 + streams
+"""Forming a group: every rank publishes its `RankInfo` through the store, then each pair of ranks shares 2 + streams
 connections.
 
 A rank connects to the ranks below it and is connected to by those above. The first connection of a pair is the
 control connection: it carries an abort (why) or a goodbye, never slices, so an abort arrives however full the
-others are.
+others are. The last carries messages between the two (send and recv), which must not wait behind slices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Protocol
 from collectives.errors import RendezvousError
 from collectives.options import Options
 from collectives.transport import tcp
-from collectives.transport.handshake import CONTROL_STREAM, Hello, Refused, admit, introduce
+from collectives.transport.handshake import CONTROL_STREAM, MESSAGE_STREAM, Hello, Refused, admit, introduce
 
 Streams = dict[tuple[int, int], socket.socket]
 """Connections by the peer's rank and the stream's number."""
@@ -68,15 +68,21 @@ class RankInfo:
 
 @dataclass
 class Connections:
-    """A formed group: `RankInfo` by rank, control connections by rank, (rank, connection) for each stream."""
+    """A formed group: `RankInfo` by rank, connections for control and for messages by rank, (rank, connection) for each
+    stream of slices."""
 
     rank_infos: list[RankInfo]
     control: dict[int, socket.socket]
+    messages: dict[int, socket.socket]
     data: list[tuple[int, socket.socket]]
 
     def close(self) -> None:
-        for connection in [*self.control.values(), *(connection for _, connection in self.data)]:
+        for connection in [*self.control.values(), *self.streams()]:
             connection.close()
+
+    def streams(self) -> list[socket.socket]:
+        """All but the control connections."""
+        return [*self.messages.values(), *(connection for _, connection in self.data)]
 
 
 def rendezvous(
@@ -153,7 +159,7 @@ def _is_first_failure(store: Store, own: RankInfo, error: BaseException) -> bool
 
 
 def _tuned(own: RankInfo, rank_infos: list[RankInfo], made: Streams) -> Connections:
-    """The connections with the options of their use, control connections and streams apart."""
+    """The connections with the options of their use, those of each use apart."""
     for (other, stream), connection in made.items():
         connection.settimeout(None)
         tcp.tune(connection)
@@ -161,8 +167,10 @@ def _tuned(own: RankInfo, rank_infos: list[RankInfo], made: Streams) -> Connecti
             tcp.tune_control(connection)
         tcp.tune_congestion(connection, rank_infos[other].machine == own.machine)
     control = {other: connection for (other, stream), connection in made.items() if stream == CONTROL_STREAM}
-    data = [(other, connection) for (other, stream), connection in sorted(made.items()) if stream != CONTROL_STREAM]
-    return Connections(rank_infos, control, data)
+    messages = {other: connection for (other, stream), connection in made.items() if stream == MESSAGE_STREAM}
+    own_use = (CONTROL_STREAM, MESSAGE_STREAM)
+    data = [(other, connection) for (other, stream), connection in sorted(made.items()) if stream not in own_use]
+    return Connections(rank_infos, control, messages, data)
 
 
 def host_names(rank_infos: list[RankInfo]) -> list[str]:
@@ -177,7 +185,7 @@ def host_names(rank_infos: list[RankInfo]) -> list[str]:
 
 
 def _expected(ranks: range, streams: int) -> set[tuple[int, int]]:
-    return {(rank, stream) for rank in ranks for stream in range(streams + 1)}
+    return {(rank, stream) for rank in ranks for stream in (*range(streams + 1), MESSAGE_STREAM)}
 
 
 def _store_host(store: Store) -> str | None:

@@ -48,10 +48,7 @@ def all_reduce(engine: Engine, count: int = 100_000, reduction: str = "sum", tim
 def die(engine: Engine) -> None:
     """What the kernel does for a killed process: every socket closes, no last words."""
     engine._control._control.clear()
-    for connection in [
-        *engine._connections.control.values(),
-        *(connection for _, connection in engine._connections.data),
-    ]:
+    for connection in [*engine._connections.control.values(), *engine._connections.streams()]:
         control.shut(connection)
 
 

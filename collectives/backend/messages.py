@@ -1,0 +1,223 @@
+"""send, recv and their relatives: torch's tensors in, requests to the engine's messenger or to Gloo, Works back.
+
+A message of the engine's is a run of bytes with a tag, a length and a dtype. Its receiver must name the same length and
+dtype, but the shape may differ, as over Gloo. uint8 stands for plain bytes and fits every dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from collectives.backend.c10d import GlooGroup, Work, dist
+from collectives.backend.meter import METER
+from collectives.backend.staging import from_host, room_for, to_host
+from collectives.errors import OpTimeout, UsageError
+
+if TYPE_CHECKING:  # on Gloo the engine is never loaded
+    from collectives.engine.messages.matching import Request
+    from collectives.engine.messages.messenger import Messenger
+
+
+class Messages(Protocol):
+    """What carries a group's messages. Both calls return at once."""
+
+    def send(self, given: list[Tensor], rank: int, tag: int, timeout_s: float) -> Work: ...
+
+    def receive(self, given: list[Tensor], rank: int | None, tag: int, timeout_s: float) -> Work:
+        """`rank` None: from any rank."""
+        ...
+
+
+class EngineMessages:
+    """Messages on the engine's own connections.
+
+    Args:
+        helpers: threads that complete futures.
+    """
+
+    def __init__(self, messenger: Messenger, helpers: ThreadPoolExecutor) -> None:
+        self._messenger, self._helpers = messenger, helpers
+
+    def send(self, given: list[Tensor], rank: int, tag: int, timeout_s: float) -> Work:
+        (tensor,) = _single("send", given)
+        host = to_host(tensor)
+        request = self._messenger.send(rank, tag, host.data_ptr(), host.nbytes, _dtype(host), host)
+        return MessageWork(self._messenger, request, tensor, host, timeout_s, self._helpers)
+
+    def receive(self, given: list[Tensor], rank: int | None, tag: int, timeout_s: float) -> Work:
+        (tensor,) = _single("recv", given)
+        host = room_for(tensor)
+        request = self._messenger.receive(rank, tag, host.data_ptr(), host.nbytes, _dtype(host), host)
+        return MessageWork(self._messenger, request, tensor, host, timeout_s, self._helpers)
+
+
+class GlooMessages:
+    """Messages on the Gloo group that also executes the collectives."""
+
+    def __init__(self, gloo: GlooGroup) -> None:
+        self._gloo: GlooGroup | None = gloo
+
+    def close(self) -> None:
+        self._gloo = None
+
+    def send(self, given: list[Tensor], rank: int, tag: int, timeout_s: float) -> Work:
+        assert self._gloo is not None  # the group checks that it is open
+        return self._gloo.send([to_host(each) for each in given], rank, tag)
+
+    def receive(self, given: list[Tensor], rank: int | None, tag: int, timeout_s: float) -> Work:
+        landings = [room_for(each) for each in given]
+        assert self._gloo is not None
+        work = self._gloo.recv_anysource(landings, tag) if rank is None else self._gloo.recv(landings, rank, tag)
+        in_place = all(landing is tensor for landing, tensor in zip(landings, given, strict=True))
+        return work if in_place else _Received(work, landings, given)
+
+
+class MessageWork(dist.Work):  # type: ignore[misc]
+    """The handle of a message on the engine's connections.
+
+    Args:
+        tensor: the caller's; a received message is copied to it from `host` by the first who learns that it is there.
+        host: plain memory that is sent or received into; the tensor itself if that is plain.
+        timeout_s: seconds without progress, while somebody waits, after which the group breaks.
+        helpers: threads that complete futures.
+    """
+
+    def __init__(
+        self, messenger: Messenger, request: Request, tensor: Tensor, host: Tensor, timeout_s: float,
+        helpers: ThreadPoolExecutor,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self._messenger, self._request, self._tensor, self._host = messenger, request, tensor, host
+        self._timeout_s, self._helpers = timeout_s, helpers
+        self._future: torch.futures.Future[list[Tensor]] | None = None
+
+    def wait(self, timeout: timedelta | None = None) -> bool:
+        """Return True when the message has been handed to the kernel (send) or is in the tensor (receive).
+
+        Args:
+            timeout: how long to wait at most; None or zero waits until the group's own timeout breaks the group.
+
+        Raises:
+            CollectiveError: the message failed (the subclass says how).
+            OpTimeout: `timeout` has passed; the message is still under way and uses its tensor.
+        """
+        if not self._request.done:
+            limit_s = timeout.total_seconds() if timeout is not None else 0.0
+            METER.caller_blocked()
+            try:
+                ended = self._messenger.wait(self._request, self._timeout_s, limit_s if limit_s > 0 else None)
+            finally:
+                METER.caller_resumed()
+            if not ended:
+                raise OpTimeout(
+                    f"{self._messenger.describe(self._request)}: not done after wait() has waited {limit_s:g} s; "
+                    "the message is still under way and its tensor in use"
+                )
+        self._settle()
+        return True
+
+    def _settle(self) -> None:
+        if self._request.error is not None:
+            raise self._request.error
+        if not self._request.is_send and self._host is not self._tensor:
+            from_host(self._host, self._tensor)
+            self._host = self._tensor
+
+    def get_future(self) -> torch.futures.Future[list[Tensor]]:
+        """A future of the tensor in a list; C++ sees a failure, too, as a RuntimeError with our message."""
+        if self._future is None:
+            now: torch.futures.Future[None] = torch.futures.Future()
+            self._future = now.then(self._value)
+            self._messenger.when_done(self._request, lambda: self._complete(lambda: now.set_result(None)))
+        return self._future
+
+    def _complete(self, settle: Callable[[], object]) -> None:
+        """On a helper: what hangs on the future may block, and must not block who moves the bytes."""
+        try:
+            self._helpers.submit(settle)
+        except RuntimeError:  # the pool is shut down, as the group or the program ends: callbacks run here, or never
+            settle()
+
+    def _value(self, _: Any) -> list[Tensor]:
+        with torch.inference_mode(self._tensor.is_inference()):
+            self._settle()
+        return [self._tensor]
+
+    def is_completed(self) -> bool:
+        """Whether the message has ended, with or without an error. A loop that asks makes progress."""
+        done = self._messenger.test(self._request)
+        if done and self._request.error is None:
+            self._settle()
+        return done
+
+    def is_success(self) -> bool:
+        return self._request.done and self._request.error is None
+
+    def exception(self) -> BaseException | None:
+        """The error, None if there is none so far."""
+        return self._request.error
+
+    def result(self) -> list[Tensor]:
+        """The tensor in a list.
+
+        Raises:
+            CollectiveError: the message failed.
+            RuntimeError: the message is still under way.
+        """
+        if not self._request.done:
+            raise RuntimeError(f"{self._messenger.describe(self._request)}: result() before it is done; wait() first")
+        self._settle()
+        return [self._tensor]
+
+    def source_rank(self) -> int:
+        """The rank in the group from which a finished receive came.
+
+        Raises:
+            RuntimeError: it is a send, or not done yet.
+        """
+        if self._request.is_send or not self._request.done or self._request.peer is None:
+            raise RuntimeError(f"{self._messenger.describe(self._request)}: only a finished receive has a source rank")
+        return self._request.peer
+
+    _source_rank = source_rank
+
+    def synchronize(self) -> None:
+        """Nothing to do: `from_host` has waited for the device, so the tensor is ready on every stream."""
+
+
+class _Received(dist.Work):  # type: ignore[misc]
+    """A receive of Gloo's into host memory; `wait` copies the result to the caller's tensors."""
+
+    def __init__(self, work: Work, landings: list[Tensor], given: list[Tensor]) -> None:
+        super().__init__()
+        self._work, self._landings, self._given = work, landings, given
+
+    def wait(self, timeout: timedelta | None = None) -> bool:
+        self._work.wait(timeout or timedelta(0))
+        for landing, tensor in zip(self._landings, self._given, strict=True):
+            from_host(landing, tensor)
+        return True
+
+    def is_completed(self) -> bool:
+        return bool(self._work.is_completed())
+
+    def _source_rank(self) -> int:
+        return int(self._work._source_rank())
+
+    source_rank = _source_rank
+
+
+def _single(call: str, given: list[Tensor]) -> list[Tensor]:
+    if len(given) != 1:
+        raise UsageError(f"{call}: got {len(given)} tensors; wanted one")
+    return given
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
