@@ -1,4 +1,4 @@
-"""torch's Gloo as an executor: the fallback for everything that a group does. Beside the engine it does sparse all-reduces.
+"""torch's Gloo as an executor: the fallback for all that a group does. Beside the engine it does sparse all-reduces.
 
 As the fallback it needs no JIT, and no sockets or threads of ours. Every Call means the same as on the engine: averages
 are computed from sums, 16-bit floats are summed as float32 and rounded once, bool and int16 travel in types that Gloo

@@ -5,12 +5,15 @@ parent died, and if it sent anything, the peers would take it for its parent. So
 copies at once. Closing them does not end the connections: the parent's copies keep these open.
 
 A process that ends without `close` announces to its peers how it ended: they may still need it. Without that they would
-see only that it is gone, and report a death where a script has simply returned or raised.
+see only that it is gone, and report a death where a script has simply returned or raised. Processes of multiprocessing
+(torch's mp.spawn) end without Python's atexit, so `_leave_all` is a finalizer of multiprocessing as well.
 """
 
 from __future__ import annotations
 
 import atexit
+import functools
+import multiprocessing.util
 import os
 import weakref
 from typing import Protocol
@@ -31,6 +34,7 @@ _members: weakref.WeakSet[Member] = weakref.WeakSet()
 
 def joined(member: Member) -> None:
     """From now on its `leave` is called at exit and its `abandon` in forked children."""
+    _leave_at_end_of(os.getpid())
     _members.add(member)
 
 
@@ -46,8 +50,14 @@ def waits() -> dict[str, dict[str, float]]:
 
 @atexit.register
 def _leave_all() -> None:
-    for member in list(_members):
-        member.leave()
+    while _members:
+        _members.pop().leave()
+
+
+@functools.cache
+def _leave_at_end_of(process: int) -> None:
+    """Once for each process: a forked child starts without its parent's finalizers."""
+    multiprocessing.util.Finalize(None, _leave_all, exitpriority=1)
 
 
 def _abandon_all() -> None:

@@ -196,8 +196,8 @@ class Engine:
         """The process ends without `close`: announce to peers, who may still need this rank, how it ended."""
         if self._trace is not None:
             self._trace.write()
-        error = getattr(sys, "last_value", None)
-        if error is None:
+        error = sys.exc_info()[1] or getattr(sys, "last_value", None)  # the first in a process of multiprocessing
+        if error is None or (isinstance(error, SystemExit) and not error.code):
             self.messages.linger()
             self._control.send_goodbye()
         else:

@@ -24,6 +24,7 @@ import torch.distributed as dist
 LATENCIES = (8, 4096)
 STREAMS = (1_000_000, 25_000_000)
 
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="of each backend (default 5)")
@@ -48,9 +49,7 @@ def main() -> None:
     dist.destroy_process_group()
 
 
-def repeated(
-    step: Callable[[torch.Tensor, int, Any, int], None], num_bytes: int, group: Any, wanted_s: float
-) -> float:
+def repeated(step: Callable[[torch.Tensor, int, Any, int], None], num_bytes: int, group: Any, wanted_s: float) -> float:
     """Seconds of one step, from as many as take about `wanted_s`; the first and last rank take part, others wait."""
     ends = (0, dist.get_world_size() - 1)
     tensor = torch.zeros(num_bytes, dtype=torch.uint8)

@@ -1,8 +1,8 @@
 """One message connection: frames out, bytes in. It moves what the socket takes or has, and never blocks.
 
-What a header means, and where its payload belongs, its owner says: `on_header` returns the sink of the payload, an object
-that counts `moved`, and the memory; `on_payload` is called when the payload is complete. Long payloads are read straight
-into that memory. Headers and short payloads are read together, many at a time, into a buffer of the link's own.
+What a header means, and where its payload belongs, its owner says: `on_header` returns the sink of the payload, an
+object that counts `moved`, and the memory; `on_payload` is called when the payload is complete. Long payloads are read
+straight into that memory. Headers and short payloads are read together, many at a time, into a buffer of the link's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 import struct
 import termios
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from collectives.engine.messages.frames import (
     ANNOUNCE,
@@ -44,10 +44,14 @@ class Payload(NamedTuple):
     memory: memoryview
 
 
+OnHeader: TypeAlias = Callable[["Link", Header], Payload | None]
+OnPayload: TypeAlias = Callable[["Link", Payload], object]
+
+
 class _Outgoing:
     """A frame that is being sent, and the request that has ended when it is out (None: it goes on)."""
 
-    __slots__ = ("header", "payload", "request", "ends", "sent")
+    __slots__ = ("ends", "header", "payload", "request", "sent")
 
     def __init__(self, header: bytes, payload: memoryview, request: Request | None, ends: bool) -> None:
         self.header, self.payload, self.request, self.ends, self.sent = header, payload, request, ends, 0
@@ -181,7 +185,7 @@ class Link:
 
     # In
 
-    def receive(self, on_header: Callable[[Link, Header], Payload | None], on_payload: Callable[[Link, Payload], Any]) -> bool:
+    def receive(self, on_header: OnHeader, on_payload: OnPayload) -> bool:
         """Read what is here, up to a few buffers full; whether there may be more.
 
         Raises:
@@ -220,7 +224,7 @@ class Link:
     def _left(self) -> int:
         return 0 if self._payload is None else len(self._payload.memory) - self._at
 
-    def _parse(self, on_header: Callable[[Link, Header], Payload | None], on_payload: Callable[[Link, Payload], Any]) -> None:
+    def _parse(self, on_header: OnHeader, on_payload: OnPayload) -> None:
         while True:
             if self._payload is not None:
                 length = min(self._left, self._end - self._start)
@@ -241,7 +245,7 @@ class Link:
             self._staging[:rest] = self._staging[self._start : self._end]
         self._start, self._end = 0, rest
 
-    def _arrived(self, length: int, on_payload: Callable[[Link, Payload], Any]) -> None:
+    def _arrived(self, length: int, on_payload: OnPayload) -> None:
         payload = self._payload
         assert payload is not None
         self._at += length
@@ -251,7 +255,7 @@ class Link:
             on_payload(self, payload)
 
     def _wake_at(self) -> None:
-        """Have poll report a long payload only when a good part of it is here: on slow links it comes packet by packet."""
+        """Have poll report a long payload when a good part of it is here: on slow links it comes packet by packet."""
         wanted = min(WAKE_BYTES, self._left) if self._left >= STAGING_BYTES else 1
         if wanted != self._wakes_at:
             self._wakes_at = wanted

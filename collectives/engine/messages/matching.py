@@ -11,6 +11,10 @@ import collections
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+K = TypeVar("K")
+T = TypeVar("T")
 
 
 @dataclass(eq=False, slots=True)
@@ -114,7 +118,7 @@ class Matcher:
                 del self._posted[key]
 
 
-def _first(queues: dict, key: object):  # type: ignore[no-untyped-def,type-arg]
+def _first(queues: dict[K, collections.deque[T]], key: K) -> T | None:
     """Take the first of a queue; queues do not stay when they are empty, since tags may be counted up for ever."""
     queue = queues.get(key)
     if queue is None:

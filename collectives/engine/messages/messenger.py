@@ -1,7 +1,7 @@
 """A group's messages between two ranks: queues, waiting, failure.
 
-Every request (a send or a receive) is posted at once and ends later. Whoever moves bytes is the leader; there is one at a
-time, it holds the lock except while it sleeps in poll, and it serves all requests, not only its own:
+Every request (a send or a receive) is posted at once and ends later. Whoever moves bytes is the leader. There is one at
+a time, it holds the lock except while it sleeps in poll, and it serves all requests, not only its own:
 
     a thread in `wait` leads if nobody does, so a blocking receive needs no second thread to be woken
     the progress thread leads while requests are left and nobody waits. It is started by the first request that
@@ -11,16 +11,17 @@ time, it holds the lock except while it sleeps in poll, and it serves all reques
 
 Messages have no order in common with collectives, and none with messages of other tags.
 
-Failure. The group breaks (fault_policy.py) if a peer dies with a request under way, if a message does not fit, if a wait
-exceeds its timeout or is interrupted: the others learn at once who was at fault, and a message that was half received
-cannot be repeated. A group that breaks for another reason fails all requests. A peer that has left as it should fails
-only what needed it; a receive from any source fails when all have left, or one has died.
+Failure. The group breaks (fault_policy.py) if a peer dies with a request under way, if a message does not fit, if a
+wait exceeds its timeout or is interrupted: the others learn at once who was at fault, and a message that was half
+received cannot be repeated. A group that breaks for another reason fails all requests. A peer that has left as it
+should fails only what needed it; a receive from any source fails when all have left, or one has died.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import select
@@ -68,7 +69,7 @@ class Messenger:
         self._posts = 0
         self._leading = self._helper_leads = self._polling = self._parked = False
         self._closed = self._over = False  # no new requests; no more bytes into anybody's memory
-        self._waiters = 0
+        self._leader = self._waiters = 0
         self._thread: threading.Thread | None = None
         self._waker = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.poll()
@@ -128,9 +129,13 @@ class Messenger:
     def test(self, request: Request) -> bool:
         """Whether a request has ended, after a look at the sockets."""
         if not request.done:
-            with self._lock:
-                if not request.done and not self._leading:
-                    self._lead(lambda: True)
+            try:
+                with self._lock:
+                    if not request.done and not self._leading:
+                        self._lead(lambda: True)
+            except BaseException as error:
+                self._faults.break_group(error)
+                raise
         return request.done
 
     def when_done(self, request: Request, listener: Callable[[], object]) -> None:
@@ -153,10 +158,11 @@ class Messenger:
             self._wake()
             self._changed.notify_all()
             self._tick.notify_all()
-        if self._thread is not None:
+        here = threading.get_ident()  # of a leader, if the last reference to the group is dropped in its hands
+        if self._thread is not None and self._thread.ident != here:
             self._thread.join()
         with self._lock:
-            self._changed.wait_for(lambda: not self._leading)
+            self._changed.wait_for(lambda: not self._leading or self._leader == here)
         self.linger()
         os.close(self._waker)
 
@@ -211,8 +217,11 @@ class Messenger:
                     self._start_send(request)
                 else:
                     self._start_receive(request)
-            except CollectiveError as error:
+            except CollectiveError as error:  # the request has it
                 self._faults.break_group(error)
+            except BaseException as error:  # an interrupt, perhaps between two lines that belong together
+                self._faults.break_group(error)
+                raise
             if not request.done and not self._leading:
                 self._attend()
         return request
@@ -272,7 +281,7 @@ class Messenger:
                     left_s = min(MAX_POLL_S, deadline - now, MAX_POLL_S if until is None else until - now)
                     if not self._leading:
                         stop = now + left_s
-                        self._lead(lambda: request.done or self._closed or time.monotonic() > stop, left_s)
+                        self._lead(functools.partial(_is_over, request, stop), left_s)
                         continue
                     if self._helper_leads:
                         self._wake()  # it makes room for a thread that waits
@@ -300,7 +309,7 @@ class Messenger:
 
     def _lead(self, enough: Callable[[], bool], limit_s: float | None = None) -> None:
         """Serve all requests until `enough`, or until nothing has happened for `limit_s` seconds; at least one look."""
-        self._leading = True
+        self._leading, self._leader = True, threading.get_ident()
         try:
             while True:
                 just_look = limit_s is None and enough()
@@ -311,8 +320,8 @@ class Messenger:
             self._leading = False
             if self._waiters or self._closed:
                 self._changed.notify_all()
-            if self._parked and self._pending:
-                self._tick.notify()
+            if self._pending and not self._helper_leads:
+                self._attend()
 
     def _step(self, limit_s: float) -> bool:
         """Sleep until a socket is ready, and serve it; whether there was anything."""
@@ -496,6 +505,10 @@ class Messenger:
         others = [request.peer] if request.peer is not None else list(self._links)
         for peer in others:
             self.waited_s[peer] += seconds / len(others)
+
+
+def _is_over(request: Request, deadline: float) -> bool:
+    return request.done or time.monotonic() > deadline
 
 
 def _view(address: int, num_bytes: int) -> memoryview:

@@ -1,7 +1,7 @@
 """What a frame means: the receiving half of the protocol, without sockets of its own.
 
-A header comes in; out goes where its payload belongs, or an error that breaks the group. Nothing that a peer announces is
-believed before it was compared with what this rank has room for: the buffer of the receive, the window of the peer.
+A header comes in; out goes where its payload belongs, or an error that breaks the group. Nothing that a peer announces
+is believed before it was compared with what this rank has room for: the buffer of the receive, the window of the peer.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ class Receiving:
         end: called with each request that has ended, and with its error if it failed.
     """
 
-    def __init__(
-        self, rank: int, rank_infos: Sequence[RankInfo], generation: int, end: Callable[..., object]
-    ) -> None:
+    def __init__(self, rank: int, rank_infos: Sequence[RankInfo], generation: int, end: Callable[..., object]) -> None:
         self._own, self._rank_infos, self._generation = rank_infos[rank], rank_infos, generation
         self._end = end
         self.matcher = Matcher()
@@ -151,9 +149,10 @@ class Receiving:
             return
         peer = self._rank_infos[link.rank]
         mismatch = OpMismatch(
-            f"{self._own.describe()}, receive with tag {receive.tag}: got {describe(arrival.length, arrival.dtype)} from "
-            f"{peer.describe()}; this rank has a tensor of {describe(len(receive.view), receive.dtype)}. Both must give "
-            "the same number of elements and the same dtype, and messages with one tag come in the order of their sends",
+            f"{self._own.describe()}, receive with tag {receive.tag}: got {describe(arrival.length, arrival.dtype)} "
+            f"from {peer.describe()}; this rank has a tensor of {describe(len(receive.view), receive.dtype)}. Both "
+            "must give the same number of elements and the same dtype. Messages with one tag come in the order of "
+            "their sends",
             link.rank,
         )
         self._end(receive, mismatch)
@@ -161,8 +160,8 @@ class Receiving:
 
     def _unreadable(self, link: Link, header: Header) -> ProtocolError:
         return ProtocolError(
-            f"{self._own.describe()}: {self._rank_infos[link.rank].describe()} sent a message frame that does not belong "
-            f"here: {header}; this rank is at generation {self._generation}. Do all ranks run the same version of "
-            "narrowgauge?",
+            f"{self._own.describe()}: {self._rank_infos[link.rank].describe()} sent a message frame that does not "
+            f"belong here: {header}; this rank is at generation {self._generation}. Do all ranks run the same version "
+            "of narrowgauge?",
             link.rank,
         )

@@ -215,3 +215,21 @@ def test_a_failure_reaches_the_backward_pass_of_ddp() -> None:
     for text in (message, other):
         assert "PeerLost" in text
         assert "rank 1" in text
+
+
+def ends(rank: int, size: int, store: Any) -> str:
+    """Rank 1 ends without destroy, and without atexit, as processes of multiprocessing do."""
+    join(store, rank, size)
+    if rank == 1:
+        dist.send(torch.ones(20_000), 0)
+        return ""
+    dist.recv(torch.zeros(20_000), 1)
+    with pytest.raises(collectives.CollectiveError) as caught:
+        dist.recv(torch.zeros(1), 1)
+    dist.destroy_process_group()
+    return str(caught.value)
+
+
+def test_a_process_of_multiprocessing_that_returns_has_not_died() -> None:
+    assert "rank 1" in (said := run(ends, 2)[0])
+    assert "has left the group" in said

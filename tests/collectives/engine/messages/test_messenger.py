@@ -331,7 +331,7 @@ def test_from_any_source_when_one_dies_and_when_all_leave() -> None:
         request = receive(group[0], None, room(1))
         group[1].close()
         die(group[2])
-        with pytest.raises(PeerLost, match="from any rank, tag 0: rank 2 .* died"):
+        with pytest.raises(PeerLost, match=r"from any rank, tag 0: rank 2 .* died"):
             wait(group[0], request)
     with engines(HOSTS) as group:
         request, value = receive(group[0], None, room(1)), room(1)
@@ -403,11 +403,11 @@ def test_a_timeout_names_peer_tag_bytes_and_what_has_arrived() -> None:
         assert "rank 0 (farm-a), receive of 400 bytes of float32 from rank 1 (farm-a), tag 3" in said
         assert "no progress for 0.3 s. 100 of 400 bytes have arrived." in said
         assert said.endswith("see logs/rank.log")
-        with pytest.raises(OpTimeout, match="rank 0 .*gave up"):
+        with pytest.raises(OpTimeout, match=r"rank 0 .*gave up"):
             wait(group[2], receive(group[2], 1, room(1)))
-    with engines(HOSTS) as group:
-        with pytest.raises(OpTimeout, match=r"send of 400000 bytes.* to rank 1 .*tag 0.*It has sent nothing"):
-            wait(group[0], send(group[0], 1, room(100_000)), timeout_s=0.2)
+    words = r"send of 400000 bytes.* to rank 1 .*tag 0.*It has sent nothing"
+    with engines(HOSTS) as group, pytest.raises(OpTimeout, match=words):
+        wait(group[0], send(group[0], 1, room(100_000)), timeout_s=0.2)
 
 
 def test_waiting_is_attributed_to_who_was_waited_for() -> None:
@@ -429,7 +429,7 @@ def test_closing_ends_what_is_under_way_and_takes_nothing_new() -> None:
         waiting.join(AT_ONCE_S)
         assert not waiting.is_alive()
         for request in pending:
-            with pytest.raises(GroupClosed, match="closed during a (receive|send) of"):
+            with pytest.raises(GroupClosed, match=r"closed during a (receive|send) of"):
                 wait(group[0], request)
         with pytest.raises(GroupClosed, match="was destroyed"):
             send(group[0], 1, room(1))
@@ -479,7 +479,9 @@ def test_more_data_than_was_announced_is_refused() -> None:
         value = room(20)
         request = receive(group[0], 1, value[:10])
         link = group[1].messages._links[0]
-        link.connection.send(pack(Header(ANNOUNCE, 0, 0, 0, 0, 40, 1)) + pack(Header(DATA, 0, 0, 0, 0, 41, 1)) + b"x" * 41)
+        link.connection.send(
+            pack(Header(ANNOUNCE, 0, 0, 0, 0, 40, 1)) + pack(Header(DATA, 0, 0, 0, 0, 41, 1)) + b"x" * 41
+        )
         with pytest.raises(ProtocolError, match="does not belong here"):
             wait(group[0], request)
         assert (value == -1).all()
@@ -513,3 +515,14 @@ def test_random_bytes_end_the_group_and_nothing_else() -> None:
             with pytest.raises(CollectiveError):
                 wait(group[0], receive(group[0], 1, value))
             assert (value == -1).all()
+
+
+def test_a_process_that_ends_with_an_error_says_which() -> None:
+    with engines(HOSTS[:2]) as group:
+        request = receive(group[0], 1, room(1))
+        try:
+            raise ZeroDivisionError("in the user's code")
+        except ZeroDivisionError:
+            group[1].leave()
+        with pytest.raises(CollectiveError, match=r"rank 1 ended with ZeroDivisionError: in the user's code"):
+            wait(group[0], request)
