@@ -17,17 +17,18 @@ def stats() -> dict[str, Any]:
         busy_s: seconds during which at least one collective ran.
         wait_s: seconds during which the program waited for communication, in two parts that never overlap. First,
             measured exactly: the time during which at least one thread was inside a synchronous collective or inside
-            `Work.wait`. Second, for ops whose futures were taken (DDP takes those of its buckets and waits in C++):
+            `Work.wait`, that of messages (send, recv) included. Second, for ops whose futures were taken (DDP takes those of its buckets and waits in C++):
             from the moment the last of them was handed out until all of them were completed, less what the first part
             counts. That is what DDP waits at the end of a backward pass; it overstates the wait of a program that
             takes a future and computes before it waits.
         waited_for: for each native group that this process is in, by its name, the seconds of its engine's poll time
             that are attributed to each other rank: split evenly among the ranks with outstanding slices, or, if there
-            were none, among the ranks that accepted no data. A rank with outstanding slices may be healthy and itself
+            were none, among the ranks that accepted no data; and the seconds that callers waited for messages, by the
+            other rank of each. A rank with outstanding slices may be healthy and itself
             waiting. Who is the straggler is decided otherwise and logged, see docs/guides/failures.md.
         steps, samples, compute_s: of attached models (`collectives.attach`): steps, samples by the weights that were
             set, and seconds from the start of forward to the last gradient.
 
-    send, recv and monitored_barrier are not counted.
+    Messages are not counted as ops or bytes, on Gloo not at all; nor is monitored_barrier.
     """
     return {**METER.read(), **TRAINING, "waited_for": waits()}

@@ -31,11 +31,12 @@ from collections.abc import Callable
 
 from collectives.engine.fault_policy import FaultPolicy
 from collectives.engine.faults import lost
-from collectives.engine.messages.frames import CODE_OF, CREDIT, MAX_TAG, WINDOW_BYTES, describe
+from collectives.engine.messages import sentences
+from collectives.engine.messages.frames import CODE_OF, CREDIT, MAX_TAG, WINDOW_BYTES
 from collectives.engine.messages.link import Link
 from collectives.engine.messages.matching import Request
 from collectives.engine.messages.receiving import Receiving
-from collectives.errors import CollectiveError, GroupClosed, OpTimeout, UsageError
+from collectives.errors import CollectiveError, GroupClosed, UsageError
 from collectives.transport.control import ControlChannel
 from collectives.transport.rendezvous import Connections
 
@@ -276,7 +277,9 @@ class Messenger:
                     if until is not None and now >= until:
                         return False
                     if now >= deadline:
-                        self._break(self._timed_out(request, timeout_s), request)
+                        self._break(
+                            sentences.timed_out(request, timeout_s, self._where(request), self._rank_infos), request
+                        )
                         break
                     left_s = min(MAX_POLL_S, deadline - now, MAX_POLL_S if until is None else until - now)
                     if not self._leading:
@@ -462,44 +465,21 @@ class Messenger:
         with self._lock:
             self._over = True
             for request in list(self._pending):
-                where = f"{self._rank_infos[self._rank].describe()}, {self.describe(request)}"
-                self._end(request, kind(f"{where}: the group broke: {error}", culprit))
+                self._end(request, kind(f"{self._where(request)}: the group broke: {error}", culprit))
             self._wake()
-
-    # Words
 
     def describe(self, request: Request) -> str:
         """What a request is, for messages."""
-        peer = "any rank" if request.peer is None else self._rank_infos[request.peer].describe()
-        verb, towards = ("send", "to") if request.is_send else ("receive", "from")
-        return f"{verb} of {describe(len(request.view), request.dtype)} {towards} {peer}, tag {request.tag}"
+        return sentences.describe(request, self._rank_infos)
 
-    def _progress(self, request: Request) -> str:
-        total = len(request.view)
-        if request.is_send:
-            if not request.moved:
-                return "It has sent nothing: the peer has posted no receive for it, or reads nothing."
-            return f"It has sent {request.moved} of {total} bytes."
-        if not request.moved:
-            return "Nothing of it has arrived."
-        return f"{request.moved} of {total} bytes have arrived."
+    def _where(self, request: Request | None) -> str:
+        own = self._rank_infos[self._rank].describe()
+        return own if request is None else f"{own}, {self.describe(request)}"
 
     def _lost(self, link: Link, request: Request | None) -> CollectiveError:
-        own = self._rank_infos[self._rank].describe()
-        where = own if request is None else f"{own}, {self.describe(request)}"
-        waited = "" if request is None else self._progress(request)
-        return lost("closed", where, self._rank_infos, link.rank, waited, self._control)
-
-    def _timed_out(self, request: Request, timeout_s: float) -> OpTimeout:
-        where = f"{self._rank_infos[self._rank].describe()}, {self.describe(request)}"
-        log = ""
-        if request.peer is not None and self._rank_infos[request.peer].log:
-            log = f"; see {self._rank_infos[request.peer].log}"
-        return OpTimeout(
-            f"{where}: no progress for {timeout_s:g} s. {self._progress(request)} The other rank has not come to the "
-            f"matching call (another branch, another tag, a long pause: then a longer timeout helps), or hangs{log}",
-            request.peer,
-        )
+        """The error for a request (None: for none in particular) whose peer is gone."""
+        waited = "" if request is None else sentences.progress(request)
+        return lost("closed", self._where(request), self._rank_infos, link.rank, waited, self._control)
 
     def _attribute(self, request: Request, seconds: float) -> None:
         others = [request.peer] if request.peer is not None else list(self._links)
