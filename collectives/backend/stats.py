@@ -17,10 +17,10 @@ def stats() -> dict[str, Any]:
         busy_s: seconds during which at least one collective ran.
         wait_s: seconds during which the program waited for communication, in two parts that never overlap. First,
             measured exactly: the time during which at least one thread was inside a synchronous collective or inside
-            `Work.wait`, that of messages (send, recv) included. Second, for ops whose futures were taken (DDP takes those of its buckets and waits in C++):
-            from the moment the last of them was handed out until all of them were completed, less what the first part
-            counts. That is what DDP waits at the end of a backward pass; it overstates the wait of a program that
-            takes a future and computes before it waits.
+            `Work.wait`, that of messages (send, recv) included. Second, for ops whose futures were taken (DDP takes
+            those of its buckets and waits in C++): from the moment the last of them was handed out until all of them
+            were completed, less what the first part counts. That is what DDP waits at the end of a backward pass; it
+            overstates the wait of a program that takes a future and computes before it waits.
         waited_for: for each native group that this process is in, by its name, the seconds of its engine's poll time
             that are attributed to each other rank: split evenly among the ranks with outstanding slices, or, if there
             were none, among the ranks that accepted no data; and the seconds that callers waited for messages, by the
