@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from pathlib import Path
 
@@ -79,11 +80,16 @@ def test_the_ranks_reports_reach_rank_0_and_the_waits_the_groups_name(
     monkeypatch.setattr(StragglerDetector, "is_due", lambda *_: True)
     monkeypatch.setattr(StragglerDetector, "report", lambda self: np.array([1.0, waited[self._rank]]))
     spec = OpSpec("all_reduce", "float32", "sum", None, (1000,))
+    first_comes = threading.Event()
     with engines("abc") as group, caplog.at_level(logging.WARNING):
 
         def train(rank: int) -> None:
             values = np.ones(1000, np.float32)
-            time.sleep(0.3 if rank == 1 else 0.0)
+            if rank == 0:
+                first_comes.set()
+            if rank == 1:
+                assert first_comes.wait(60)
+                time.sleep(1.0)
             group[rank].run(spec, values.ctypes.data, values.ctypes.data)
 
         on_all(3, train)
