@@ -50,7 +50,7 @@ class FaultPolicy:
     def check(self) -> None:
         """Raise the failure of a broken group: a new exception for each op, since a shared one collects tracebacks."""
         if self.failure is not None:
-            raise CollectiveError(str(self.failure), self.failure.culprit)
+            raise type(self.failure)(str(self.failure), self.failure.culprit)
 
     def break_group(self, error: BaseException) -> None:
         """Remember the first error and announce it; later ones follow from it and are ignored."""
@@ -59,7 +59,9 @@ class FaultPolicy:
                 return
             culprit = error.culprit if isinstance(error, CollectiveError) else self._rank
             text = str(error) if isinstance(error, CollectiveError) else f"{type(error).__name__}: {error}"
-            self.failure = CollectiveError(f"this group broke in an earlier op: {text}", culprit)
+            # Of the same kind: where a message broke the group beside its caller, this is the first that he sees.
+            kind = type(error) if isinstance(error, CollectiveError) else CollectiveError
+            self.failure = kind(f"this group broke in an earlier op: {text}", culprit)
         self._control.send_abort(type(error).__name__, culprit, text)
         for listener in self._listeners:  # before they see their streams end
             listener(error)

@@ -1,7 +1,8 @@
 """What a group knows of its links before it starts, and what it makes of it when they change."""
 
-from __future__ import contextlib
+from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket

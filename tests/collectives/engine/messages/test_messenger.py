@@ -326,6 +326,20 @@ def test_a_collective_that_fails_takes_messages_with_it_and_the_other_way_round(
         assert isinstance(errors[1], OpTimeout)
 
 
+def test_a_break_that_nobody_waited_for_keeps_its_kind() -> None:
+    """The progress thread sees the death; what is started next must say PeerLost, on which the launcher restarts."""
+    with engines(HOSTS[:2]) as group:
+        request = receive(group[0], 1, room(1))
+        die(group[1])
+        deadline = time.monotonic() + AT_ONCE_S
+        while not request.done and time.monotonic() < deadline:
+            time.sleep(0.001)
+        with pytest.raises(PeerLost, match=r"broke in an earlier op.*rank 1 \(farm-a\) died"):
+            send(group[0], 1, room(1))
+        with pytest.raises(PeerLost, match=r"broke in an earlier op.*rank 1 \(farm-a\) died"):
+            all_reduce(group[0])
+
+
 def test_from_any_source_when_one_dies_and_when_all_leave() -> None:
     with engines(HOSTS) as group:
         request = receive(group[0], None, room(1))
