@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from collectives.caches import cache_folder
+from collectives.caches import cache_folder, private_folder
 
 
 def new_cache(folder: Path) -> Path:
@@ -15,8 +15,7 @@ def new_cache(folder: Path) -> Path:
     digest of its sources, so it is never that of another version; links and inventories are what tests must not see.
     """
     with suppress(OSError):  # no home, or one that cannot be written: the engine is compiled in the new cache
-        compiled = cache_folder("compiled")
-        compiled.mkdir(parents=True, exist_ok=True)
-        (folder / "narrowgauge").mkdir(parents=True, exist_ok=True)
+        compiled = cache_folder("compiled", make=True)
+        private_folder(folder / "narrowgauge")
         (folder / "narrowgauge" / "compiled").symlink_to(compiled.resolve(), target_is_directory=True)
     return folder

@@ -1,13 +1,20 @@
-"""Compile the engine, once per machine, and check what it computes on this processor."""
+"""Compile the engine, once per machine, and check what it computes on this processor.
+
+Compiling takes the better part of a minute, so of several processes that start at once one compiles and the others
+wait. The folder of compiled code has a lock for that, and a mark once all is there: after that nobody locks. The lock
+saves work and is needed for nothing else, since Numba replaces files as a whole. So one that cannot be had, or that a
+stopped process holds, costs a second compilation and never the start.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import functools
-import os
-import tempfile
+import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +22,18 @@ import numpy as np
 from collectives.engine import table_builder
 from collectives.engine.compiled import codecs, kernels
 from collectives.engine.compiled.connections import make_net
-from collectives.engine.compiled.jit import source_stamp
+from collectives.engine.compiled.jit import compiled_folder
 from collectives.engine.compiled.loop import Entry
 from collectives.engine.compiled.status import DONE
 from collectives.planning.planner import plan
 from collectives.schedule.codec import CODECS, RAW
 from collectives.schedule.op import OpSpec
 from collectives.topology import Topology
+
+logger = logging.getLogger(__name__)
+LOCK, COMPLETE = "lock", "complete"
+PATIENCE_S = 240.0  # several times what compiling takes
+ASK_S = 0.05
 
 
 def warm_up() -> float:
@@ -39,24 +51,54 @@ def warm_up() -> float:
 @functools.cache
 def _warm_up() -> float:
     started = time.perf_counter()
-    name = f"narrowgauge-{os.getuid()}-{source_stamp()[:16]}.lock"
-    # Not followed if somebody has put a link there.
-    flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW
-    with os.fdopen(os.open(Path(tempfile.gettempdir()) / name, flags, 0o600), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        spec = OpSpec("all_reduce", "float32", "sum", None, (1,))
-        alone = Topology.from_hosts(["alone"])
-        layout = table_builder.build(
-            plan(alone, "all_reduce", 4).forest, spec, 0, [(0, 0)], slice_bytes=1024, window_bytes=1024
-        )
-        buffers = np.zeros(2, np.float32)
-        layout.set_run(0, 0, buffers.ctypes.data, buffers.ctypes.data + 4, 0, 10**9)
-        buffers[0] = 7.0
-        if Entry(make_net([], [-1], -1), layout.table).advance() != DONE or buffers[1] != 7.0:
-            raise RuntimeError(f"the compiled loop copied {buffers[0]} as {buffers[1]}")
+    folder = compiled_folder()
+    is_complete = (folder / COMPLETE).exists()
+    with contextlib.nullcontext() if is_complete else _alone(folder):
+        _try_copy()
         _try_fold()
         _try_codecs()
+        if not is_complete:
+            with contextlib.suppress(OSError):  # a full disk: the next process compiles what is missing
+                (folder / COMPLETE).touch()
     return time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let no other process compile meanwhile; waits until they have compiled, or PATIENCE_S."""
+    with contextlib.ExitStack() as held:
+        try:
+            lock = held.enter_context(open(folder / LOCK, "w"))
+            if not _locked(lock.fileno(), folder):
+                logger.warning("%s: compiling without it; another process has held it for %g s", lock.name, PATIENCE_S)
+        except OSError as error:
+            logger.warning("compiling without a lock, so other processes may compile, too: %s", error)
+        yield
+
+
+def _locked(lock: int, folder: Path) -> bool:
+    """Whether the lock was had, or is needed no more."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (folder / COMPLETE).exists():
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(ASK_S)
+    return True
+
+
+def _try_copy() -> None:
+    """Check the compiled loop, on an op of one rank."""
+    spec = OpSpec("all_reduce", "float32", "sum", None, (1,))
+    forest = plan(Topology.from_hosts(["alone"]), "all_reduce", 4).forest
+    layout = table_builder.build(forest, spec, 0, [(0, 0)], slice_bytes=1024, window_bytes=1024)
+    buffers = np.array([7.0, 0.0], np.float32)
+    layout.set_run(0, 0, buffers.ctypes.data, buffers.ctypes.data + 4, 0, 10**9)
+    if Entry(make_net([], [-1], -1), layout.table).advance() != DONE or buffers[1] != 7.0:
+        raise RuntimeError(f"the compiled loop copied {buffers[0]} as {buffers[1]}")
 
 
 def _try_fold() -> None:

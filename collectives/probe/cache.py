@@ -50,10 +50,9 @@ def remember(topology: Topology, hosts: Sequence[str], machines: Sequence[str]) 
         The path of the file.
 
     Raises:
-        OSError: the folder cannot be made, or the file not be written.
+        OSError: the folder cannot be made or is not this user's own, or the file cannot be written.
     """
-    path = _path(hosts, machines)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = _path(hosts, machines, make=True)
     # A temporary file and a rename: several launches may write at once, and a reader must not see half a file.
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
         try:
@@ -66,7 +65,7 @@ def remember(topology: Topology, hosts: Sequence[str], machines: Sequence[str]) 
     return path
 
 
-def _path(hosts: Sequence[str], machines: Sequence[str]) -> Path:
+def _path(hosts: Sequence[str], machines: Sequence[str], make: bool = False) -> Path:
     which = sorted({f"{host}\0{machine}" for host, machine in zip(hosts, machines, strict=True)})
     names = hashlib.sha256("\0".join(which).encode()).hexdigest()[:24]
-    return cache_folder("links") / f"{names}-{VERSION}.json"
+    return cache_folder("links", make) / f"{names}-{VERSION}.json"

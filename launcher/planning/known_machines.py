@@ -95,18 +95,17 @@ def by_address(nodes: Sequence[_Addressed]) -> list[_Addressed]:
     return sorted(nodes, key=lambda node: [int(part) for part in re.findall(r"\d+", node.address)])
 
 
-def _path(job: Job) -> Path:
-    return cache_folder("inventory") / f"{re.sub(r'[^A-Za-z0-9]+', '-', job.cluster.address or 'local')}.json"
+def _path(job: Job, make: bool = False) -> Path:
+    return cache_folder("inventory", make) / f"{re.sub(r'[^A-Za-z0-9]+', '-', job.cluster.address or 'local')}.json"
 
 
 def remember(job: Job, inventory: Inventory) -> None:
     """Write the cache. A cache that cannot be written is not an error."""
     try:
-        path = _path(job)
-    except OSError:  # no home folder
+        path = _path(job, make=True)
+    except OSError:  # no home folder, or none of this user's own
         return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(inventory.to_json(), encoding="utf-8")
     except OSError:  # half a file is worse than none
         path.unlink(missing_ok=True)
@@ -115,5 +114,5 @@ def remember(job: Job, inventory: Inventory) -> None:
 def _recall(job: Job) -> Inventory | None:
     try:
         return job_file.load_inventory(_path(job)) if _path(job).is_file() else None
-    except (ConfigError, OSError):  # written by another version, or no home folder
+    except (ConfigError, OSError):  # written by another version, or no folder of this user's own
         return None

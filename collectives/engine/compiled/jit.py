@@ -6,6 +6,7 @@
 * cached on disk under one stamp for all compiled sources. Numba stamps a cache entry with the file of that function
   alone, so that a loop would go on using yesterday's kernels after only kernels.py changed. The same sources have the
   same folder wherever they lie: an environment made anew, or a copy that has travelled to a cluster, compiles nothing.
+* never cached where another user may write: Numba unpickles what it finds.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import logging
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,15 +25,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+from llvmlite import binding, ir
+from numba.core import cgutils, config, types
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, _CacheLocator
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
-from collectives.caches import cache_folder
+from collectives.caches import cache_folder, private_folder, temporary_folder
 
+logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 SOURCES = (
     *sorted(HERE.glob("*.py")),
@@ -43,28 +47,41 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @functools.cache
 def source_stamp() -> str:
-    """A digest of all files that compiled code is made from, and of what compiles them."""
-    digest = hashlib.sha256(numba.__version__.encode())
+    """A digest of all files that compiled code is made from, of what compiles them, and of the processor."""
+    processor = config.CPU_NAME or binding.get_host_cpu_name()
+    features = config.CPU_FEATURES or binding.get_host_cpu_features().flatten()
+    compiler = (numba.__version__, sys.implementation.cache_tag, processor, features)
+    digest = hashlib.sha256(repr(compiler).encode())
     for source in SOURCES:
         digest.update(source.read_bytes())
     return digest.hexdigest()
 
 
 @functools.cache
-def _folder() -> str | None:
-    """Where compiled code is kept; None leaves it to Numba: NUMBA_CACHE_DIR, beside the sources, or below ~/.cache."""
-    if os.environ.get("NUMBA_CACHE_DIR"):
-        return None
+def compiled_folder() -> Path:
+    """Where compiled code of this stamp is kept: below $NUMBA_CACHE_DIR or the user's cache. If that is not this user's
+    own or cannot be written, in a private folder among the temporary files, with a warning.
+
+    Raises:
+        OSError: nothing can be written anywhere.
+    """
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
     try:
-        every = cache_folder("compiled")
-        folder = every / source_stamp()[:16]
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            _forget_old(every)
-        with tempfile.TemporaryFile(dir=folder):
-            return str(folder)
-    except OSError:
-        return None
+        every = private_folder(Path(chosen) / "narrowgauge") if chosen else cache_folder("compiled", make=True)
+        return _of_this_stamp(every)
+    except OSError as error:
+        every = temporary_folder()
+        logger.warning("compiled code is kept in %s, because the usual folder cannot be used: %s", every, error)
+        return _of_this_stamp(every)
+
+
+def _of_this_stamp(every: Path) -> Path:
+    is_new = not (every / source_stamp()[:16]).is_dir()
+    folder = private_folder(every / source_stamp()[:16])
+    if is_new:
+        _forget_old(every)
+    with tempfile.TemporaryFile(dir=folder):
+        return folder
 
 
 def _forget_old(every: Path) -> None:
@@ -75,13 +92,39 @@ def _forget_old(every: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-class _EngineCache(FunctionCache):  # type: ignore[misc]  # numba is untyped
+class _Locator(_CacheLocator):  # type: ignore[misc]  # numba is untyped
+    """Numba's own locators try folders that others may write, and raise where none can be written."""
+
+    def __init__(self, function: Callable[..., Any], file: str) -> None:
+        self._py_file, self._line = file, function.__code__.co_firstlineno
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], file: str) -> _Locator:
+        return cls(function, file)
+
+    def get_cache_path(self) -> str:
+        return str(compiled_folder())
+
+    def get_source_stamp(self) -> str:
+        return source_stamp()
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+
+class _CacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = (_Locator,)
+
+
+class _EngineCache(FunctionCache):  # type: ignore[misc]
+    _impl_class = _CacheImpl
+
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        self._source_stamp = source_stamp()
-        self._cache_path: str = _folder() or self._impl.locator.get_cache_path()
+        # Once more, because NUMBA_CACHE_LOCATOR_CLASSES goes before the locator of a class.
+        self._cache_path = str(compiled_folder())
         self._cache_file = IndexDataCacheFile(
-            cache_path=self._cache_path, filename_base=self._impl.filename_base, source_stamp=self._source_stamp
+            cache_path=self._cache_path, filename_base=self._impl.filename_base, source_stamp=source_stamp()
         )
 
 
