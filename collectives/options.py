@@ -35,6 +35,8 @@ class Options:
             ("0" or "1").
         timeout_s: seconds without progress after which an op fails; None takes the timeout that torch gives the group.
             Env NARROWGAUGE_TIMEOUT_S.
+        hang_report_s: seconds without progress after which rank 0 logs which ranks have not joined the op, and where
+            they are; at the latest after half the timeout. 0: never. Env NARROWGAUGE_HANG_REPORT_S.
         topology: path of a topology JSON file; None measures the links between machines once and caches them; "equal"
             assumes equal links. Env NARROWGAUGE_TOPOLOGY.
         emulate: Mbit/s of each host's link, in the order of their lowest ranks, separated by commas ("1000,1000,100"):
@@ -56,6 +58,7 @@ class Options:
     window_bytes: int | None = None
     shared_memory: bool = True
     timeout_s: float | None = None
+    hang_report_s: float = 30.0
     topology: str | None = None
     emulate: str | None = None
     trace: str | None = None
@@ -75,6 +78,8 @@ class Options:
             raise UsageError(f"window_bytes is {self.window_bytes}; wanted at least slice_bytes, {self.slice_bytes}")
         if self.timeout_s is not None and not 0 < self.timeout_s <= MAX_TIMEOUT_S:
             raise UsageError(f"timeout_s is {self.timeout_s}; wanted more than 0, at most {MAX_TIMEOUT_S:g}")
+        if not 0 <= self.hang_report_s <= MAX_TIMEOUT_S:
+            raise UsageError(f"hang_report_s is {self.hang_report_s}; wanted 0 (never) to {MAX_TIMEOUT_S:g}")
         self.emulated_rates()
         if self.token == "":
             raise UsageError("token is empty; wanted a secret, or None to let rank 0 make one")
@@ -97,6 +102,7 @@ _READ: dict[str, tuple[Callable[[str], object], str]] = {
     "window_bytes": (int, "a whole number"),
     "shared_memory": ({"0": False, "1": True}.__getitem__, "0 or 1"),
     "timeout_s": (float, "a number"),
+    "hang_report_s": (float, "a number"),
 }
 
 

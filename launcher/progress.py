@@ -181,7 +181,7 @@ class _ToLauncher:
 
     def _since_last(self, stats: dict[str, Any]) -> dict[str, float]:
         """Increase of the counters since the last call; waits are those of the process group that waits most."""
-        now: dict[str, float] = {name: value for name, value in stats.items() if name != "waited_for"}
+        now: dict[str, float] = {name: value for name, value in stats.items() if not isinstance(value, dict)}
         now |= max(stats["waited_for"].values(), key=lambda waits: sum(waits.values()), default={})
         since = {name: value - self._before.get(name, 0.0) for name, value in now.items()}
         self._before = now

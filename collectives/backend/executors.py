@@ -36,7 +36,8 @@ class EngineExecutor:
 
     def start(self, call: Call, done: Done, timeout_s: float) -> None:
         residual = 0 if call.residual is None else call.residual.data_ptr()
-        self.engine.start(call.spec, call.source.data_ptr(), call.target.data_ptr(), done, timeout_s, residual)
+        source, target = call.source.data_ptr(), call.target.data_ptr()
+        self.engine.start(call.spec, source, target, done, timeout_s, residual, call.caller)
 
     def close(self) -> None:
         self.engine.close()

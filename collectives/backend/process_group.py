@@ -39,6 +39,7 @@ from collectives.backend.meter import METER
 from collectives.backend.monitored_barrier import monitored_barrier
 from collectives.backend.tensors import Call
 from collectives.backend.work import NarrowgaugeWork, finished
+from collectives.engine.hangs.call_site import call_site
 from collectives.errors import GroupClosed, UsageError
 from collectives.options import BACKEND, Options
 
@@ -297,6 +298,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
         One thread, so that calls start in the order in which they were made, whichever copy is done first.
         """
+        call.caller = call_site()
         self._staging_thread = self._staging_thread or ThreadPoolExecutor(1, f"narrowgauge-{self._name}-staging")
         self._staging_thread.submit(self._start_when_ready, call, work, timeout_s)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from collectives.backend.meter import METER, TRAINING
-from collectives.engine.lifetime import waits
+from collectives.engine.lifetime import hangs, waits
 
 
 def stats() -> dict[str, Any]:
@@ -26,9 +26,13 @@ def stats() -> dict[str, Any]:
             were none, among the ranks that accepted no data; and the seconds that callers waited for messages, by the
             other rank of each. A rank with outstanding slices may be healthy and itself
             waiting. Who is the straggler is decided otherwise and logged, see docs/guides/failures.md.
+        hangs: for each native group that this process is in and in which it has reported a hang, by its name, the last
+            report: `op` (its number), `doing` (the op as text), `waited_s` (seconds without progress), `missing` (each
+            rank that had not joined it, and why not) and `report` (the text that was logged, with the stacks). Rank 0
+            reports, `hang_report_s` seconds after the last progress.
         steps, samples, compute_s: of attached models (`collectives.attach`): steps, samples by the weights that were
             set, and seconds from the start of forward to the last gradient.
 
     Messages are not counted as ops or bytes, on Gloo not at all; nor is monitored_barrier.
     """
-    return {**METER.read(), **TRAINING, "waited_for": waits()}
+    return {**METER.read(), **TRAINING, "waited_for": waits(), "hangs": hangs()}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from collectives.backend.staging import as_bytes, from_host, is_plain, leaving, room_for, to_host
+from collectives.engine.hangs.call_site import CallSite
 from collectives.errors import UsageError
 from collectives.schedule.op import Collective, OpSpec
 
@@ -35,6 +36,7 @@ class Call:
         finish: copies the result from `target` to `outputs`; None if it is there already.
         ready: blocks until the copy into `source` is done; None if the op may start at once.
         residual: of an op with a codec, see `Engine.start`.
+        caller: who called, if another thread starts the op later.
     """
 
     spec: OpSpec
@@ -44,6 +46,7 @@ class Call:
     finish: Callable[[], None] | None = None
     ready: Callable[[], None] | None = None
     residual: Tensor | None = None
+    caller: CallSite | None = None
 
     @property
     def num_bytes(self) -> int:

@@ -8,6 +8,9 @@ A result or an error must reach three kinds of listener: a thread inside `wait`,
 DDP's reducer, which holds it in C++. Python listeners get the exception object itself. C++ does not see an exception
 set by `Future.set_exception`; it does see one raised by a callback. So the future that is handed out is always the
 child of an inner future, `_now`, which only carries the event; the child's callback returns the tensors or raises.
+Below the message of an error that a callback raises, torch prints the Python frames that it came through, and these
+would be the last lines of a log. So the callback is `_OUTCOME`, which has no frame: it is written in C, and so is the
+method of a finished generator that throws what it is given.
 
 Callbacks may block, and may even start and await further collectives (torch's PowerSGD hook does). On the executor's
 thread such a callback would wait for an op that only this thread can run. So futures are completed on helper threads,
@@ -16,7 +19,10 @@ and the pool never runs out of idle ones: a helper that is stuck in a callback d
 
 from __future__ import annotations
 
+import functools
+import operator
 import threading
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -27,10 +33,17 @@ from torch import Tensor
 from collectives.backend.c10d import dist
 from collectives.backend.meter import METER
 from collectives.backend.tensors import Call
-from collectives.errors import OpTimeout
+from collectives.errors import CollectiveError, OpTimeout
 
 _ALWAYS = threading.Event()  # shared by finished works: one is made for every synchronous call
 _ALWAYS.set()
+_OUTCOME = operator.methodcaller("outcome")
+"""Calls the attribute `outcome` of a future, which is set just before the future is completed."""
+
+
+def _nothing() -> Generator[list[Tensor], None, None]:
+    return
+    yield
 
 
 class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
@@ -51,7 +64,7 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
         self._error: BaseException | None = None
         self._settled = threading.Event() if calls else _ALWAYS
         self._lock = threading.Lock()
-        self._now: torch.futures.Future[None] | None = None
+        self._now: Any = None  # a Future[None] with the attribute `outcome`
         self._future: torch.futures.Future[list[Tensor]] | None = None
 
     @property
@@ -75,6 +88,8 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
             # Under the lock of `get_future`: a future taken before this is completed below, a later one over there.
             self._settled.set()
             now = self._now
+            if now is not None:
+                now.outcome = self._outcome()
         if now is not None:
             METER.future_settled()
             self._settle(now)
@@ -118,19 +133,25 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
         with self._lock:
             if self._future is not None:
                 return self._future
-            now: torch.futures.Future[None] = torch.futures.Future()
-            self._future = now.then(self._value)
+            now: Any = torch.futures.Future()
+            self._future = now.then(_OUTCOME)
             if self._settled.is_set():
-                now.set_result(None)  # nobody has the child yet, so this runs no callback but `_value`
+                now.outcome = self._outcome()
+                now.set_result(None)  # nobody has the child yet, so this runs no callback but `_OUTCOME`
             else:
                 self._now = now
                 METER.future_taken()
             return self._future
 
-    def _value(self, _: Any) -> list[Tensor]:
-        if self._error is not None:
-            raise self._error
-        return self._outputs
+    def _outcome(self) -> Callable[[], list[Tensor]]:
+        """What returns the outputs or raises the error of a work that has ended."""
+        if self._error is None:
+            return lambda: self._outputs
+        if isinstance(self._error, CollectiveError):
+            self._error.__traceback__ = None  # frames of the engine's; its messages say more
+        over = _nothing()
+        next(over, None)
+        return functools.partial(over.throw, self._error)
 
     def is_completed(self) -> bool:
         """Whether the op has ended, with or without an error."""
@@ -153,7 +174,9 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
         """
         if not self._settled.is_set():
             raise RuntimeError(f"{self._name}: result() before the op is done; wait() first")
-        return self._value(None)
+        if self._error is not None:
+            raise self._error
+        return self._outputs
 
     def source_rank(self) -> int:
         """Only a receive has a source; a collective raises.

@@ -7,9 +7,11 @@ late, and the sums of a half-finished op are not defined.
 
 The loop returns a status whenever it needs a decision, and `react` makes it: return to go on, raise to end the op.
 
-    INTERRUPTED   go on, unless the group is being closed. Python's signal handlers have run by then
-    CONTROL       read what the peer announced. A goodbye, and even a death, are no error yet: the peer's last slices
-                  may still be in its streams, and if more is outstanding than those the streams' end says so
+    INTERRUPTED   go on, unless the group is being closed. Python's signal handlers have run by then, and the watch
+                  (`hangs/`) reports the op if it stands still for long
+    CONTROL       read what the peer sent. A word is answered, and the op goes on. A goodbye, and even a death, are no
+                  error yet: the peer's last slices may still be in its streams, and if more is outstanding than those
+                  the streams' end says so
     the others    `faults.explain` finds who is at fault and raises
 """
 
@@ -22,6 +24,7 @@ from collectives.engine.compiled.connections import Net
 from collectives.engine.compiled.status import CONTROL, INTERRUPTED
 from collectives.engine.compiled.table import Table
 from collectives.engine.faults import explain
+from collectives.engine.hangs.watch import Watch
 from collectives.errors import CollectiveError
 from collectives.schedule.op import OpSpec
 from collectives.transport import control
@@ -36,8 +39,11 @@ class FaultPolicy:
         failure: why the group broke; None while it is whole.
     """
 
-    def __init__(self, rank: int, connections: Connections, channel: ControlChannel, net: Net) -> None:
+    def __init__(
+        self, rank: int, connections: Connections, channel: ControlChannel, net: Net, watch: Watch | None
+    ) -> None:  # fmt: skip
         self._rank, self._connections, self._control, self._net = rank, connections, channel, net
+        self._watch = watch
         self._rank_infos: Sequence[RankInfo] = connections.rank_infos
         self._lock = threading.Lock()
         self._listeners: list[Callable[[BaseException], object]] = []
@@ -71,12 +77,15 @@ class FaultPolicy:
     def react(self, status: int, spec: OpSpec, table: Table) -> None:
         """Return if the op may go on; raise what a status other than DONE means otherwise."""
         if status == INTERRUPTED:
+            if self._watch is not None:
+                self._watch.op_waits(table)
             return
         self.check()  # a message may have broken the group during this op, whose streams then ended for that reason
         if status == CONTROL:
             peer = int(table.run[0]["culprit"])
             self._control.read(peer)
-            self._net.control[peer] = -1  # it has said its last; poll would report it for ever
+            if self._control.has_ended(peer):
+                self._net.control[peer] = -1  # it has said its last; poll would report it for ever
             if peer not in self._control.aborted and peer not in self._control.unreachable:
                 return
-        raise explain(status, spec, self._rank, self._rank_infos, table, self._net, self._control)
+        raise explain(status, spec, self._rank, self._rank_infos, table, self._net, self._control, self._watch)

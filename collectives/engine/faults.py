@@ -8,18 +8,19 @@ at the aborts of others before it reports:
     else a rank whose control connection ended without a message, which is a process that died
     else the peer itself: its host is unreachable, it gave up for a reason of its own, or it said goodbye too early
 
-After a timeout nothing has failed, so the ranks that wait form a chain; the one at its end, which waits for none or
-for one that has not spoken, is the culprit.
+After a timeout nothing has failed, so all ranks are asked where they are (`hangs/`). Who has not joined the op is at
+fault; if all have, the ranks that wait form a chain, and the one at its end is named.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from collectives.engine.compiled.connections import BATCH, HEADER_BYTES, Net
 from collectives.engine.compiled.status import BAD_HEADER, OP_MISMATCH, PEER_CLOSED, SOCKET_ERROR, TIMEOUT
 from collectives.engine.compiled.table import NO_PEER, UP, Table
+from collectives.engine.hangs.watch import Watch
 from collectives.errors import CollectiveError, GroupClosed, OpMismatch, OpTimeout, PeerLost, ProtocolError
 from collectives.schedule.op import OpSpec
 from collectives.transport.control import ControlChannel
@@ -38,15 +39,16 @@ def explain(
     table: Table,
     net: Net,
     control: ControlChannel,
+    watch: Watch | None,
 ) -> CollectiveError:
     """The error that a status other than DONE and INTERRUPTED stands for."""
     run = table.run[0]
     where = f"{rank_infos[rank].describe()}, {spec} (op {int(run['op'])})"
     culprit = int(run["culprit"])
     if status == TIMEOUT:
-        return _timed_out(where, rank_infos, table, control)
+        return _timed_out(where, rank_infos, table, control, watch)
     if status == OP_MISMATCH:
-        return _mismatch(where, rank_infos[culprit], control)
+        return _mismatch(where, rank_infos[culprit], control, watch)
     if status == BAD_HEADER:
         return _unreadable(where, rank_infos[culprit], table, net)
     if culprit == NO_PEER:
@@ -106,45 +108,64 @@ def lost(
     return PeerLost(f"{where}: lost the connection to {peer.describe()}: {reason}{_log_of(peer)}. {waited}", culprit)
 
 
-def _mismatch(where: str, peer: RankInfo, control: ControlChannel) -> OpMismatch:
-    """Send the peer where this rank is, receive where the peer is, and show both."""
-    text = f"{where}: {peer.describe()} is in another collective at the same place"
+def _mismatch(where: str, peer: RankInfo, control: ControlChannel, watch: Watch | None) -> OpMismatch:
+    """Ask the peer where it is, send it where this rank is, and show both."""
+    answer = watch.ask([peer.rank])[peer.rank] if watch is not None else None
+    called = f", called at {watch.whereabouts().line}" if watch is not None else ""
+    text = f"{where}{called}: {peer.describe()} is in another collective at the same place"
+    if answer is not None:
+        text += f" (it is {answer.describe()})"
     control.send_abort(OpMismatch.__name__, peer.rank, text)
     control.drain(peer.rank)
     abort = control.aborted.get(peer.rank)
-    theirs = f" (it is {abort.text.split(': ')[0]})" if abort is not None else ""
+    if answer is None and abort is not None:
+        text += f" (it is {abort.text.split(': ')[0]})"
     return OpMismatch(
-        f"{text}{theirs}; all ranks must call the same collectives in the same order with the same sizes, dtypes and "
+        f"{text}; all ranks must call the same collectives in the same order with the same sizes, dtypes and "
         f"reductions, and have the same topology file, slice_bytes and window_bytes{_log_of(peer)}",
         peer.rank,
     )
 
 
-def _timed_out(where: str, rank_infos: Sequence[RankInfo], table: Table, control: ControlChannel) -> OpTimeout:
-    """The rank that this one waited for may itself have waited: follow the others' aborts to the end of the chain."""
-    waited_for, _ = _missing(table)
-    culprit = waited_for[0] if waited_for else None
+def _timed_out(
+    where: str, rank_infos: Sequence[RankInfo], table: Table, control: ControlChannel, watch: Watch | None
+) -> OpTimeout:
+    """Who has not come, as far as the ranks' answers show; else who is at the end of the chain of those that wait."""
+    names = [rank_info.describe() for rank_info in rank_infos]
+    found = watch.diagnose() if watch is not None else None
+    waited_for, _ = missing(table)
+    culprit = found.culprit if found is not None else None
+    if culprit is None:
+        culprit = _end_of_chain(waited_for, found.waits if found is not None else {})
     text = f"nothing moved for {int(table.run[0]['timeout_ns']) / 1e9:g} s. {_still_to_come(table, rank_infos)}"
+    if found is not None and found.missing:
+        shown = list(found.missing.items())[:_RANKS_NAMED]
+        text += f" Not in this collective: {'; '.join(f'{names[rank]} {why}' for rank, why in shown)}."
+        advice = (
+            "A rank that has not come runs another branch or number of steps, or pauses (then a longer timeout helps)"
+        )
+    else:
+        chain = f" {names[culprit]} is the last of those that wait for each other." if culprit is not None else ""
+        text += f"{chain} All ranks are in this collective."
+        advice = "A link between two of them is down or stands still"
     control.send_abort(OpTimeout.__name__, culprit, f"{where}: {text}")
-    chain = ""
-    while culprit is not None:
-        control.drain(culprit)
-        abort = control.aborted.get(culprit)
-        if abort is None or abort.culprit is None or rank_infos[abort.culprit].describe() in chain:
-            break
-        culprit = abort.culprit
-        chain += f" That one waited for {rank_infos[culprit].describe()}."
-    return OpTimeout(
-        f"{where}: {text}{chain} A rank that is waited for is not in this collective (another branch or number of "
-        "steps, a long pause: then a longer timeout helps), or hangs, or its link is cut"
-        f"{_log_of(rank_infos[culprit]) if culprit is not None else ''}",
-        culprit,
-    )
+    log = _log_of(rank_infos[culprit]) if culprit is not None else ""
+    return OpTimeout(f"{where}: {text} {advice}{log}", culprit)
+
+
+def _end_of_chain(waited_for: Sequence[int], waits: Mapping[int, Sequence[int]]) -> int | None:
+    """The last rank on the way from the first that this one waits for, each time to the first that that one does."""
+    last, seen = None, set[int]()
+    while waited_for and waited_for[0] not in seen:
+        last = waited_for[0]
+        seen.add(last)
+        waited_for = waits.get(last, ())
+    return last
 
 
 def _blamed(where: str, rank_infos: Sequence[RankInfo], reporter: int, table: Table) -> CollectiveError:
     """A peer gave up on this rank, which is healthy and itself waiting on another."""
-    waited_for, _ = _missing(table)
+    waited_for, _ = missing(table)
     culprit = next((peer for peer in waited_for if peer != reporter), None)
     return OpTimeout(
         f"{where}: {rank_infos[reporter].describe()} gave up waiting for this rank. "
@@ -176,14 +197,14 @@ def _unreadable(where: str, peer: RankInfo, table: Table, net: Net) -> ProtocolE
 
 def _still_to_come(table: Table, rank_infos: Sequence[RankInfo]) -> str:
     """The sentence that names what this rank waited for."""
-    peers, place = _missing(table)
+    peers, place = missing(table)
     verb = "waited for" if place else "waited to hand its slices to"
     names = ", ".join(rank_infos[peer].describe() for peer in peers[:_RANKS_NAMED]) or "its peers"
     more = f" and {len(peers) - _RANKS_NAMED} more" if len(peers) > _RANKS_NAMED else ""
     return f"This rank {verb} {names}{more}{place}."
 
 
-def _missing(table: Table) -> tuple[list[int], str]:
+def missing(table: Table) -> tuple[list[int], str]:
     """Whose slices are outstanding. Children come first: a parent may itself be waiting for them.
 
     Returns:

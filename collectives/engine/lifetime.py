@@ -16,7 +16,7 @@ import functools
 import multiprocessing.util
 import os
 import weakref
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Member(Protocol):
@@ -25,6 +25,7 @@ class Member(Protocol):
     def leave(self) -> None: ...
     def abandon(self) -> None: ...
     def waits(self) -> dict[str, float]: ...
+    def hang(self) -> dict[str, Any] | None: ...
 
     name: str
 
@@ -46,6 +47,12 @@ def left(member: Member) -> None:
 def waits() -> dict[str, dict[str, float]]:
     """For each group that this process is a member of now: the poll time attributed to each rank, in seconds."""
     return {member.name: member.waits() for member in list(_members)}
+
+
+def hangs() -> dict[str, dict[str, Any]]:
+    """For each group that this process is a member of now: the last report of a hang that it has made, if any."""
+    reports = {member.name: member.hang() for member in list(_members)}
+    return {name: report for name, report in reports.items() if report is not None}
 
 
 @atexit.register

@@ -22,6 +22,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from collectives.engine.hangs.call_site import CallSite, call_site
 from collectives.schedule.op import OpSpec
 
 Done = Callable[[BaseException | None], None]
@@ -38,6 +39,7 @@ class _Call:
     timeout_s: float
     residual: int
     done: Done
+    caller: CallSite | None
 
 
 class OpQueue:
@@ -51,6 +53,7 @@ class OpQueue:
 
     Attributes:
         closing: `close` was called.
+        caller: who started the op that the thread runs, or ran last.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class OpQueue:
         refusal: Callable[[OpSpec], BaseException],
     ) -> None:
         self.closing = False
+        self.caller: CallSite | None = None
         self._name, self._execute, self._fail, self._refusal = name, execute, fail, refusal
         self._lock = threading.Condition()
         self._calls: collections.deque[_Call] = collections.deque()
@@ -68,9 +72,12 @@ class OpQueue:
         self._thread = threading.Thread(target=self._serve, name=f"narrowgauge {name}", daemon=True)
         self._thread.start()
 
-    def start(self, spec: OpSpec, source: int, target: int, timeout_s: float, residual: int, done: Done) -> None:
+    def start(
+        self, spec: OpSpec, source: int, target: int, timeout_s: float, residual: int, done: Done,
+        caller: CallSite | None = None,
+    ) -> None:  # fmt: skip
         """Put an op in line; `done` is called on the queue's thread."""
-        call = _Call(spec, source, target, timeout_s, residual, done)
+        call = _Call(spec, source, target, timeout_s, residual, done, caller or call_site())
         with self._lock:
             if self.closing:
                 raise self._refusal(spec)
@@ -98,6 +105,10 @@ class OpQueue:
                         self._lock.notify_all()
         if not inline:
             self._run_in_turn(spec, source, target, timeout_s, residual)
+
+    def is_thread(self, identifier: int) -> bool:
+        """Whether that is the queue's thread."""
+        return self._thread.ident == identifier
 
     def close(self, interrupt: Callable[[], object]) -> bool:
         """Take no more ops; returns when none runs and none waits. False if it was closed before.
@@ -163,4 +174,6 @@ class OpQueue:
             if not self._calls:
                 return None
             self._working = True
-            return self._calls.popleft()
+            call = self._calls.popleft()
+            self.caller = call.caller
+            return call

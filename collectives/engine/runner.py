@@ -3,6 +3,7 @@
     op_queue.py        in which order ops run, and on which thread
     table_cache.py     from an op's spec to its plan and table
     fault_policy.py    what happens when an op cannot go on
+    hangs/             who is where when an op does not go on
     monitor/rounds.py  what ranks exchange between ops about stragglers and links
     messages/          messages between two ranks, beside the ops
 
@@ -11,17 +12,23 @@ The compiled loop runs without the GIL and comes back when the op is done or Pyt
 
 from __future__ import annotations
 
-import itertools
 import socket
 import sys
+import threading
 import time
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from collectives.engine import bootstrap, lifetime
 from collectives.engine.compiled import table
 from collectives.engine.compiled.connections import make_net
 from collectives.engine.compiled.status import DONE, INTERRUPTED
+from collectives.engine.compiled.table import TableLayout
 from collectives.engine.fault_policy import FaultPolicy
+from collectives.engine.faults import missing
+from collectives.engine.hangs.call_site import CallSite, call_site_of_thread, describe, main_stack
+from collectives.engine.hangs.diagnosis import Whereabouts
+from collectives.engine.hangs.watch import Watch
 from collectives.engine.messages.messenger import Messenger
 from collectives.engine.monitor.link_monitor import LinkMonitor
 from collectives.engine.monitor.rounds import MonitorRounds
@@ -80,6 +87,15 @@ class Counters:
     bytes_sent: int = 0
 
 
+class RunningOp(NamedTuple):
+    """An op, as far as it is needed to say where this rank is."""
+
+    number: int
+    spec: OpSpec
+    layout: TableLayout
+    thread: int
+
+
 class Engine:
     """One group's engine. `start`, `run` and `close` may be called from any thread.
 
@@ -99,7 +115,9 @@ class Engine:
         self.links_are_known = joined.is_known
         self.counters = Counters()
         self._connections, self._shared = connections, shared
-        self._generation, self._timeout_s, self._op_numbers = generation, timeout_s, itertools.count()
+        self._generation, self._timeout_s = generation, timeout_s
+        self._running: RunningOp | None = None
+        self._latest: RunningOp | None = None
         self._waker, self._wake = socket.socketpair()
         self._control = control.ControlChannel(connections.control)
         self._net = make_net(
@@ -110,8 +128,11 @@ class Engine:
             TRACE_ENTRIES if options.trace else 0,
         )
         self._tables = TableCache(rank, topology, options, shared.hosts, self._net)
-        self._faults = FaultPolicy(rank, connections, self._control, self._net)
         names = [rank_info.describe() for rank_info in connections.rank_infos]
+        self._watch = (
+            Watch(rank, name, names, self._control, self._whereabouts, options.hang_report_s) if self.size > 1 else None
+        )
+        self._faults = FaultPolicy(rank, connections, self._control, self._net, self._watch)
         self.messages = Messenger(rank, name, generation, connections, self._control, self._faults)
         self._trace = Trace(options.trace, name, rank, names, self._net) if options.trace else None
         is_watched = joined.is_known and len(topology.hosts) > 1
@@ -132,8 +153,9 @@ class Engine:
         return self._tables.topology
 
     def start(
-        self, spec: OpSpec, source: int, target: int, done: Done, timeout_s: float | None = None, residual: int = 0
-    ) -> None:
+        self, spec: OpSpec, source: int, target: int, done: Done, timeout_s: float | None = None, residual: int = 0,
+        caller: CallSite | None = None,
+    ) -> None:  # fmt: skip
         """Queue an op; returns at once.
 
         Args:
@@ -144,13 +166,14 @@ class Engine:
             residual: address of float32 of the message's length that are added to what this rank encodes, and hold
                 afterwards what encoding lost (error feedback, Seide et al. 2014). Of a result that this rank encodes
                 as a root that is n times the loss if it is an average, as if one contribution had lacked it. 0: none.
+            caller: who called, for messages; None takes the caller of this method.
 
         Raises:
             UsageError: the spec cannot be carried out. Nothing was queued.
             GroupClosed: `close` was called. Nothing was queued.
         """
         spec.check(self.size)
-        self._queue.start(spec, source, target, timeout_s or self._timeout_s, residual, done)
+        self._queue.start(spec, source, target, timeout_s or self._timeout_s, residual, done, caller)
 
     def run(self, spec: OpSpec, source: int, target: int, timeout_s: float | None = None, residual: int = 0) -> None:
         """As `start`, but returns when the op is done.
@@ -177,6 +200,10 @@ class Engine:
         infos = enumerate(self._connections.rank_infos)
         return {rank_info.describe(): seconds[peer] for peer, rank_info in infos if seconds[peer] > 0}
 
+    def hang(self) -> dict[str, Any] | None:
+        """The last report of a hang that this rank has made, see `stats`."""
+        return self._watch.last if self._watch is not None else None
+
     def close(self) -> None:
         """Say goodbye to the peers, end the threads, close all sockets. Ops and messages that still wait raise
         GroupClosed."""
@@ -188,6 +215,8 @@ class Engine:
         if self._trace is not None:
             self._trace.write()
         lifetime.left(self)
+        if self._watch is not None:
+            self._watch.close()
         self._connections.close()
         self._shared.close()
         self._close_waker()
@@ -207,6 +236,8 @@ class Engine:
     def abandon(self) -> None:
         """In a forked child: close its copies of the sockets and send nothing. Ops raise GroupClosed."""
         self._queue.abandon()
+        if self._watch is not None:
+            self._watch.abandon()
         self.messages.abandon()
         self._connections.close()
         self._close_waker()
@@ -237,16 +268,48 @@ class Engine:
         """Run an op to its end; what it ran by."""
         prepared = self._tables.get(spec)
         layout, advance = prepared.layout, prepared.entry.advance
-        scratch, number = self._tables.scratch(layout.scratch_bytes), next(self._op_numbers)
+        scratch, number = self._tables.scratch(layout.scratch_bytes), self._begun
         layout.set_run(number, self._generation, source, target, scratch, int(timeout_s * 1e9), residual)
-        while (status := advance()) != DONE:
-            if status == INTERRUPTED and self._queue.closing:
-                raise GroupClosed(f"rank {self.rank}: group {self.name} was closed while {spec} ran", self.rank)
-            self._faults.react(status, spec, layout.table)
+        self._running = self._latest = RunningOp(number, spec, layout, threading.get_ident())
+        try:
+            while (status := advance()) != DONE:
+                if status == INTERRUPTED and self._queue.closing:
+                    raise GroupClosed(f"rank {self.rank}: group {self.name} was closed while {spec} ran", self.rank)
+                self._faults.react(status, spec, layout.table)
+        finally:
+            self._running = None
         poll_ns, bytes_sent = layout.counters()
         self.counters.poll_s += poll_ns / 1e9
         self.counters.bytes_sent += bytes_sent
         return prepared
+
+    @property
+    def _begun(self) -> int:
+        """How many ops have begun; the number of the next."""
+        return self._latest.number + 1 if self._latest is not None else 0
+
+    def _whereabouts(self) -> Whereabouts:
+        """Where this rank is now; called by other threads, too, while ops begin and end."""
+        running, latest = self._running, self._latest
+        waited_s, waits_for = 0.0, list[int]()
+        if running is None:
+            site = call_site_of_thread(threading.main_thread().ident or 0)
+        else:
+            by_queue = self._queue.is_thread(running.thread)
+            site = self._queue.caller if by_queue else call_site_of_thread(running.thread)
+            table = running.layout.table
+            if table.run[0]["started"] == 1:
+                waited_s = (time.monotonic_ns() - int(table.run[0]["last_move_ns"])) / 1e9
+                waits_for, _ = missing(table)
+        return Whereabouts(
+            op=running.number if running is not None else None,
+            begun=latest.number + 1 if latest is not None else 0,
+            doing=str(latest.spec) if latest is not None else "",
+            waited_s=waited_s,
+            waits_for=tuple(waits_for),
+            line=describe(site),
+            stack=main_stack(),
+        )
 
     def _closed_before(self, spec: OpSpec) -> GroupClosed:
         return GroupClosed(f"rank {self.rank}: group {self.name} was closed before {spec} ran", self.rank)

@@ -1,7 +1,12 @@
-"""What a rank sends its peers when it leaves, on control connections: an abort (why, and who is at fault) or a goodbye.
+"""Control connections: one for each pair of ranks, beside its streams.
 
-Each rank sends at most one of them, as its last message. A connection that ends without one belongs to a process that
-died, unless the kernel reports that its host does not answer.
+A rank sends at most one last message, an abort (why, and who is at fault) or a goodbye. A connection that ends without
+one belongs to a process that died, unless the kernel reports that its host does not answer. Before its last message a
+rank may send words, small messages whose meaning is the business of `on_word`.
+
+Several threads read: those of collectives and of messages, which a last message ends, and that of the group's watch,
+which answers words while neither runs and leaves a last message for them. Nobody uses a socket's timeout, which would be
+the others', too.
 """
 
 from __future__ import annotations
@@ -12,11 +17,12 @@ import json
 import os
 import select
 import socket
+import struct
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-from collectives.transport.tcp import receive_frame, send_frame
+from typing import Any
 
 TEXT_LIMIT = 2000
 _FRAME_LIMIT = 16 * 1024
@@ -41,16 +47,19 @@ class ControlChannel:
         left: ranks that said goodbye.
         died: ranks whose connection ended without a message.
         unreachable: by rank, the kernel's error for a host that does not answer.
+        on_word: called with each word and its sender, on the thread that read it.
     """
 
     def __init__(self, control: dict[int, socket.socket]) -> None:
         self._control = control
         self._sent = False
+        self._full: set[int] = set()  # ranks whose connections took no more, perhaps in the middle of a frame
         self._reading, self._sending = threading.RLock(), threading.Lock()
         self.aborted: dict[int, Abort] = {}
         self.left: set[int] = set()
         self.died: set[int] = set()
         self.unreachable: dict[int, str] = {}
+        self.on_word: Callable[[int, Mapping[str, Any]], None] = lambda rank, word: None
 
     def send_goodbye(self) -> None:
         self._send_last({"goodbye": True})
@@ -58,30 +67,62 @@ class ControlChannel:
     def send_abort(self, kind: str, culprit: int | None, text: str) -> None:
         self._send_last({"kind": kind, "culprit": culprit, "text": text[:TEXT_LIMIT]})
 
-    def read(self, rank: int) -> None:
-        """Receive the message of a rank whose control connection is readable."""
-        with self._reading:
-            if not self._has_ended(rank):
-                self._read(rank)
+    def send_word(self, rank: int, word: Mapping[str, object]) -> bool:
+        """Send a rank a message that is not the last.
 
-    def _read(self, rank: int) -> None:
-        connection = self._control[rank]
-        connection.settimeout(_PATIENCE_S)
-        try:
-            message = json.loads(receive_frame(connection, _FRAME_LIMIT))
-            if message.get("goodbye"):
-                self.left.add(rank)
-            else:
-                culprit = message["culprit"]
-                culprit = None if culprit is None else int(culprit)
-                self.aborted[rank] = Abort(str(message["kind"]), culprit, str(message["text"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, OSError) and error.errno in _NO_ANSWER:
-                self.unreachable[rank] = os.strerror(error.errno)
-            else:
-                self.died.add(rank)
-        finally:
-            connection.settimeout(None)
+        Returns:
+            False if this rank or that one has sent its last, or the connection takes nothing.
+        """
+        connection = self._control.get(rank)
+        with self._sending:
+            if connection is None or self._sent or rank in self._full or self.has_ended(rank):
+                return False
+            try:
+                _send_frame(connection, json.dumps(word).encode())
+            except OSError:
+                self._full.add(rank)
+                return False
+        return True
+
+    def read(self, rank: int) -> None:
+        """Receive a message of a rank whose control connection is readable."""
+        with self._reading:
+            if self.has_ended(rank):
+                return
+            try:
+                message = _receive_frame(self._control[rank])
+                if message is not None and "word" not in message:
+                    self._note_last(rank, message)
+            except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+                self._note_end(rank, error)
+                return
+        if message is not None and "word" in message:
+            self.on_word(rank, message)
+
+    def read_word(self, rank: int) -> bool:
+        """As `read`, but a last message, or an end, stays where it is, for the op that needs it.
+
+        Returns:
+            Whether there may be more words.
+        """
+        with self._reading:
+            connection = self._control.get(rank)
+            if connection is None or self.has_ended(rank):
+                return False
+            try:
+                message = _peek_frame(connection)
+                if message is not None:
+                    if "word" not in message:
+                        return False
+                    _receive_frame(connection)
+            except (EOFError, ValueError, TypeError):
+                return False
+            except OSError as error:  # the kernel reports it once
+                self._note_end(rank, error)
+                return False
+        if message is not None:
+            self.on_word(rank, message)
+        return True
 
     def drain(self, rank: int) -> None:
         """Wait a moment for the message of a rank whose streams have ended, and take those of others that are here.
@@ -95,7 +136,7 @@ class ControlChannel:
     def _drain(self, rank: int, deadline: float) -> None:
         while (left_s := deadline - time.monotonic()) > 0:
             silent = {
-                connection.fileno(): other for other, connection in self._control.items() if not self._has_ended(other)
+                connection.fileno(): other for other, connection in self._control.items() if not self.has_ended(other)
             }
             poll = select.poll()
             for fd in silent:
@@ -106,8 +147,26 @@ class ControlChannel:
             if not readable:
                 return
 
-    def _has_ended(self, rank: int) -> bool:
+    def has_ended(self, rank: int) -> bool:
+        """Whether a rank's last message or end has been read."""
         return rank in self.aborted or rank in self.left or rank in self.died or rank in self.unreachable
+
+    def ranks_by_fd(self) -> dict[int, int]:
+        return {connection.fileno(): rank for rank, connection in self._control.items()}
+
+    def _note_last(self, rank: int, message: Mapping[str, Any]) -> None:
+        if message.get("goodbye"):
+            self.left.add(rank)
+        else:
+            culprit = message["culprit"]
+            culprit = None if culprit is None else int(culprit)
+            self.aborted[rank] = Abort(str(message["kind"]), culprit, str(message["text"]))
+
+    def _note_end(self, rank: int, error: Exception) -> None:
+        if isinstance(error, OSError) and error.errno in _NO_ANSWER:
+            self.unreachable[rank] = os.strerror(error.errno)
+        else:
+            self.died.add(rank)
 
     def _send_last(self, message: dict[str, object]) -> None:
         """Only the first is sent: what happens after an abort follows from it."""
@@ -115,11 +174,90 @@ class ControlChannel:
             if self._sent:
                 return
             self._sent = True
-        payload = json.dumps(message).encode()
-        for connection in self._control.values():
-            with contextlib.suppress(OSError):  # a peer that is gone needs no message
-                connection.settimeout(_PATIENCE_S)
-                send_frame(connection, payload)
+            payload = json.dumps(message).encode()
+            for rank, connection in self._control.items():
+                if rank not in self._full:
+                    with contextlib.suppress(OSError):  # a peer that is gone needs no message
+                        _send_frame(connection, payload)
+
+
+def _send_frame(connection: socket.socket, payload: bytes) -> None:
+    """Four bytes of length, then the payload.
+
+    Raises:
+        OSError: the peer is gone, or takes nothing for _PATIENCE_S.
+    """
+    left = memoryview(struct.pack("<I", len(payload)) + payload)
+    deadline = time.monotonic() + _PATIENCE_S
+    while left:
+        try:
+            left = left[connection.send(left, socket.MSG_DONTWAIT) :]
+        except BlockingIOError:
+            _wait(connection, select.POLLOUT, deadline)
+
+
+def _receive_frame(connection: socket.socket) -> Any:
+    """The message in the next frame; None if nothing is here.
+
+    Raises:
+        EOFError: the peer has closed, which may be in the middle of a frame.
+        OSError: another error of the connection, or half a frame for _PATIENCE_S.
+        ValueError: not JSON, or too long.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    try:
+        data = _receive(connection, 4)
+    except BlockingIOError:
+        return None
+    while len(data) < (length := _frame_length(data)):
+        try:
+            data += _receive(connection, length - len(data))
+        except BlockingIOError:
+            _wait(connection, select.POLLIN, deadline)
+    return json.loads(data[4:])
+
+
+def _peek_frame(connection: socket.socket) -> Any:
+    """As `_receive_frame`, but it stays where it is."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            data = _receive(connection, 4 + _FRAME_LIMIT, socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
+        if len(data) >= _frame_length(data):
+            return json.loads(data[4 : _frame_length(data)])
+        if time.monotonic() > deadline:
+            raise EOFError("half a frame, and nothing follows")
+        time.sleep(0.005)
+
+
+def _receive(connection: socket.socket, num_bytes: int, flags: int = 0) -> bytes:
+    data = connection.recv(num_bytes, socket.MSG_DONTWAIT | flags)
+    if not data:
+        raise EOFError("the peer has closed the connection")
+    return data
+
+
+def _frame_length(data: bytes) -> int:
+    """Of the whole frame that begins so, as far as it is known."""
+    if len(data) < 4:
+        return 4
+    (length,) = struct.unpack_from("<I", data)
+    if length > _FRAME_LIMIT:
+        raise ValueError(f"a frame of {length} bytes where at most {_FRAME_LIMIT} are allowed")
+    return 4 + int(length)
+
+
+def _wait(connection: socket.socket, events: int, deadline: float) -> None:
+    """
+    Raises:
+        OSError: the deadline has passed.
+    """
+    poll = select.poll()
+    poll.register(connection, events)
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise TimeoutError("the peer is slow")
 
 
 def shut(connection: socket.socket) -> None:

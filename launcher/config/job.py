@@ -146,6 +146,11 @@ class Collectives(Section):
         default=Options.timeout_s,
         description="Seconds without progress after which a collective fails. null: torch's timeout.",
     )
+    hang_report_s: float = Field(
+        default=Options.hang_report_s,
+        description="Seconds without progress after which rank 0 logs which ranks have not joined a collective, and "
+        "where they are; at the latest after half the timeout. 0: never.",
+    )
     topology: str | None = Field(
         default=Options.topology,
         description="Path of a topology file (JSON), as `launcher probe --save` writes it. null: the links are "
@@ -158,7 +163,7 @@ class Collectives(Section):
         "run, for ui.perfetto.dev.",
     )
 
-    @field_validator("streams", "slice_bytes", "timeout_s", "interface")
+    @field_validator("streams", "slice_bytes", "timeout_s", "hang_report_s", "interface")
     @classmethod
     def _accepted_by_the_engine(cls, value: Any, info: ValidationInfo) -> Any:
         Options(**{str(info.field_name): value})

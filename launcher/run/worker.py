@@ -72,6 +72,7 @@ def environment(
         "NARROWGAUGE_STREAMS": chosen.streams,
         "NARROWGAUGE_SLICE_BYTES": chosen.slice_bytes,
         "NARROWGAUGE_TIMEOUT_S": chosen.timeout_s,
+        "NARROWGAUGE_HANG_REPORT_S": f"{chosen.hang_report_s:g}",
         "NARROWGAUGE_INTERFACE": chosen.interface,
         "NARROWGAUGE_EMULATE": ",".join(f"{mbit:g}" for mbit in job.emulate) if job.emulate else None,
         "NARROWGAUGE_TOPOLOGY": chosen.topology,

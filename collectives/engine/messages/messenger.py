@@ -417,6 +417,8 @@ class Messenger:
     def _hear(self, peer: int, fd: int) -> None:
         """A control connection is readable: the peer leaves, has died, or gives up."""
         self._control.read(peer)
+        if not self._control.has_ended(peer):  # a word, which the group's watch has answered
+            return
         self._poll.unregister(fd)
         if peer in self._control.aborted:
             first = next(iter(self._pending), None)

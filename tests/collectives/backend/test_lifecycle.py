@@ -215,6 +215,7 @@ def test_a_failure_reaches_the_backward_pass_of_ddp() -> None:
     for text in (message, other):
         assert "PeerLost" in text
         assert "rank 1" in text
+        assert "\n" not in text, "the last line is not our message's"
 
 
 def ends(rank: int, size: int, store: Any) -> str:

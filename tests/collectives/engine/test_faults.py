@@ -47,8 +47,9 @@ def all_reduce(engine: Engine, count: int = 100_000, reduction: str = "sum", tim
 
 def die(engine: Engine) -> None:
     """What the kernel does for a killed process: every socket closes, no last words."""
+    connections = [*engine._connections.control.values(), *engine._connections.streams()]
     engine._control._control.clear()
-    for connection in [*engine._connections.control.values(), *engine._connections.streams()]:
+    for connection in connections:
         control.shut(connection)
 
 

@@ -45,7 +45,7 @@ def test_the_environment_is_torchruns_and_ours() -> None:
         entrypoint="train.py",
         env={"DATA": "/data", "OMP_NUM_THREADS": "3"},
         workers={"count": 4, "hosts": 2},
-        collectives={"timeout_s": 30.0, "streams": 2, "codec": "int8"},
+        collectives={"timeout_s": 30.0, "hang_report_s": 10.0, "streams": 2, "codec": "int8"},
         checkpoint={"every_steps": 50},
         global_batch=64,
     )
@@ -68,6 +68,7 @@ def test_the_environment_is_torchruns_and_ours() -> None:
         "NARROWGAUGE_STREAMS": "2",
         "NARROWGAUGE_SLICE_BYTES": str(job.collectives.slice_bytes),
         "NARROWGAUGE_TIMEOUT_S": "30.0",
+        "NARROWGAUGE_HANG_REPORT_S": "10",
         "NARROWGAUGE_CHECKPOINT_DIR": "/runs/x/checkpoints",
         "NARROWGAUGE_CHECKPOINT_EVERY": "50",
         "NARROWGAUGE_CHECKPOINT_KEEP": "3",

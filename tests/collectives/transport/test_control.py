@@ -1,0 +1,118 @@
+"""Control connections: words, then one last message; two threads read."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from collectives.transport import control
+from collectives.transport.control import ControlChannel
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[ControlChannel, ControlChannel, socket.socket]]:
+    """Rank 0's channel to rank 1, rank 1's to rank 0, and the socket of the latter."""
+    near, far = socket.socketpair()
+    with near, far:
+        yield ControlChannel({1: near}), ControlChannel({0: far}), far
+
+
+def heard(channel: ControlChannel) -> list[tuple[int, Any]]:
+    words: list[tuple[int, Any]] = []
+    channel.on_word = lambda rank, word: words.append((rank, word))
+    return words
+
+
+def test_words_come_before_the_last_message_and_none_after_it(pair: Any) -> None:
+    near, far, _ = pair
+    words = heard(far)
+    assert near.send_word(1, {"word": "one"})
+    assert near.send_word(1, {"word": "two"})
+    near.send_abort("OpTimeout", 1, "text")
+    near.send_goodbye()
+    assert not near.send_word(1, {"word": "three"})
+    assert far.read_word(0)
+    far.read(0)
+    assert words == [(0, {"word": "one"}), (0, {"word": "two"})]
+    assert not far.read_word(0), "the last message is for the op"
+    assert not far.has_ended(0)
+    far.read(0)
+    assert far.aborted[0] == control.Abort("OpTimeout", 1, "text")
+    assert not far.send_word(0, {"word": "four"})
+
+
+def test_the_watch_leaves_an_end_for_the_op(pair: Any) -> None:
+    near, far, _ = pair
+    near._control[1].close()
+    assert not far.read_word(0)
+    assert far.died == set()
+    far.read(0)
+    assert far.died == {0}
+
+
+def test_nothing_there_is_no_end(pair: Any) -> None:
+    """Another thread has read what poll reported."""
+    _, far, _ = pair
+    far.read(0)
+    assert far.read_word(0)
+    assert not far.has_ended(0)
+
+
+@pytest.mark.parametrize(
+    "said", [b"\xff\xff\xff\x7f", b"\x02\x00\x00\x00[]", b"\x01\x00\x00\x00{", b"\x01\x00\x00\x003"]
+)
+def test_nonsense_ends_a_connection(pair: Any, said: bytes) -> None:
+    near, far, _ = pair
+    near._control[1].sendall(said)
+    with contextlib.suppress(TypeError):
+        assert not far.read_word(0)
+    far.read(0)
+    assert far.died == {0}
+
+
+def test_half_a_frame_holds_nobody_up(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_PATIENCE_S", 0.1)
+    near, far, _ = pair
+    near._control[1].sendall(b"\x09\x00\x00\x00{")
+    assert not far.read_word(0)
+    far.read(0)
+    assert far.died == {0}
+
+
+def test_a_peer_that_takes_nothing_holds_nobody_up(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_PATIENCE_S", 0.1)
+    near, _, _ = pair
+    started = time.monotonic()
+    while near.send_word(1, {"word": "x" * 8000}):
+        assert time.monotonic() - started < 60
+    near.send_goodbye()
+
+
+def test_two_readers_lose_no_word_and_read_none_twice(pair: Any) -> None:
+    near, far, _ = pair
+    words = heard(far)
+    over = threading.Event()
+
+    def read(how: Any) -> None:
+        while not over.is_set():
+            how(0)
+
+    threads = [threading.Thread(target=read, args=(how,)) for how in (far.read, far.read_word, far.read)]
+    for thread in threads:
+        thread.start()
+    for number in range(500):
+        while not near.send_word(1, {"word": number}):
+            pass
+    deadline = time.monotonic() + 60
+    while len(words) < 500 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(word["word"] for _, word in words) == list(range(500))
