@@ -5,8 +5,8 @@ one belongs to a process that died, unless the kernel reports that its host does
 rank may send words, small messages whose meaning is the business of `on_word`.
 
 Several threads read: those of collectives and of messages, which a last message ends, and that of the group's watch,
-which answers words while neither runs and leaves a last message for them. Nobody uses a socket's timeout, which would be
-the others', too.
+which answers words while neither runs and leaves a last message for them. Nobody uses a socket's timeout, which would
+be the others', too.
 """
 
 from __future__ import annotations
