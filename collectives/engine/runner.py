@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from collectives.engine import bootstrap, lifetime
 from collectives.engine.compiled import table
@@ -87,13 +87,8 @@ class Counters:
     bytes_sent: int = 0
 
 
-class RunningOp(NamedTuple):
-    """An op, as far as it is needed to say where this rank is."""
-
-    number: int
-    spec: OpSpec
-    layout: TableLayout
-    thread: int
+RunningOp = tuple[OpSpec, TableLayout, int]
+"""An op, as far as it is needed to say where this rank is: spec, table, thread. A plain tuple: each op makes one."""
 
 
 class Engine:
@@ -118,6 +113,7 @@ class Engine:
         self._generation, self._timeout_s = generation, timeout_s
         self._running: RunningOp | None = None
         self._latest: RunningOp | None = None
+        self._begun = 0  # ops so far; the number of the next
         self._waker, self._wake = socket.socketpair()
         self._control = control.ControlChannel(connections.control)
         self._net = make_net(
@@ -269,8 +265,9 @@ class Engine:
         prepared = self._tables.get(spec)
         layout, advance = prepared.layout, prepared.entry.advance
         scratch, number = self._tables.scratch(layout.scratch_bytes), self._begun
+        self._begun = number + 1
         layout.set_run(number, self._generation, source, target, scratch, int(timeout_s * 1e9), residual)
-        self._running = self._latest = RunningOp(number, spec, layout, threading.get_ident())
+        self._running = self._latest = (spec, layout, threading.get_ident())
         try:
             while (status := advance()) != DONE:
                 if status == INTERRUPTED and self._queue.closing:
@@ -283,33 +280,22 @@ class Engine:
         self.counters.bytes_sent += bytes_sent
         return prepared
 
-    @property
-    def _begun(self) -> int:
-        """How many ops have begun; the number of the next."""
-        return self._latest.number + 1 if self._latest is not None else 0
-
     def _whereabouts(self) -> Whereabouts:
         """Where this rank is now; called by other threads, too, while ops begin and end."""
-        running, latest = self._running, self._latest
-        waited_s, waits_for = 0.0, list[int]()
+        running, latest, begun = self._running, self._latest, self._begun
+        op, waited_s, waits_for = None, 0.0, list[int]()
         if running is None:
             site = call_site_of_thread(threading.main_thread().ident or 0)
         else:
-            by_queue = self._queue.is_thread(running.thread)
-            site = self._queue.caller if by_queue else call_site_of_thread(running.thread)
-            table = running.layout.table
-            if table.run[0]["started"] == 1:
-                waited_s = (time.monotonic_ns() - int(table.run[0]["last_move_ns"])) / 1e9
-                waits_for, _ = missing(table)
-        return Whereabouts(
-            op=running.number if running is not None else None,
-            begun=latest.number + 1 if latest is not None else 0,
-            doing=str(latest.spec) if latest is not None else "",
-            waited_s=waited_s,
-            waits_for=tuple(waits_for),
-            line=describe(site),
-            stack=main_stack(),
-        )
+            _, layout, thread = running
+            site = self._queue.caller if self._queue.is_thread(thread) else call_site_of_thread(thread)
+            run = layout.table.run[0]
+            op = int(run["op"])
+            if run["started"] == 1:
+                waited_s = (time.monotonic_ns() - int(run["last_move_ns"])) / 1e9
+                waits_for, _ = missing(layout.table)
+        doing = str(latest[0]) if latest is not None else ""
+        return Whereabouts(op, begun, doing, waited_s, tuple(waits_for), describe(site), main_stack())
 
     def _closed_before(self, spec: OpSpec) -> GroupClosed:
         return GroupClosed(f"rank {self.rank}: group {self.name} was closed before {spec} ran", self.rank)
