@@ -86,7 +86,7 @@ class Link:
         self._transfers: collections.deque[tuple[int, Request, int]] = collections.deque()
         self._sending: _Outgoing | None = None
         self._counted = 0  # bytes of its payload that its request knows of
-        self._staging = bytearray(STAGING_BYTES)
+        self._staging = bytearray()  # made at the first receive: most pairs of a large group exchange no message
         self._staging_view = memoryview(self._staging)
         self._start = self._end = 0  # bytes in staging that have not been looked at
         self._payload: Payload | None = None
@@ -191,6 +191,9 @@ class Link:
         Raises:
             OSError: the connection has ended.
         """
+        if not self._staging:
+            self._staging = bytearray(STAGING_BYTES)
+            self._staging_view = memoryview(self._staging)
         for _ in range(AT_ONCE):
             straight = self._payload is not None and self._start == self._end and self._left >= STAGING_BYTES
             if straight:
@@ -217,7 +220,7 @@ class Link:
     def drop_unread(self) -> None:
         """Read what is here, for nobody."""
         with contextlib.suppress(OSError):
-            while self.connection.recv_into(self._staging):
+            while self.connection.recv(STAGING_BYTES):
                 pass
 
     @property

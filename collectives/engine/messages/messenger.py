@@ -346,7 +346,7 @@ class Messenger:
                     self._hear(self._control_of[fd], fd)
                 elif link.mask:
                     self._serve_link(link, events)
-        except Exception as error:  # its request, if it has one, has been told; the thread must live on
+        except Exception as error:  # its request, if any, has it already; the thread must live on
             self._faults.break_group(error)
         return bool(ready)
 
