@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from collectives.errors import UsageError
 from collectives.schedule.codec import CODECS as ENGINE_CODECS
@@ -12,6 +12,7 @@ from collectives.schedule.codec import CODECS as ENGINE_CODECS
 BACKEND = "narrowgauge"
 """The backend's name in torch.distributed."""
 CODECS = (*ENGINE_CODECS, "low-rank", "auto")
+MIN_TOKEN = 16
 MAX_TIMEOUT_S = 1e9  # thirty years; the engine counts nanoseconds in 64 bits
 
 
@@ -22,12 +23,13 @@ class Options:
     Attributes:
         backend: "narrowgauge", or "gloo" to run the same calls on torch's Gloo. Env NARROWGAUGE_BACKEND.
         host: name of the (emulated) host of this rank; None detects it. Env NARROWGAUGE_HOST.
-        token: shared secret that peers must prove; None: rank 0 makes one and shares it through the store.
-            Env NARROWGAUGE_TOKEN.
+        token: shared secret of at least 16 characters that peers must prove; what ranks publish in the store is signed
+            with it, and a group never moves to Gloo unless all ranks ask for that. None: rank 0 makes one and shares it
+            through the store, whoever can write to which is trusted. Env NARROWGAUGE_TOKEN.
         interface: network interface whose address peers should use, or several, separated by commas, over which the
             streams are spread; None takes the one that reaches the store. Env NARROWGAUGE_INTERFACE.
-        streams: TCP connections for each peer; "auto": as many as the links' rate and latency need.
-            Env NARROWGAUGE_STREAMS.
+        streams: TCP connections for each peer; "auto": as many as the links' rate and latency need. If ranks ask for
+            different numbers, all take the smallest. Env NARROWGAUGE_STREAMS.
         slice_bytes: size of the pipelined unit in bytes. Env NARROWGAUGE_SLICE_BYTES.
         window_bytes: bytes of a message that may be in flight; bounds the engine's memory. None takes 4 MiB, or more
             for links with a high rate and latency. Env NARROWGAUGE_WINDOW_BYTES.
@@ -51,7 +53,7 @@ class Options:
 
     backend: str = "narrowgauge"
     host: str | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     interface: str | None = None
     streams: int | str = "auto"
     slice_bytes: int = 64 * 1024
@@ -81,8 +83,11 @@ class Options:
         if not 0 <= self.hang_report_s <= MAX_TIMEOUT_S:
             raise UsageError(f"hang_report_s is {self.hang_report_s}; wanted 0 (never) to {MAX_TIMEOUT_S:g}")
         self.emulated_rates()
-        if self.token == "":
-            raise UsageError("token is empty; wanted a secret, or None to let rank 0 make one")
+        if self.token is not None and len(self.token) < MIN_TOKEN:
+            raise UsageError(
+                f"token has {len(self.token)} characters; wanted at least {MIN_TOKEN}, which nobody guesses, the same "
+                'on all ranks: make one with python -c "import secrets; print(secrets.token_hex(16))"'
+            )
 
     def emulated_rates(self) -> list[float]:
         """Payload bytes per second of each host's emulated link; [] if links are not emulated."""
@@ -125,6 +130,12 @@ def configure(**settings: object) -> None:
 def current() -> Options:
     """The options in force: from `configure`, else from the environment, else the defaults."""
     return replace(_from_environment(), **_configured)  # type: ignore[arg-type]
+
+
+def current_token() -> str | None:
+    """The token in force, also while another option has a value that `current` refuses."""
+    token = _configured.get("token", os.environ.get("NARROWGAUGE_TOKEN") or None)
+    return token if isinstance(token, str) else None
 
 
 def _from_environment() -> Options:

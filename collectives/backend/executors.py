@@ -1,12 +1,12 @@
 """Which executor a group gets: the native engine, or Gloo where that was asked for or the engine cannot run.
 
 All ranks of a group must choose the same. Each publishes which one its options ask for and whether its engine passed
-the self-test, and reads what the others published. If one rank needs Gloo, all take it.
+the self-test, and reads what the others published. If one rank needs Gloo, all take it, with a warning; where a token
+is set they fail instead, since Gloo's connections prove nothing, unless all ranks ask for Gloo.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +16,10 @@ import torch
 from collectives.backend import gloo
 from collectives.backend.c10d import GlooGroup, Store, dist
 from collectives.backend.tensors import Call, Done, Executor
+from collectives.errors import RendezvousError
 from collectives.options import Options
+from collectives.transport.rendezvous import Rendezvous, meet
+from collectives.transport.watched_store import Watch
 
 if TYPE_CHECKING:
     from collectives.engine.runner import Engine
@@ -57,36 +60,54 @@ class Chosen(NamedTuple):
     devices: bool
 
 
-def choose(store: Store, rank: int, size: int, name: str, timeout_s: float, settings: Options) -> Chosen:
+def choose(
+    store: Store, rank: int, size: int, name: str, timeout_s: float, settings: Options, parent: Watch | None = None
+) -> Chosen:
     """Form the group on the executor that all its ranks can use.
 
+    Args:
+        parent: which of these ranks have left the group that this one is a part of.
+
     Raises:
-        RendezvousError: the ranks did not find each other.
+        RendezvousError: the ranks did not find each other, or differ in what must be equal; names the rank.
     """
-    on_gloo, devices = _agree(store, rank, size, settings)
-    if on_gloo:
-        group = gloo.connect(dist.PrefixStore("gloo", store), rank, size, timeout_s, settings)
-        return Chosen(gloo.GlooExecutor(group, rank, size), group, devices)
-    from collectives.engine.runner import connect  # here: on Gloo numba is never loaded
+    with meet(store, rank, size, name, 0, settings, timeout_s, parent) as meeting:
+        on_gloo, devices = _agree(meeting, settings)
+        if on_gloo:
+            meeting.connections.close()
+            group = gloo.connect(dist.PrefixStore("gloo", store), rank, size, timeout_s, settings)
+            return Chosen(gloo.GlooExecutor(group, rank, size), group, devices)
+        from collectives.engine.runner import start  # here: on Gloo numba is never loaded
 
-    engine = connect(dist.PrefixStore("engine", store), rank, size, name, timeout_s, settings)
-    return Chosen(EngineExecutor(engine), None, devices)
+        return Chosen(EngineExecutor(start(meeting, settings, timeout_s)), None, devices)
 
 
-def _agree(store: Store, rank: int, size: int, settings: Options) -> tuple[bool, bool]:
-    """Whether to take Gloo, and whether any rank has an accelerator; the same on all ranks."""
-    wants_gloo = settings.backend == "gloo"
-    fault = None if wants_gloo else _self_test()
-    devices = torch.accelerator.is_available()
-    store.set(f"executor/{rank}", json.dumps({"gloo": wants_gloo, "fault": fault, "devices": devices}))
-    published = [json.loads(store.get(f"executor/{other}")) for other in range(size)]
+def _agree(meeting: Rendezvous, settings: Options) -> tuple[bool, bool]:
+    """Whether to take Gloo, and whether any rank has an accelerator; the same on all ranks.
+
+    Raises:
+        RendezvousError: some ranks need Gloo, and a token is set.
+    """
+    asked = [each.rank for each in meeting.rank_infos if each.backend == "gloo"]
+    all_asked = len(asked) == meeting.size
+    if not all_asked:
+        meeting.connect()  # before the self-test, which may compile for a minute: who ends meanwhile is noticed
+    fault = None if asked else _self_test()
+    published = meeting.store.gather("executor", {"fault": fault, "devices": torch.accelerator.is_available()})
     faults = [f"rank {other}: {each['fault']}" for other, each in enumerate(published) if each["fault"]]
-    asked = [other for other, each in enumerate(published) if each["gloo"]]
+    reason = None
     if faults:
         more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
-        _warn(f"the native engine failed its self-test on {'; '.join(faults[:3])}{more}")
-    elif 0 < len(asked) < size:
-        _warn(f"the options of ranks {asked} ask for it, those of the others do not")
+        reason = f"the native engine failed its self-test on {'; '.join(faults[:3])}{more}"
+    elif asked and not all_asked:
+        reason = f"the options of ranks {asked} ask for it, those of the others do not"
+    if reason is not None and settings.token is not None:
+        raise RendezvousError(
+            f"group {meeting.store.group} would have to run on Gloo, because {reason}. Gloo's connections prove no "
+            "token, and one is set: give all ranks backend='gloo' if that is meant, or run without a token"
+        )
+    if reason is not None:
+        _warn(reason)
     return bool(faults or asked), any(each["devices"] for each in published)
 
 

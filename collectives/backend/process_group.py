@@ -42,6 +42,9 @@ from collectives.backend.work import NarrowgaugeWork, finished
 from collectives.engine.hangs.call_site import call_site
 from collectives.errors import GroupClosed, UsageError
 from collectives.options import BACKEND, Options
+from collectives.transport.control import Ending
+from collectives.transport.rendezvous import announce
+from collectives.transport.watched_store import Watch
 
 if TYPE_CHECKING:
     from collectives.engine.runner import Engine
@@ -75,16 +78,31 @@ def create(torch_options: Any, pg_options: object = None) -> NarrowgaugeGroup:
         UsageError: pg_options are of another backend.
         RendezvousError: the ranks did not find each other.
     """
-    if pg_options is not None and not isinstance(pg_options, Options):
+    rank, size, name = torch_options.group_rank, torch_options.group_size, str(torch_options.group_id)
+    timeout_s = torch_options.timeout.total_seconds()
+    try:
+        settings = _settings(pg_options)
+    except UsageError as error:
+        announce(torch_options.store, rank, size, name, options.current_token(), timeout_s, error)
+        raise
+    parent = _endings_in_default_group(list(torch_options.global_ranks_in_group))
+    return NarrowgaugeGroup(torch_options.store, rank, size, name, timeout_s, settings, parent)
+
+
+def _settings(pg_options: object) -> Options:
+    if pg_options is None:
+        return options.current()
+    if not isinstance(pg_options, Options):
         raise UsageError(f"pg_options is a {type(pg_options).__name__}; backend narrowgauge takes collectives.Options")
-    return NarrowgaugeGroup(
-        torch_options.store,
-        torch_options.group_rank,
-        torch_options.group_size,
-        str(torch_options.group_id),
-        torch_options.timeout.total_seconds(),
-        pg_options or options.current(),
-    )
+    return pg_options
+
+
+def _endings_in_default_group(members: Sequence[int]) -> Watch | None:
+    """Which of these ranks of the default group have left it, by their positions here; None if there is none yet."""
+    parent = dist.GroupMember.WORLD
+    if not members or not isinstance(parent, NarrowgaugeGroup):
+        return None
+    return parent.endings_among(members)
 
 
 class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
@@ -96,6 +114,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         name: of the group, equal on all ranks.
         timeout_s: seconds without progress after which an op fails, unless the options or the op say otherwise.
         settings: options of the group.
+        parent: which of its ranks have left the group that it is a part of.
     """
 
     supports_splitting = True
@@ -103,7 +122,10 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     supports_time_estimate = False
     supports_shrinking = False
 
-    def __init__(self, store: Store, rank: int, size: int, name: str, timeout_s: float, settings: Options) -> None:
+    def __init__(
+        self, store: Store, rank: int, size: int, name: str, timeout_s: float, settings: Options,
+        parent: Watch | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(rank, size)
         self._rank, self._size, self._name = rank, size, name
         self._store = store
@@ -113,7 +135,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         self._barriers = 0
         self._helpers = ThreadPoolExecutor(MAX_HELPERS, f"narrowgauge-{name}-futures")
         self._staging_thread: ThreadPoolExecutor | None = None  # started by the first call that waits for a device
-        self._executor, self._gloo, self._devices = choose(store, rank, size, name, self._timeout_s, settings)
+        self._executor, self._gloo, self._devices = choose(store, rank, size, name, self._timeout_s, settings, parent)
         self._is_open = True
         self._messages: Messages
         if self.engine is not None:
@@ -363,9 +385,22 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
             name,
             self._timeout_s if timeout is None else timeout.total_seconds(),
             opts if isinstance(opts, Options) else self._settings,
+            self.endings_among(ranks),
         )
         part._set_group_desc(group_desc or f"part of {self._name}")
         return part
+
+    def endings_among(self, ranks: Sequence[int]) -> Watch | None:
+        """For a group of some of this group's ranks: which of them have left this one, by their positions there."""
+        engine = self.engine
+        if engine is None:
+            return None
+        position = {rank: index for index, rank in enumerate(ranks)}
+
+        def endings() -> dict[int, Ending]:
+            return {position[rank]: ending for rank, ending in engine.endings().items() if rank in position}
+
+        return endings
 
     def perform_nocolor_split(self, device: torch.device) -> None:
         """Nothing to do: ranks outside a new group take no part in forming it."""

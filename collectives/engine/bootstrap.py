@@ -16,20 +16,26 @@ import hashlib
 import itertools
 import logging
 import math
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from collectives.errors import PlanError, UsageError
 from collectives.options import Options
+from collectives.planning.planner import plan
 from collectives.probe import measure, recall, remember
 from collectives.probe.lead import memory_bytes_per_s
+from collectives.schedule.op import Collective
 from collectives.topology import Host, Pair, Topology
 from collectives.transport import rendezvous, tcp
+from collectives.transport.rank_info import differing_math
 
 logger = logging.getLogger(__name__)
 MAX_STREAMS = 16
 MAX_PROBE_S = 60.0
 QUEUE_S = 0.010
 NEARLY_AS_SLOW = 1.5
+PLANS_COMPARED: tuple[tuple[Collective, int], ...] = (("all_reduce", 10_000), ("all_reduce", 25_000_000))
 _MEASURE = "measure"
 _known: list[Topology] = []
 
@@ -48,68 +54,81 @@ class Joined:
     is_known: bool
 
 
-def join(
-    store: rendezvous.Store, rank: int, size: int, name: str, generation: int, options: Options, timeout_s: float
-) -> Joined:
-    """Connect to the other ranks, and find out how fast the links between the hosts are.
+def join(meeting: rendezvous.Rendezvous, options: Options) -> Joined:
+    """Find out how fast the links between the hosts are, and make as many connections as they need.
+
+    Args:
+        meeting: of the group's ranks, with their control connections.
 
     Raises:
         RendezvousError: the group could not be formed; names the rank.
         PlanError: the topology file is wrong, or not about these hosts.
     """
-    requested = options.streams if isinstance(options.streams, int) else 1
-    formed = rendezvous.rendezvous(store, rank, size, name, generation, options, timeout_s, requested)
-    try:
-        hosts = rendezvous.host_names(formed.rank_infos)
-        emulated = options.emulated_rates()
-        if options.topology not in (None, "equal"):
-            topology, is_known = _from_file(str(options.topology), hosts), True
-        elif emulated:
-            topology, is_known = _emulated(hosts, emulated), True
-        elif options.topology is None and len({rank_info.machine for rank_info in formed.rank_infos}) > 1:
-            topology, is_known = _measured(store, rank, hosts, formed, timeout_s), True
-        elif options.topology is None and size > 1:
-            topology, is_known = _on_one_machine(store, rank, hosts), False
-        else:
-            topology, is_known = Topology.from_hosts(hosts), False
-        _check_agreement(store, rank, formed.rank_infos, topology, options)
-        if options.streams == "auto" and (streams := streams_for(topology, tcp.max_bytes_in_flight())) > 1:
-            formed.close()
-            formed = rendezvous.rendezvous(
-                _Renamed(store, "streams"), rank, size, name, generation, options, timeout_s, streams
-            )
-        if is_known:
-            _keep_queues_short(formed, rank, topology)
-        if emulated:
-            _pace(formed, rank, topology)
-    except BaseException:
-        formed.close()
-        raise
-    return Joined(formed, topology, is_known)
+    rank_infos, rank = meeting.rank_infos, meeting.rank
+    hosts = rendezvous.host_names(rank_infos)
+    meeting.open_streams(first_streams(rank_infos))
+    emulated = options.emulated_rates()
+    if options.topology not in (None, "equal"):
+        topology, is_known = _from_file(str(options.topology), hosts), True
+    elif emulated:
+        topology, is_known = _emulated(hosts, emulated), True
+    elif options.topology is None and len({rank_info.machine for rank_info in rank_infos}) > 1:
+        topology, is_known = _measured(meeting, hosts), True
+    elif options.topology is None and meeting.size > 1:
+        topology, is_known = _on_one_machine(meeting, hosts), False
+    else:
+        topology, is_known = Topology.from_hosts(hosts), False
+    _check_agreement(meeting, topology, options)
+    meeting.open_streams(meeting.store.decide("streams", lambda: final_streams(rank_infos, topology)))
+    if is_known:
+        _keep_queues_short(meeting.connections, rank, topology)
+    if emulated:
+        _pace(meeting.connections, rank, topology)
+    return Joined(meeting.connections, topology, is_known)
 
 
-def _check_agreement(
-    store: rendezvous.Store, rank: int, rank_infos: list[rendezvous.RankInfo], topology: Topology, options: Options
-) -> None:
-    """Every rank plans for itself, so all must plan from the same.
+def _check_agreement(meeting: rendezvous.Rendezvous, topology: Topology, options: Options) -> None:
+    """Every rank plans for itself, so all must plan from the same, and come to the same.
 
     Raises:
         PlanError: two ranks differ; shows both. The same on all ranks.
     """
+    rank_infos = meeting.rank_infos
     basis = f"{topology.to_json()}slice_bytes: {options.slice_bytes}\nwindow_bytes: {options.window_bytes}"
-    store.set(f"basis/{rank}", basis)
-    store.set(f"digest/{rank}", hashlib.sha256(basis.encode()).hexdigest())
-    digests = [bytes(store.get(f"digest/{other}")) for other in range(len(rank_infos))]
+    meeting.store.publish("basis", basis)
+    digests = meeting.store.gather("digest", hashlib.sha256(basis.encode()).hexdigest())
     other = next((other for other, digest in enumerate(digests) if digest != digests[0]), None)
-    if other is None:
-        return
-    first, second = (bytes(store.get(f"basis/{each}")).decode().splitlines() for each in (0, other))
-    here, there = next(pair for pair in itertools.zip_longest(first, second, fillvalue="nothing") if len({*pair}) > 1)
-    raise PlanError(
-        f"{rank_infos[0].describe()} and {rank_infos[other].describe()} would plan from different links or slices:\n"
-        f"  rank 0: {here.strip()}\n  rank {other}: {there.strip()}\n"
-        "give all ranks the same topology file, slice_bytes and window_bytes"
-    )
+    if other is not None:
+        first, second = (str(meeting.store.read("basis", each)).splitlines() for each in (0, other))
+        lines = itertools.zip_longest(first, second, fillvalue="nothing")
+        here, there = next(pair for pair in lines if len({*pair}) > 1)
+        who, whom = rank_infos[0].describe(), rank_infos[other].describe()
+        raise PlanError(
+            f"{who} and {whom} would plan from different links or slices:\n"
+            f"  rank 0: {here.strip()}\n  rank {other}: {there.strip()}\n"
+            "give all ranks the same topology file, slice_bytes and window_bytes"
+        )
+    versions = differing_math(rank_infos)
+    if versions is not None:
+        plans = meeting.store.gather("plans", [plan(topology, *each).fingerprint() for each in PLANS_COMPARED])
+        if any(each != plans[0] for each in plans):
+            raise PlanError(f"different versions of numpy or scipy make different plans: {versions}; install the same")
+        logger.info("versions of numpy and scipy differ, and the plans do not: %s", versions)
+
+
+def first_streams(rank_infos: Sequence[rendezvous.RankInfo]) -> int:
+    """Connections for slices that each pair of ranks has at least: the smallest number that a rank's options ask for,
+    but one for each interface of the rank that has most."""
+    asked = [each.streams for each in rank_infos if each.streams is not None]
+    return max(min(asked, default=1), *(each.interfaces for each in rank_infos), 1)
+
+
+def final_streams(rank_infos: Sequence[rendezvous.RankInfo], topology: Topology) -> int:
+    """As `first_streams`; where no rank asks for a number, as many as the links need."""
+    if any(each.streams is not None for each in rank_infos):
+        return first_streams(rank_infos)
+    needed = streams_for(topology, min(each.max_in_flight for each in rank_infos))
+    return max(first_streams(rank_infos), needed)
 
 
 def streams_for(topology: Topology, max_bytes: int) -> int:
@@ -131,7 +150,10 @@ def _from_file(path: str, hosts: list[str]) -> Topology:
     Raises:
         PlanError: it fits neither way, or has ranks of different hosts on one.
     """
-    topology = Topology.load(path)
+    try:
+        topology = Topology.load(path)
+    except OSError as error:
+        raise PlanError(f"{path}: the topology file cannot be read here: {error.strerror or error}") from None
     named = {host.name for host in topology.hosts}
     if {*hosts} <= named:
         return topology.seated(hosts)
@@ -148,30 +170,29 @@ def _from_file(path: str, hosts: list[str]) -> Topology:
     return topology
 
 
-def _measured(
-    store: rendezvous.Store, rank: int, hosts: list[str], formed: rendezvous.Connections, timeout_s: float
-) -> Topology:
-    machines = [rank_info.link_key() for rank_info in formed.rank_infos]
-    if rank == 0:
+def _measured(meeting: rendezvous.Rendezvous, hosts: list[str]) -> Topology:
+    machines = [rank_info.link_key() for rank_info in meeting.rank_infos]
+
+    def known() -> str:
         found = next((known.seated(hosts) for known in _known if {*hosts} <= {h.name for h in known.hosts}), None)
         found = found or recall(hosts, machines)
-        store.set("links", _MEASURE if found is None else found.to_json())
-    published = bytes(store.get("links")).decode()
+        return _MEASURE if found is None else found.to_json()
+
+    published = str(meeting.store.decide("links", known))
     if published != _MEASURE:
         topology = Topology.from_json(published)
     else:
-        topology = measure(rank, hosts, formed.data, min(timeout_s, MAX_PROBE_S))
-        if rank == 0:
+        left_s = meeting.store.deadline - time.monotonic()
+        topology = measure(meeting.rank, hosts, meeting.connections.data, max(1.0, min(left_s, MAX_PROBE_S)))
+        if meeting.rank == 0:
             _keep(topology, hosts, machines)
     _known.append(topology)
     return topology
 
 
-def _on_one_machine(store: rendezvous.Store, rank: int, hosts: list[str]) -> Topology:
+def _on_one_machine(meeting: rendezvous.Rendezvous, hosts: list[str]) -> Topology:
     """There is no link to measure, only the rate at which rank 0 copies memory."""
-    if rank == 0:
-        store.set("memory", str(_memory_bytes_per_s()))
-    measured = float(bytes(store.get("memory")))
+    measured = float(meeting.store.decide("memory", _memory_bytes_per_s))
     plain = Topology.from_hosts(hosts)
     return replace(plain, hosts=tuple(replace(host, memory_bytes_per_s=measured) for host in plain.hosts))
 
@@ -235,19 +256,3 @@ def _pace(formed: rendezvous.Connections, rank: int, topology: Topology) -> None
         connections = streams * len(own.ranks) * len(other.ranks)
         pair = next(pair for pair in topology.pairs if (pair.source, pair.target) == (own.name, other.name))
         tcp.pace(connection, pair.bytes_per_s / connections)
-
-
-class _Renamed:
-    """A part of a store, under a name of its own."""
-
-    def __init__(self, store: rendezvous.Store, name: str) -> None:
-        self.underlying_store, self._name = store, name
-
-    def set(self, key: str, value: str) -> object:
-        return self.underlying_store.set(f"{self._name}/{key}", value)
-
-    def get(self, key: str) -> bytes:
-        return self.underlying_store.get(f"{self._name}/{key}")
-
-    def check(self, keys: list[str]) -> bool:
-        return self.underlying_store.check([f"{self._name}/{key}" for key in keys])

@@ -65,11 +65,23 @@ def connect(
     """
     options = options or Options()
     timeout_s = options.timeout_s or timeout_s
-    warm_up()
-    joined = bootstrap.join(store, rank, size, name, generation, options, timeout_s)
-    hosts = [joined.topology.host_index(each) for each in range(size)]
-    shared = shared_memory.share(store, rank, hosts, table.ARENA_BYTES, options.shared_memory)
-    return Engine(rank, name, generation, joined, shared, options, timeout_s)
+    with rendezvous.meet(store, rank, size, name, generation, options, timeout_s) as meeting:
+        meeting.connect()
+        warm_up()
+        return start(meeting, options, timeout_s)
+
+
+def start(meeting: rendezvous.Rendezvous, options: Options, timeout_s: float) -> Engine:
+    """The engine of a group whose ranks have met, and have their control connections.
+
+    Raises:
+        RendezvousError, PlanError: as `bootstrap.join`.
+    """
+    joined = bootstrap.join(meeting, options)
+    hosts = [joined.topology.host_index(each) for each in range(meeting.size)]
+    shared = shared_memory.share(meeting, hosts, table.ARENA_BYTES, options.shared_memory)
+    name, generation = meeting.store.group, meeting.store.generation
+    return Engine(meeting.rank, name, generation, joined, shared, options, timeout_s)
 
 
 @dataclass
@@ -199,6 +211,11 @@ class Engine:
     def hang(self) -> dict[str, Any] | None:
         """The last report of a hang that this rank has made, see `stats`."""
         return self._watch.last if self._watch is not None else None
+
+    def endings(self) -> dict[int, control.Ending]:
+        """How ranks left that have. Any thread may ask, whatever the engine does meanwhile."""
+        found = {other: self._control.ending(other) for other in range(self.size) if other != self.rank}
+        return {other: ending for other, ending in found.items() if ending is not None}
 
     def close(self) -> None:
         """Say goodbye to the peers, end the threads, close all sockets. Ops and messages that still wait raise

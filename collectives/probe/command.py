@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import time
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -83,15 +82,14 @@ def probe() -> tuple[Topology, float]:
     except RuntimeError as error:  # torch raises DistNetworkError or DistStoreError
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RendezvousError(f"rank {os.environ['RANK']} cannot reach rank 0's store at {where}: {error}") from None
-    settings = replace(current(), streams=1)
-    formed = rendezvous.rendezvous(store, rank, size, "probe", 0, settings, TIMEOUT_S)
-    try:
+    with rendezvous.meet(store, rank, size, "probe", 0, current(), TIMEOUT_S) as formed:
         hosts = rendezvous.host_names(formed.rank_infos)
+        formed.connect()
+        formed.open_streams(max(1, *(rank_info.interfaces for rank_info in formed.rank_infos)))
         started = time.perf_counter()
-        topology = measure(rank, hosts, formed.data, TIMEOUT_S)
+        topology = measure(rank, hosts, formed.connections.data, TIMEOUT_S)
         took_s = time.perf_counter() - started
-    finally:
-        formed.close()
+    formed.connections.close()
     if rank == 0 and len(topology.hosts) > 1:
         try:
             remember(topology, hosts, [rank_info.link_key() for rank_info in formed.rank_infos])

@@ -39,6 +39,60 @@ class Abort:
     text: str
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a peer left.
+
+    Attributes:
+        text: what to say of it after its name.
+        is_error: it did not say goodbye.
+    """
+
+    text: str
+    is_error: bool = True
+
+
+LEFT = Ending("has left the group", is_error=False)
+DIED = Ending("died: its connections closed without a message")
+
+
+def ending(connection: socket.socket) -> Ending | None:
+    """How the peer of a control connection left, or None if it has not; whatever it sent remains to be read."""
+    poll = select.poll()
+    try:
+        poll.register(connection, select.POLLIN | select.POLLRDHUP)
+        if not poll.poll(0):
+            return None
+        said = connection.recv(_FRAME_LIMIT, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        return _ending_in(said) if said else DIED
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        return _unreachable(os.strerror(error.errno)) if error.errno in _NO_ANSWER else DIED
+    except ValueError:  # this end is closed
+        return None
+
+
+def _ending_in(said: bytes) -> Ending | None:
+    """The last message among the frames that a peer sent; others may come before it, and it may be here in part."""
+    while len(said) >= 4:
+        length = int.from_bytes(said[:4], "little")
+        frame, said = said[4 : 4 + length], said[4 + length :]
+        try:
+            message = json.loads(frame)
+            if message.get("goodbye"):
+                return LEFT
+            if "kind" in message:
+                return Ending(f"gave up: {message['text']}")
+        except (ValueError, RecursionError, AttributeError, TypeError, KeyError):
+            return None
+    return None
+
+
+def _unreachable(reason: str) -> Ending:
+    return Ending(f"does not answer any more ({reason}): its host or the link to it is down")
+
+
 class ControlChannel:
     """Control connections by rank, and what has been received on them. Two threads read them: collectives and messages.
 
@@ -93,7 +147,7 @@ class ControlChannel:
                 message = _receive_frame(self._control[rank])
                 if message is not None and "word" not in message:
                     self._note_last(rank, message)
-            except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 self._note_end(rank, error)
                 return
         if message is not None and "word" in message:
@@ -115,7 +169,7 @@ class ControlChannel:
                     if "word" not in message:
                         return False
                     _receive_frame(connection)
-            except (EOFError, ValueError, TypeError):
+            except (EOFError, ValueError, TypeError, RecursionError):
                 return False
             except OSError as error:  # the kernel reports it once
                 self._note_end(rank, error)
@@ -146,6 +200,18 @@ class ControlChannel:
                 self.read(silent[fd])
             if not readable:
                 return
+
+    def ending(self, rank: int) -> Ending | None:
+        """How a rank left, or None if it has not. Reads nothing, so any thread may ask."""
+        if rank in self.aborted:
+            return Ending(f"gave up: {self.aborted[rank].text}")
+        if rank in self.unreachable:
+            return _unreachable(self.unreachable[rank])
+        if rank in self.died:
+            return DIED
+        if rank in self.left:
+            return LEFT
+        return ending(self._control[rank]) if rank in self._control else None
 
     def has_ended(self, rank: int) -> bool:
         """Whether a rank's last message or end has been read."""

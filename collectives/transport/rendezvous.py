@@ -1,69 +1,50 @@
-"""Forming a group: every rank publishes its `RankInfo` through the store, then each pair of ranks shares 2 + streams
-connections.
+"""Forming a group, one phase after the other.
 
-A rank connects to the ranks below it and is connected to by those above. The first connection of a pair is the
-control connection: it carries an abort (why) or a goodbye, never slices, so an abort arrives however full the
-others are. The last carries messages between the two (send and recv), which must not wait behind slices.
+    about       every rank publishes its `RankInfo`: versions are compared, and the meeting gets its name from them
+    listens     every rank listens, where the others reach it and no wider, and publishes the port
+    control     each pair of ranks makes its first connection, the control connection. From then on the end of a process
+                is known at once, and whatever must be equal on all ranks is agreed on under that watch
+    streams     each pair makes one connection for messages between the two (send and recv), which must not wait behind
+                slices, and as many for slices as was decided
+
+A rank connects to the ranks below it and is connected to by those above. The control connection carries an abort (why)
+or a goodbye, never slices, so an abort arrives however full the others are.
+
+Whatever goes wrong in any phase, up to the end of `meet`, is published before the first connection closes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import secrets
 import socket
-import threading
-import time
-from dataclasses import asdict, dataclass
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
-from collectives.errors import RendezvousError
+from collectives.errors import NarrowgaugeError, RendezvousError
 from collectives.options import Options
-from collectives.transport import tcp
-from collectives.transport.handshake import CONTROL_STREAM, MESSAGE_STREAM, Hello, Refused, admit, introduce
+from collectives.transport import connecting, tcp
+from collectives.transport.acceptor import Acceptor, Key, no_descriptors
+from collectives.transport.connecting import NO_DESCRIPTORS, Patience
+from collectives.transport.control import ControlChannel, Ending, ending
+from collectives.transport.handshake import CONTROL_STREAM, MESSAGE_STREAM, Hello, Refused, Secret, introduce
+from collectives.transport.rank_info import (
+    RankInfo,
+    at,
+    check_versions,
+    host_names,
+    listening_addresses,
+    own_info,
+    read_info,
+)
+from collectives.transport.watched_store import Store, Watch, WatchedStore, store_host
 
-Streams = dict[tuple[int, int], socket.socket]
-"""Connections by the peer's rank and the stream's number."""
+__all__ = ["Connections", "RankInfo", "Rendezvous", "Store", "host_names", "meet"]
 
-HANDSHAKE_S = 10.0
-ASK_FAILED_S = 0.3
-
-
-class Store(Protocol):
-    """What is needed of a torch.distributed store."""
-
-    def set(self, key: str, value: str) -> object: ...
-    def get(self, key: str) -> bytes: ...
-    def check(self, keys: list[str]) -> bool: ...
-
-
-@dataclass(frozen=True)
-class RankInfo:
-    """What a rank publishes about itself.
-
-    Attributes:
-        host: its host's name: as given, else the machine's.
-        machine: identity of the kernel and network it runs on.
-        addresses, port: where it listens.
-        interfaces: how many of the addresses belong to interfaces that the options name; 0 if they name none.
-        log: path of its log, None if it has none.
-    """
-
-    rank: int
-    host: str
-    emulated: bool
-    machine: str
-    addresses: tuple[str, ...]
-    interfaces: int
-    port: int
-    streams: int
-    log: str | None
-
-    def describe(self) -> str:
-        return f"rank {self.rank} ({self.host})"
-
-    def link_key(self) -> str:
-        """What measurements of its links are kept under: the machine, and its addresses if interfaces are named."""
-        return f"{self.machine} {','.join(self.addresses)}" if self.interfaces else self.machine
+logger = logging.getLogger(__name__)
+WORDS_LIMIT = 4096
 
 
 @dataclass
@@ -85,252 +66,245 @@ class Connections:
         return [*self.messages.values(), *(connection for _, connection in self.data)]
 
 
-def rendezvous(
-    store: Store,
-    rank: int,
-    size: int,
-    group: str,
-    generation: int,
-    options: Options,
-    timeout_s: float,
-    streams: int = 1,
-) -> Connections:
-    """Meet the other ranks of a group; returns when all connections of this rank are up and authenticated.
+@contextlib.contextmanager
+def meet(
+    store: Store, rank: int, size: int, group: str, generation: int, options: Options, timeout_s: float,
+    parent: Watch | None = None,
+) -> Iterator[Rendezvous]:  # fmt: skip
+    """Come to the meeting of a group's ranks. At the end of the block nobody listens any more; if it ends with an
+    error, that is published for the others, and all connections are closed.
 
     Args:
         timeout_s: seconds for all of it.
-        streams: connections for slices to each peer; if ranks ask for different numbers, the smallest, but one for each
-            interface of the rank that has most. They are spread over the interfaces.
+        parent: which of these ranks have left the group that this one is a part of.
 
     Raises:
-        RendezvousError: a rank did not come, could not be reached, or does not hold the token; names it.
+        RendezvousError: a rank did not come, failed, could not be reached, has another version, or does not hold the
+            token; names it. What another rank failed with is raised as the same kind of error.
     """
-    deadline = time.monotonic() + timeout_s
-    interfaces = tcp.interface_addresses(options.interface)
-    addresses = interfaces or tcp.own_addresses(_store_host(store))
-    with tcp.listen(addresses) as server:
-        own = _own_info(rank, options, addresses, len(interfaces), server.getsockname()[1], streams)
-        store.set(f"rank_info/{rank}", json.dumps(asdict(own)))
-        token = _agree_on_token(store, rank, options)
-        rank_infos = [_read_rank_info(store, other, size) for other in range(size)]
-        streams = max(min(each.streams for each in rank_infos), *(each.interfaces for each in rank_infos))
-        # All ranks listen before any of them publishes its port, so there is no order in which to connect: each
-        # connects to those below it while its acceptor admits those above it.
-        above = _expected(range(rank + 1, size), streams)
-        acceptor = _Acceptor(server, store, group, generation, token, above, deadline)
-        made: Streams = {}
+    host = options.host or socket.gethostname()
+    watched = WatchedStore(store, rank, size, group, generation, options.token, timeout_s, host)
+    if parent is not None:
+        watched.watch(parent)
+    formed = Rendezvous(watched, options)
+    try:
+        formed._introduce_ranks(store)
+        yield formed
+    except BaseException as error:
+        first = formed._failed(error)
+        if first is error:
+            raise
+        raise first from None
+    finally:
+        formed._stop_listening()
+
+
+def announce(
+    store: Store, rank: int, size: int, group: str, token: str | None, timeout_s: float, error: BaseException
+) -> None:
+    """Publish that this rank failed before it could come to the meeting, so that the others don't wait for it."""
+    WatchedStore(store, rank, size, group, 0, token, timeout_s, socket.gethostname()).announce(error)
+
+
+class Rendezvous:
+    """One rank at the meeting of its group.
+
+    Attributes:
+        store: what the ranks publish and wait for.
+        rank_infos: of all ranks.
+        connections: made so far. Whoever takes them closes them, if `meet` ended well.
+    """
+
+    def __init__(self, store: WatchedStore, options: Options) -> None:
+        self.store = store
+        self.rank, self.size = store.rank, store.size
+        self.rank_infos: list[RankInfo] = []
+        self.connections = Connections(self.rank_infos, {}, {}, [])
+        self._options = options
+        self._acceptor: Acceptor | None = None
+        self._secret = Secret(b"", b"")
+        self._streams = 0
+        self._store_host: str | None = None
+
+    @property
+    def patience(self) -> Patience:
+        """To wait for a peer with."""
+        return Patience(self.store.deadline, self.store.check)
+
+    def connect(self) -> None:
+        """Make the control connections; from here on the end of any rank's process ends every wait.
+
+        Raises:
+            RendezvousError: as `meet`.
+        """
+        own = self.rank_infos[self.rank]
+        if self.size == 1:
+            return
+        listening = listening_addresses(own, self.rank_infos, self._store_host)
+        servers = connecting.listen(listening)
         try:
-            acceptor.start()
-            for other, stream in sorted(_expected(range(rank), streams)):
-                hello = Hello(group, generation, rank, stream)
-                made[other, stream] = _connect(own, rank_infos[other], hello, token, deadline)
-            made.update(acceptor.result(rank_infos))
+            where = {"addresses": list(listening), "port": servers[0].getsockname()[1]}
+            published = self.store.gather("listens", where)
+            names = self.store.names
+            self.rank_infos[:] = [at(i, w, names[i.rank]) for i, w in zip(self.rank_infos, published, strict=True)]
+            self._secret = Secret(self._agree_on_token(), self.store.session)
+            group, generation = self.store.group, self.store.generation
+            self._acceptor = Acceptor(servers, group, generation, self.rank, self.size, self._secret)
+        except BaseException:
+            for server in servers:
+                server.close()
+            raise
+        self._acceptor.start()
+        self.connections.control.update((peer, each) for (peer, _), each in self._make({CONTROL_STREAM}).items())
+        self.store.watch(self._endings)
+
+    def open_streams(self, count: int) -> None:
+        """Make connections for slices, until there are `count` to each peer, and with the first of them the one for
+        messages. All ranks must ask for the same."""
+        streams = set(range(self._streams + 1, count + 1)) | (set() if self._streams else {MESSAGE_STREAM})
+        made = self._make(streams)
+        for (peer, stream), connection in list(made.items()):
+            if stream == MESSAGE_STREAM:
+                self.connections.messages[peer] = connection
+                del made[peer, stream]
+        self._streams = max(self._streams, count)
+        data = [*self.connections.data, *((peer, connection) for (peer, _), connection in sorted(made.items()))]
+        self.connections.data[:] = sorted(data, key=lambda each: each[0])
+
+    def exchange(self, ranks: list[int], words: object) -> dict[int, object]:
+        """Say something to some ranks on their control connections, and what they say in turn; each must call it.
+
+        Unlike what stands in the store, that comes from the process that proved the token and from nobody else.
+        """
+        payload, heard = tcp.frame(json.dumps(words).encode()), dict[int, object]()
+        for do in (self._say, self._hear):  # first to all: a few bytes, which no peer has to read first
+            for peer in ranks:
+                connection = self.connections.control[peer]
+                connection.setblocking(False)
+                try:
+                    do(peer, connection, payload, heard)
+                except (OSError, ValueError, RecursionError) as error:
+                    who, other = self.store.names[self.rank], self.store.names[peer]
+                    raise RendezvousError(f"{who}: lost {other} while the group formed: {error}") from None
+                finally:
+                    connection.setblocking(True)
+        return heard
+
+    def _say(self, peer: int, connection: socket.socket, payload: bytes, heard: dict[int, object]) -> None:
+        connecting.send_within(connection, payload, self.patience)
+
+    def _hear(self, peer: int, connection: socket.socket, payload: bytes, heard: dict[int, object]) -> None:
+        heard[peer] = json.loads(connecting.receive_frame_within(connection, WORDS_LIMIT, self.patience))
+
+    def _introduce_ranks(self, store: Store) -> None:
+        """Phase "about"."""
+        connecting.raise_descriptor_limit()
+        self._store_host = store_host(store)
+        own = own_info(self.rank, self._options, self._store_host)
+        published = self.store.gather("about", own.to_json())
+        names = self.store.names
+        for other, fields in enumerate(published):
+            self.rank_infos.append(read_info(fields, other, names[other]))
+            names[other] = self.rank_infos[other].describe()
+        check_versions(self.rank_infos)
+        self.store.bind(published)
+
+    def _agree_on_token(self) -> bytes:
+        """The token as configured; without one rank 0 makes one. Whoever can read the store can then join the group."""
+        if self._options.token:
+            return self._options.token.encode()
+        return str(self.store.decide("token", lambda: secrets.token_hex(32))).encode()
+
+    def _make(self, streams: set[int]) -> dict[Key, socket.socket]:
+        """Connections of these streams with all other ranks. All ranks listen before any of them publishes its port, so
+        there is no order in which to connect: each connects to those below it while its acceptor admits those above."""
+        if self._acceptor is None:  # a rank alone
+            return {}
+        made: dict[Key, socket.socket] = {}
+        above = {(peer, stream) for peer in range(self.rank + 1, self.size) for stream in streams}
+        try:
+            for stream in sorted(streams):
+                for peer in range(self.rank):
+                    made[peer, stream] = self._connect(self.rank_infos[peer], stream)
+            made |= self._acceptor.take(above, self.patience)
+            for (peer, stream), connection in made.items():
+                self._tune(peer, stream, connection)
         except BaseException as error:
-            is_first = _is_first_failure(store, own, error)  # published before any peer sees its connection end
-            for connection in [*made.values(), *acceptor.cancel()]:
-                connection.close()
-            if is_first or not isinstance(error, RendezvousError) or acceptor.failed:
-                raise
-            raise _failed_elsewhere(store) from None
-    return _tuned(own, rank_infos, made)
+            # Closed only when the others can read why.
+            self.connections.data += [(peer, connection) for (peer, _), connection in made.items()]
+            if isinstance(error, TimeoutError) and not isinstance(error, NarrowgaugeError):
+                missing = [self.store.names[peer] for peer in self._acceptor.missing(above)]
+                strangers = self._acceptor.strangers
+                where = self.store.names[self.rank]
+                raise RendezvousError(f"{where}: {', '.join(missing)} did not connect{strangers}") from None
+            raise
+        return made
 
+    def _connect(self, peer: RankInfo, stream: int) -> socket.socket:
+        """An authenticated connection to a peer.
 
-def _own_info(rank: int, options: Options, addresses: list[str], interfaces: int, port: int, streams: int) -> RankInfo:
-    return RankInfo(
-        rank=rank,
-        host=options.host or socket.gethostname(),
-        emulated=options.host is not None,
-        machine=tcp.machine_identity(),
-        addresses=tuple(addresses),
-        interfaces=interfaces,
-        port=port,
-        streams=streams,
-        log=options.log,
-    )
+        Raises:
+            RendezvousError: the peer cannot be reached, or refused; names both ends.
+        """
+        own = self.rank_infos[self.rank]
+        addresses, source = _route(own, peer, stream)
+        hello = Hello(self.store.group, self.store.generation, self.rank, peer.rank, stream)
 
+        def greet(connection: socket.socket, patience: Patience) -> None:
+            introduce(connection, hello, self._secret, patience)
 
-def _is_first_failure(store: Store, own: RankInfo, error: BaseException) -> bool:
-    """Publish why this rank gave up, unless another did before it: no rank should wait for one that has given up, and
-    what failed first is the cause that all should report."""
-    if store.check(["failed"]):
-        return False
-    store.set("failed", str(error) if isinstance(error, RendezvousError) else f"{own.describe()}: {error!r}")
-    return True
+        try:
+            return connecting.connect(addresses, peer.port, self.patience, source, greet)
+        except Refused as refusal:
+            raise RendezvousError(f"{own.describe()} connected to {peer.describe()}: {refusal}") from None
+        except connecting.Unreached as error:
+            raise RendezvousError(
+                f"{own.describe()} cannot reach {peer.describe()}: {error}; "
+                "check that no firewall is between them, or name a common network by interface="
+            ) from None
 
-
-def _tuned(own: RankInfo, rank_infos: list[RankInfo], made: Streams) -> Connections:
-    """The connections with the options of their use, those of each use apart."""
-    for (other, stream), connection in made.items():
-        connection.settimeout(None)
+    def _tune(self, peer: int, stream: int, connection: socket.socket) -> None:
+        """Set the options of its use, control connections and streams apart."""
         tcp.tune(connection)
+        connection.setblocking(True)
         if stream == CONTROL_STREAM:
             tcp.tune_control(connection)
-        tcp.tune_congestion(connection, rank_infos[other].machine == own.machine)
-    control = {other: connection for (other, stream), connection in made.items() if stream == CONTROL_STREAM}
-    messages = {other: connection for (other, stream), connection in made.items() if stream == MESSAGE_STREAM}
-    own_use = (CONTROL_STREAM, MESSAGE_STREAM)
-    data = [(other, connection) for (other, stream), connection in sorted(made.items()) if stream not in own_use]
-    return Connections(rank_infos, control, messages, data)
+        own = self.rank_infos[self.rank]
+        tcp.tune_congestion(connection, self.rank_infos[peer].machine == own.machine)
 
+    def _endings(self) -> Mapping[int, Ending]:
+        """Who has left this group while it forms."""
+        found = {peer: ending(connection) for peer, connection in self.connections.control.items()}
+        return {peer: end for peer, end in found.items() if end is not None}
 
-def host_names(rank_infos: list[RankInfo]) -> list[str]:
-    """Each rank's host as a name that is unique: two machines that both call themselves "ubuntu" become two hosts."""
-    names: dict[tuple[str, str], str] = {}
-    for rank_info in rank_infos:
-        key = (rank_info.host, "" if rank_info.emulated else rank_info.machine)
-        if key not in names:
-            namesakes = sum(host == rank_info.host for host, _ in names)
-            names[key] = rank_info.host if not namesakes else f"{rank_info.host}#{namesakes + 1}"
-    return [names[rank_info.host, "" if rank_info.emulated else rank_info.machine] for rank_info in rank_infos]
+    def _failed(self, error: BaseException) -> BaseException:
+        """Report an error to the other ranks, and close everything; the error to raise here, which is that of the rank
+        that failed first."""
+        if isinstance(error, OSError) and error.errno in NO_DESCRIPTORS:
+            error = no_descriptors(error, self.store.names[self.rank])
+        with contextlib.suppress(NarrowgaugeError):
+            if isinstance(error, RendezvousError):
+                error = self.store.failure() or error
+        self.store.announce(error)
+        channel = ControlChannel(self.connections.control)
+        channel.send_abort(type(error).__name__, self.rank, self.store.last_words(error))
+        self.connections.close()
+        return error
 
-
-def _expected(ranks: range, streams: int) -> set[tuple[int, int]]:
-    return {(rank, stream) for rank in ranks for stream in (*range(streams + 1), MESSAGE_STREAM)}
-
-
-def _store_host(store: Store) -> str | None:
-    """The address of a TCPStore, below any number of prefixes; None for a store that is no server."""
-    inner: object = store
-    while (below := getattr(inner, "underlying_store", None)) is not None:
-        inner = below
-    host = getattr(inner, "host", None)
-    return host if isinstance(host, str) else None
-
-
-def _agree_on_token(store: Store, rank: int, options: Options) -> bytes:
-    """The token as configured; without one rank 0 makes one. Whoever can read the store can then join the group."""
-    if options.token:
-        return options.token.encode()
-    if rank == 0:
-        store.set("token", secrets.token_hex(32))
-    return bytes(store.get("token"))
-
-
-def _read_rank_info(store: Store, rank: int, size: int) -> RankInfo:
-    try:
-        fields = json.loads(bytes(store.get(f"rank_info/{rank}")))
-    except RuntimeError as error:  # torch's stores raise DistStoreError, a RuntimeError, when a key does not come
-        raise RendezvousError(f"rank {rank} of {size} did not come to the rendezvous: {error}") from None
-    return RankInfo(**{**fields, "addresses": tuple(fields["addresses"])})
-
-
-def _connect(own: RankInfo, peer: RankInfo, hello: Hello, token: bytes, deadline: float) -> socket.socket:
-    """An authenticated connection to a peer. Ranks of one machine use loopback.
-
-    Raises:
-        RendezvousError: the peer cannot be reached, or the handshake failed; names both ends.
-    """
-    addresses, source = _route(own, peer, hello.stream)
-    try:
-        connection = tcp.connect(addresses, peer.port, deadline, source)
-    except RendezvousError as error:
-        raise RendezvousError(
-            f"{own.describe()} cannot reach {peer.describe()}: {error}; "
-            "check that no firewall is between them, or name a common network by interface="
-        ) from None
-    connection.settimeout(HANDSHAKE_S)
-    try:
-        introduce(connection, hello, token)
-    except Refused as refusal:
-        connection.close()
-        raise RendezvousError(f"{own.describe()} connected to {peer.describe()}: {refusal}") from None
-    return connection
+    def _stop_listening(self) -> None:
+        if self._acceptor is not None:
+            self._acceptor.close()
+            if self._acceptor.strangers.count:
+                logger.warning("group %s has formed%s", self.store.group, self._acceptor.strangers)
+            self._acceptor = None
 
 
 def _route(own: RankInfo, peer: RankInfo, stream: int) -> tuple[list[str], str | None]:
     """Addresses to try for a stream, and the own address to connect from (None: the kernel's choice)."""
     if own.machine == peer.machine:
-        return ["127.0.0.1", *peer.addresses], None  # a peer with named interfaces does not listen on loopback
+        return list(peer.addresses), None
     # Another machine's loopback address would lead back to this one.
-    addresses = [address for address in peer.addresses if not address.startswith("127.")]
+    addresses = [address for address in peer.addresses if not tcp.is_loopback(address)]
     if peer.interfaces > 1:
         addresses = [addresses[stream % peer.interfaces]]
     return addresses, own.addresses[stream % own.interfaces] if own.interfaces > 1 else None
-
-
-def _failed_elsewhere(store: Store, more: str = "") -> RendezvousError:
-    return RendezvousError(f"a rank could not join the group: {bytes(store.get('failed')).decode()}{more}")
-
-
-class _Acceptor(threading.Thread):
-    """Admits the connections of the ranks above; others are refused and remembered for the error.
-
-    Attributes:
-        wanted: (rank, stream) of the connections to admit. admitted: those so far.
-        failed: another rank has published that it gave up.
-        over: nobody is admitted any more.
-    """
-
-    def __init__(
-        self, server: socket.socket, store: Store, group: str, generation: int, token: bytes,
-        wanted: set[tuple[int, int]], deadline: float,
-    ) -> None:  # fmt: skip
-        super().__init__(name="narrowgauge-accept", daemon=True)
-        self.server, self.store, self.group, self.generation, self.token = server, store, group, generation, token
-        self.wanted, self.deadline = wanted, deadline
-        self.admitted: dict[tuple[int, int], socket.socket] = {}
-        self.refused: list[str] = []
-        self.over = False
-        self.failed = False
-        self.lock = threading.Lock()
-
-    def run(self) -> None:
-        self.server.settimeout(0.01)
-        ask_at = time.monotonic() + ASK_FAILED_S
-        while len(self.admitted) < len(self.wanted) and time.monotonic() < self.deadline and not self.over:
-            try:
-                connection, (address, *_) = self.server.accept()
-            except TimeoutError:
-                if time.monotonic() > ask_at:
-                    ask_at = time.monotonic() + ASK_FAILED_S
-                    if self.store.check(["failed"]):
-                        self.failed = True
-                        return
-                continue
-            except OSError:
-                if self.over:  # the listening socket was closed together with the rendezvous
-                    return
-                raise
-            # Each on its own thread: a stranger that connects and sends nothing delays no peer.
-            threading.Thread(target=self._admit, args=(connection, address), daemon=True).start()
-
-    def _admit(self, connection: socket.socket, address: str) -> None:
-        connection.settimeout(HANDSHAKE_S)
-        try:
-            hello = admit(connection, self.group, self.generation, self.token)
-            key = (hello.rank, hello.stream)
-            with self.lock:
-                if key not in self.wanted or key in self.admitted or self.over:
-                    raise Refused(f"rank {hello.rank} stream {hello.stream} is not expected")
-                self.admitted[key] = connection
-        except Refused as refusal:
-            connection.close()
-            with self.lock:
-                self.refused.append(f"{address}: {refusal}")
-
-    def cancel(self) -> list[socket.socket]:
-        """Admit nobody any more; the connections so far."""
-        with self.lock:
-            self.over = True
-            admitted = list(self.admitted.values())
-            self.admitted.clear()
-        return admitted
-
-    def result(self, rank_infos: list[RankInfo]) -> dict[tuple[int, int], socket.socket]:
-        """The admitted connections by (rank, stream), once all are there.
-
-        Raises:
-            RendezvousError: the deadline has passed, or another rank gave up.
-        """
-        self.join()
-        with self.lock:
-            self.over = True
-        refused = f"; refused: {'; '.join(self.refused)}" if self.refused else ""
-        if self.failed:
-            raise _failed_elsewhere(self.store, refused)
-        missing = sorted({rank for rank, _ in self.wanted - set(self.admitted)})
-        if missing:
-            raise RendezvousError(
-                f"{', '.join(rank_infos[rank].describe() for rank in missing)} did not connect{refused}"
-            )
-        return self.admitted

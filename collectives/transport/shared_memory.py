@@ -1,8 +1,9 @@
 """Memory that ranks of one host share: each has an arena that it writes and the others read.
 
 An arena is an anonymous file (memfd): it has no name that could be left behind, and is gone with the last process that
-maps it, however they end. Peers open it through /proc; what they find there must end with the secret that its owner
-published, since in containers the same process number may be another process.
+maps it, however they end. Peers open it through /proc. Its owner says where on its control connection, so that is the
+process that proved the token; and what is found there must be an arena of this user's that cannot change its size, and
+end with a secret that was said on the same connection: in containers another process may have the same number.
 
 All ranks of a host share memory or none does. Where it cannot be had, slices travel over sockets.
 """
@@ -10,7 +11,7 @@ All ranks of a host share memory or none does. Where it cannot be had, slices tr
 from __future__ import annotations
 
 import contextlib
-import json
+import fcntl
 import logging
 import mmap
 import os
@@ -20,9 +21,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from collectives.transport.rendezvous import Store
+from collectives.transport.rendezvous import Rendezvous
 
 SECRET_BYTES = 32  # after the arena, so that slices begin on a page
+NAME = "narrowgauge-"
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 logger = logging.getLogger(__name__)
 
 
@@ -53,30 +56,39 @@ class SharedMemory:
             self._fd = None
 
 
-def share(store: Store, rank: int, hosts: Sequence[int], arena_bytes: int, wanted: bool = True) -> SharedMemory:
+def share(meeting: Rendezvous, hosts: Sequence[int], arena_bytes: int, wanted: bool = True) -> SharedMemory:
     """Map the arenas of the ranks of this host; returns when all ranks of the group know which hosts share memory.
 
     Args:
+        meeting: of the group's ranks, with their control connections.
         hosts: for each rank the index of its host.
         arena_bytes: size of an arena, the same on all ranks; only pages that are written to take memory.
         wanted: False keeps this rank's host to sockets.
+
+    Raises:
+        RendezvousError: a rank left.
     """
-    near = [other for other, host in enumerate(hosts) if host == hosts[rank]]
+    rank = meeting.rank
+    near = [other for other, host in enumerate(hosts) if host == hosts[rank] and other != rank]
     shared = SharedMemory(_arena_bytes=arena_bytes)
-    problem = None if wanted else f"rank {rank} has it switched off"
-    if len(near) > 1:
-        problem = problem or _create(shared, store, rank)
-        if problem is not None:
-            store.set(f"arena/{rank}", json.dumps({"problem": problem}))
-        for other in near:
-            if problem is None and other != rank:
-                problem = _map(shared, other, json.loads(bytes(store.get(f"arena/{other}"))))
-        store.set(f"near/{rank}", json.dumps(problem))
-    problems = _problems(store, hosts)
+    try:
+        problem = None if wanted else f"rank {rank} has it switched off"
+        if near:
+            where = {"problem": problem} if problem else _create(shared, rank)
+            problem = str(where["problem"]) if "problem" in where else None
+            for other, published in meeting.exchange(near, where).items():
+                problem = problem or _map(shared, other, published)
+        problems: dict[int, str] = {}
+        for other, found in enumerate(meeting.store.gather("near", problem)):
+            if found is not None:
+                problems.setdefault(hosts[other], str(found))
+    except BaseException:
+        shared.close()
+        raise
     shared.hosts = frozenset(index for index in set(hosts) if hosts.count(index) > 1 and index not in problems)
     if hosts[rank] not in shared.hosts:
         shared.close()
-        if wanted and len(near) > 1:
+        if wanted and near:
             logger.warning(
                 "rank %d: the ranks of this host share no memory, slices go by sockets, which is slower: %s",
                 rank, problems[hosts[rank]],
@@ -84,43 +96,44 @@ def share(store: Store, rank: int, hosts: Sequence[int], arena_bytes: int, wante
     return shared
 
 
-def _problems(store: Store, hosts: Sequence[int]) -> dict[int, str]:
-    """By host, what keeps its ranks from sharing memory."""
-    problems: dict[int, str] = {}
-    for other, host in enumerate(hosts):
-        if hosts.count(host) > 1:
-            problem = json.loads(bytes(store.get(f"near/{other}")))
-            if problem is not None:
-                problems.setdefault(host, problem)
-    return problems
-
-
-def _create(shared: SharedMemory, store: Store, rank: int) -> str | None:
-    """Make this rank's arena and publish where it is; what went wrong, if it did."""
+def _create(shared: SharedMemory, rank: int) -> dict[str, object]:
+    """Make this rank's arena; where it is, or what went wrong."""
     secret = secrets.token_bytes(SECRET_BYTES)
     try:
-        shared._fd = os.memfd_create(f"narrowgauge-{rank}", os.MFD_CLOEXEC)
+        shared._fd = os.memfd_create(f"{NAME}{rank}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(shared._fd, shared._arena_bytes + SECRET_BYTES)
+        fcntl.fcntl(shared._fd, fcntl.F_ADD_SEALS, SEALS)
         os.pwrite(shared._fd, secret, shared._arena_bytes)
         _keep(shared, rank, shared._fd, writable=True)
     except OSError as error:
-        return f"rank {rank}: no arena can be made: {error.strerror or error}"
-    store.set(f"arena/{rank}", json.dumps({"pid": os.getpid(), "fd": shared._fd, "secret": secret.hex()}))
-    return None
+        return {"problem": f"rank {rank}: no arena can be made: {error.strerror or error}"}
+    return {"pid": os.getpid(), "fd": shared._fd, "secret": secret.hex()}
 
 
-def _map(shared: SharedMemory, rank: int, published: dict[str, object]) -> str | None:
+def _map(shared: SharedMemory, rank: int, published: object) -> str | None:
     """Map another rank's arena; what went wrong, if it did."""
-    if "problem" in published:
-        return str(published["problem"])
-    path = f"/proc/{published['pid']}/fd/{published['fd']}"
+    said = published if isinstance(published, dict) else {}
+    if "problem" in said:
+        return str(said["problem"])[:200]
+    pid, number = said.get("pid"), said.get("fd")
+    if type(pid) is not int or type(number) is not int or pid <= 0 or number < 0:
+        return f"rank {rank} did not say where its arena is"
+    path = f"/proc/{pid}/fd/{number}"
     try:
+        if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
+            return f"the process {pid} of rank {rank} belongs to another user; are they in different containers?"
+        if not os.readlink(path).startswith(f"/memfd:{NAME}"):  # opening anything else might block, or do something
+            return f"{path} is not rank {rank}'s arena; are they in different containers?"
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         return f"rank {rank}'s arena cannot be opened ({path}: {error.strerror}); are they in different containers?"
     try:
-        if os.pread(fd, SECRET_BYTES, shared._arena_bytes).hex() != published["secret"]:
+        is_whole = os.fstat(fd).st_size == shared._arena_bytes + SECRET_BYTES
+        is_sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS == SEALS
+        if not is_whole or os.pread(fd, SECRET_BYTES, shared._arena_bytes).hex() != said.get("secret"):
             return f"{path} is not rank {rank}'s arena; are they in different containers?"
+        if not is_sealed:  # a file that shrinks ends every process that reads what was there
+            return f"rank {rank}'s arena could change its size"
         _keep(shared, rank, fd, writable=False)
     except OSError as error:
         return f"rank {rank}'s arena cannot be mapped: {error.strerror or error}"

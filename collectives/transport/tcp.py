@@ -6,8 +6,6 @@ import contextlib
 import os
 import socket
 import struct
-import time
-from collections.abc import Sequence
 
 import psutil
 
@@ -18,50 +16,11 @@ from collectives.errors import RendezvousError
 # closed window, too, and a peer that computes for a while and reads nothing is healthy.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 5, 2, 4
 SHORT_PATH_US = 2000
+LOOPBACK = "127.0.0.1"
 MIN_IN_FLIGHT, MAX_LIMIT = 16 * 1024, 64 * 1024
 _SO_MAX_PACING_RATE, _SO_NETNS_COOKIE = 47, 71
 _RTT_AT, _ACKNOWLEDGED_AT, _BUSY_AT = 68, 120, 168  # in struct tcp_info of linux/tcp.h, which only grows at its end
 USER_TIMEOUT_MS = 1000 * (KEEPALIVE_IDLE_S + KEEPALIVE_INTERVAL_S * KEEPALIVE_PROBES)
-
-
-def listen(addresses: Sequence[str]) -> socket.socket:
-    """A listening socket at a free port: on the one address, or on all IPv4 addresses if there are several."""
-    server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    server.bind((addresses[0] if len(addresses) == 1 else "0.0.0.0", 0))
-    server.listen(1024)
-    return server
-
-
-def connect(addresses: Sequence[str], port: int, deadline: float, source: str | None = None) -> socket.socket:
-    """Connect to the first address that answers before `deadline` (time.monotonic, seconds).
-
-    Args:
-        source: address of this machine to connect from; None leaves that to the kernel.
-
-    Raises:
-        RendezvousError: none did; gives the error of each address.
-    """
-    errors: dict[str, str] = {}
-    pause_s = 0.02
-    if not addresses:
-        raise RendezvousError("it advertised no address that another machine can reach")
-    while True:
-        for address in addresses:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                break
-            try:
-                # Several addresses share the time, so that a dead first one doesn't use it up.
-                each_s = min(left_s, 5.0) if len(addresses) > 1 else left_s
-                return socket.create_connection((address, port), each_s, (source, 0) if source else None)
-            except OSError as error:
-                errors[address] = error.strerror or str(error)
-        if time.monotonic() + pause_s >= deadline:
-            tried = "; ".join(f"{address}:{port}: {text}" for address, text in errors.items())
-            raise RendezvousError(f"could not connect ({tried})")
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, 0.5)
 
 
 def tune(connection: socket.socket) -> None:
@@ -94,52 +53,66 @@ def _round_trip_us(connection: socket.socket) -> int:
 
 
 def interface_addresses(interfaces: str | None) -> list[str]:
-    """The IPv4 address of each named interface; `interfaces` is a name, or several with commas between. [] for None.
+    """The address of each named interface, IPv4 if it has one; `interfaces` is a name, or several with commas between.
+    [] for None.
 
     Raises:
-        RendezvousError: no such interface, or it has no IPv4 address; names those that there are.
+        RendezvousError: no such interface, or it has no address; names those that there are.
     """
     table = _addresses_by_interface()
     found = []
     for name in [word.strip() for word in interfaces.split(",")] if interfaces else []:
         if not table.get(name):
             have = ", ".join(sorted(each for each in table if table[each]))
-            raise RendezvousError(f"interface {name!r} is not here or has no IPv4 address; there are: {have}")
+            raise RendezvousError(f"interface {name!r} is not here or has no address; there are: {have}")
         found.append(table[name][0])
     return found
 
 
 def own_addresses(towards: str | None) -> list[str]:
-    """IPv4 addresses of this machine at which peers may find this rank, best first.
+    """Addresses of this machine at which peers may find this rank, best first: IPv4, then IPv6, then loopback.
 
     Args:
         towards: host name or address of the rendezvous store; the address that reaches it comes first.
     """
     table, stats = _addresses_by_interface(), psutil.net_if_stats()
     up = [name for name in sorted(table) if name in stats and stats[name].isup]
-    addresses = [address for name in up for address in table[name] if not address.startswith("127.")]
-    reaching = _address_towards(towards) if towards else None
+    addresses = [address for name in up for address in table[name] if not is_loopback(address)]
+    addresses.sort(key=lambda address: ":" in address)
+    reaching = address_towards(towards) if towards else None
     if reaching in addresses:
         addresses.remove(reaching)
         addresses.insert(0, reaching)
-    return [*addresses, "127.0.0.1"]
+    return [*addresses, LOOPBACK]
+
+
+def is_loopback(address: str) -> bool:
+    """Whether it leads back to the machine that connects to it."""
+    return address.startswith("127.") or address == "::1"
 
 
 def _addresses_by_interface() -> dict[str, list[str]]:
+    """IPv4 first. Not those of IPv6 that hold on one link only: they mean nothing without its name."""
     return {
-        name: [entry.address for entry in entries if entry.family == socket.AF_INET]
+        name: [
+            *(entry.address for entry in entries if entry.family == socket.AF_INET),
+            *(e.address for e in entries if e.family == socket.AF_INET6 and not e.address.lower().startswith("fe80")),
+        ]
         for name, entries in psutil.net_if_addrs().items()
     }
 
 
-def _address_towards(host: str) -> str | None:
+def address_towards(host: str) -> str | None:
     """The address from which this machine would speak to `host`; connecting a UDP socket sends nothing."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((host, 9))
-        except OSError:
-            return None
-        return str(probe.getsockname()[0])
+    try:
+        found = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)
+    except OSError:
+        return None
+    for family, kind, _, _, where in found:
+        with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
+            probe.connect(where)
+            return str(probe.getsockname()[0])
+    return None
 
 
 def machine_identity() -> str:
@@ -193,9 +166,14 @@ def max_bytes_in_flight() -> int:
         return int(file.read().split()[2])
 
 
+def frame(payload: bytes) -> bytes:
+    """Four bytes of length, then the payload."""
+    return struct.pack("<I", len(payload)) + payload
+
+
 def send_frame(connection: socket.socket, payload: bytes) -> None:
     """Four bytes of length, then the payload."""
-    connection.sendall(struct.pack("<I", len(payload)) + payload)
+    connection.sendall(frame(payload))
 
 
 def receive_frame(connection: socket.socket, limit: int) -> bytes:

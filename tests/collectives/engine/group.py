@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from collectives.engine.runner import Engine, connect
 from collectives.options import Options
+from collectives.transport.rendezvous import Connections, Store, meet
 
 T = TypeVar("T")
 AT_ONCE_S = 100.0  # bounds what must not wait for a timeout: any machine is faster, and a group's timeout is longer
@@ -49,6 +50,17 @@ def errors_of(size: int, do: Callable[[int], object]) -> list[BaseException | No
     """`do(rank)` on a thread each; what each raised."""
     with ThreadPoolExecutor(size) as pool:
         return [future.exception() for future in [pool.submit(do, rank) for rank in range(size)]]
+
+
+def connections(
+    store: Store, rank: int, size: int, host: str, streams: int = 1, timeout_s: float = 100.0, **options: object
+) -> Connections:
+    """One rank's connections in a group that nothing runs on."""
+    chosen = Options(host=host, **options)  # type: ignore[arg-type]
+    with meet(store, rank, size, "test", 0, chosen, timeout_s) as meeting:
+        meeting.connect()
+        meeting.open_streams(streams)
+        return meeting.connections
 
 
 @contextmanager

@@ -216,7 +216,7 @@ def test_a_connection_is_busy_no_longer_than_its_bytes_take() -> None:
 
 
 def test_an_interface_that_is_not_there_is_named() -> None:
-    with pytest.raises(RendezvousError, match=r"interface 'eth77' is not here or has no IPv4 address; there are: .*lo"):
+    with pytest.raises(RendezvousError, match=r"interface 'eth77' is not here or has no address; there are: .*lo"):
         tcp.interface_addresses("lo, eth77")
     assert tcp.interface_addresses("lo") == ["127.0.0.1"]
     assert tcp.interface_addresses(None) == []

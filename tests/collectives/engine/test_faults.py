@@ -12,14 +12,12 @@ import stat
 import sys
 import threading
 import time
-from dataclasses import replace
 
 import numpy as np
-import psutil
 import pytest
 
 from collectives.engine.compiled.connections import HEADER
-from collectives.engine.runner import Engine, connect
+from collectives.engine.runner import Engine
 from collectives.errors import (
     CollectiveError,
     GroupClosed,
@@ -27,14 +25,11 @@ from collectives.errors import (
     OpTimeout,
     PeerLost,
     ProtocolError,
-    RendezvousError,
     UsageError,
 )
-from collectives.options import Options
 from collectives.schedule.op import OpSpec
-from collectives.transport import control, rendezvous, tcp
-from collectives.transport.handshake import Hello, Refused, admit, introduce
-from tests.collectives.engine.group import AT_ONCE_S, MemoryStore, engines, errors_of, on_all
+from collectives.transport import control, tcp
+from tests.collectives.engine.group import AT_ONCE_S, engines, errors_of, on_all
 
 HOSTS = ["farm-a", "farm-a", "farm-b"]
 
@@ -247,126 +242,6 @@ def test_noise_on_a_connection_is_refused() -> None:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: somebody-lost\r\n\r\n")
         with pytest.raises(CollectiveError, match=r"rank 0 \(farm-a\)"):
             all_reduce(group[1], 100, timeout_s=100)
-
-
-def test_wrong_token_is_refused_by_both_ends() -> None:
-    store = MemoryStore()
-
-    def join(rank: int) -> None:
-        options = Options(host=f"h{rank}", token="right" if rank == 0 else "wrong")
-        connect(store, rank, 2, "test", 300.0, options).close()
-
-    started = time.monotonic()
-    errors = errors_of(2, join)
-    assert time.monotonic() - started < AT_ONCE_S, "an error that is known must not wait for the deadline"
-    assert isinstance(errors[1], RendezvousError)
-    assert "does not hold this group's token" in str(errors[1])
-    assert isinstance(errors[0], RendezvousError)
-    assert "a rank could not join the group: rank 1 (h1) connected to rank 0 (h0)" in str(errors[0])
-    assert "refused: 127.0.0.1" in str(errors[0])
-
-
-def test_a_rank_that_never_comes_is_named_by_the_rendezvous() -> None:
-    store = MemoryStore(timeout_s=0.3)
-    with pytest.raises(RendezvousError, match="rank 1 of 2 did not come to the rendezvous"):
-        connect(store, 0, 2, "test", 1.0, Options(host="h0"))
-
-
-def test_strangers_do_not_hold_up_the_rendezvous() -> None:
-    """Connections that say nothing, and one that says something else, while the group forms."""
-    store = MemoryStore()
-    strangers: list[socket.socket] = []
-
-    def join(rank: int) -> Engine:
-        if rank == 1:
-            rank_info = rendezvous._read_rank_info(store, 0, 2)
-            for words in (b"", b"", b"GET / HTTP/1.1\r\n\r\n"):
-                stranger = socket.create_connection(("127.0.0.1", rank_info.port))
-                stranger.sendall(words)
-                strangers.append(stranger)
-        return connect(store, rank, 2, "test", 300.0, Options(host=f"h{rank}"))
-
-    started = time.monotonic()
-    group = on_all(2, join)
-    assert time.monotonic() - started < AT_ONCE_S
-    on_all(2, lambda rank: all_reduce(group[rank]))
-    on_all(2, lambda rank: group[rank].close())
-    for stranger in strangers:
-        stranger.close()
-
-
-HELLO = Hello("group", 0, 1, 1)
-
-
-@pytest.mark.parametrize(
-    ("hello", "token", "words"),
-    [
-        (HELLO, b"wrong", "does not hold this group's token|broke off"),
-        (replace(HELLO, group="other"), b"right", "it wants other generation 0"),
-        (replace(HELLO, generation=3), b"right", "it wants group generation 3"),
-        (replace(HELLO, protocol="narrowgauge/0"), b"right", "narrowgauge/0"),
-    ],
-)
-def test_handshake_refuses(hello: Hello, token: bytes, words: str) -> None:
-    near, far = socket.socketpair()
-    near.settimeout(100)
-    far.settimeout(100)
-    with near, far:
-
-        def knock() -> None:
-            with contextlib.suppress(Refused):
-                introduce(near, hello, token)
-            near.close()
-
-        thread = threading.Thread(target=knock)
-        thread.start()
-        with pytest.raises(Refused, match=words):
-            admit(far, "group", 0, b"right")
-        far.close()
-        thread.join()
-
-
-def test_handshake_frames_are_bounded() -> None:
-    near, far = socket.socketpair()
-    far.settimeout(100)
-    with near, far:
-        near.sendall(b"\xff\xff\xff\x7f")
-        with pytest.raises(Refused, match="2147483647 bytes where at most"):
-            admit(far, "group", 0, b"right")
-
-
-def test_an_interface_that_is_not_here_is_named_with_those_that_are() -> None:
-    with pytest.raises(RendezvousError, match=r"interface 'eth9' is not here.*there are: .*lo"):
-        tcp.interface_addresses("eth9")
-
-
-def test_a_port_where_nobody_listens() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    with pytest.raises(RendezvousError, match=f"127.0.0.1:{port}: Connection refused"):
-        tcp.connect(["127.0.0.1"], port, time.monotonic() + 0.3)
-
-
-def test_two_machines_of_one_name_are_two_hosts() -> None:
-    def rank_info(rank: int, machine: str, emulated: bool = False) -> rendezvous.RankInfo:
-        return rendezvous.RankInfo(rank, "ubuntu", emulated, machine, (), 0, 0, 1, None)
-
-    assert rendezvous.host_names([rank_info(0, "m1"), rank_info(1, "m2"), rank_info(2, "m1")]) == [
-        "ubuntu",
-        "ubuntu#2",
-        "ubuntu",
-    ]
-    assert rendezvous.host_names([rank_info(0, "m1", True), rank_info(1, "m2", True)]) == ["ubuntu", "ubuntu"]
-
-
-def test_ranks_of_one_machine_meet_where_an_interface_is_named() -> None:
-    """Each then listens on that interface's address and nowhere else."""
-    table = psutil.net_if_addrs()
-    name = next((name for name in table if name != "lo" and any(a.family == socket.AF_INET for a in table[name])), None)
-    if name is None:
-        pytest.skip("this machine has no network interface beside loopback")
-    with engines(HOSTS, interface=name) as group:
-        on_all(3, lambda rank: all_reduce(group[rank]))
 
 
 def test_streams_have_no_time_limit_of_their_own_and_control_connections_do() -> None:

@@ -13,14 +13,13 @@ from contextlib import contextmanager
 import pytest
 
 from collectives.errors import RendezvousError
-from collectives.options import Options
 from collectives.probe import lead
 from collectives.probe.lead import BLOCK_BYTES, NOTSENT_LOWAT, Lead
 from collectives.probe.measure import measure
 from collectives.topology import Topology
-from collectives.transport import rendezvous, tcp
+from collectives.transport import tcp
 from collectives.transport.tcp import receive_frame, send_frame
-from tests.collectives.engine.group import AT_ONCE_S, MemoryStore, errors_of, on_all
+from tests.collectives.engine.group import AT_ONCE_S, MemoryStore, connections, errors_of, on_all
 
 measuring = sys.modules["collectives.probe.measure"]
 Connections = Mapping[int, socket.socket]
@@ -31,10 +30,7 @@ def meshes(hosts: Sequence[str]) -> Iterator[list[Connections]]:
     """Each rank's connections to the others, as a group has them."""
     store = MemoryStore()
 
-    def form(rank: int) -> rendezvous.Connections:
-        return rendezvous.rendezvous(store, rank, len(hosts), "test", 0, Options(host=hosts[rank]), 20.0)
-
-    formed = on_all(len(hosts), form)
+    formed = on_all(len(hosts), lambda rank: connections(store, rank, len(hosts), hosts[rank]))
     try:
         yield [dict(each.data) for each in formed]
     finally:
@@ -119,9 +115,7 @@ def test_it_can_be_done_again_on_the_same_connections() -> None:
 def test_several_connections_to_a_host_are_measured_at_once() -> None:
     """As there are where a host has several interfaces: each carries a part of every flow."""
     store = MemoryStore()
-    formed = on_all(
-        2, lambda rank: rendezvous.rendezvous(store, rank, 2, "test", 0, Options(host="ab"[rank]), 20.0, streams=3)
-    )
+    formed = on_all(2, lambda rank: connections(store, rank, 2, "ab"[rank], streams=3))
     try:
         topologies = on_all(2, lambda rank: measure(rank, "ab", formed[rank].data, 20.0))
         assert topologies[0] == topologies[1]

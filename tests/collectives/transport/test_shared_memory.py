@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,10 @@ import pytest
 
 from collectives.engine import reference
 from collectives.engine.compiled.table import ARENA_BYTES
+from collectives.options import Options
 from collectives.schedule.op import OpSpec
 from collectives.transport import shared_memory
+from collectives.transport.rendezvous import meet
 from tests.collectives.engine.cases import buffers, specs
 from tests.collectives.engine.group import MemoryStore, engines, on_all
 from tests.collectives.engine.test_reference import COLLECTIVES, layouts
@@ -67,13 +71,23 @@ def test_payloads_of_near_ranks_do_not_travel() -> None:
         assert all(engine.counters.bytes_sent < 100_000 for engine in group)
 
 
-def in_turn(hosts: list[int]) -> list[shared_memory.SharedMemory]:
-    store = MemoryStore()
-    return on_all(len(hosts), lambda rank: shared_memory.share(store, rank, hosts, ARENA_BYTES))
+def shared_by(hosts: list[int]) -> list[shared_memory.SharedMemory]:
+    store, size = MemoryStore(), len(hosts)
+
+    def share(rank: int) -> shared_memory.SharedMemory:
+        with meet(store, rank, size, "test", 0, Options(host=str(hosts[rank])), 100.0) as meeting:
+            meeting.connect()
+            try:
+                return shared_memory.share(meeting, hosts, ARENA_BYTES)
+            finally:
+                meeting.store.gather("end", None)
+                meeting.connections.close()
+
+    return on_all(size, share)
 
 
 def test_what_one_rank_writes_the_others_read() -> None:
-    shared = in_turn([0, 0, 1, 1, 2])
+    shared = shared_by([0, 0, 1, 1, 2])
     assert [sorted(each.arenas) for each in shared] == [[0, 1], [0, 1], [2, 3], [2, 3], []]
     assert all(each.hosts == {0, 1} for each in shared)
     ctypes.memmove(shared[0].arenas[0] + ARENA_BYTES - 8, b"12345678", 8)
@@ -103,18 +117,39 @@ def test_a_host_without_memory_to_share_goes_by_sockets_and_says_so(
     assert "rank 1: no arena can be made: No space left on device" in caplog.text
 
 
-def test_another_process_of_the_same_number_is_not_taken_for_a_peer(caplog: pytest.LogCaptureFixture) -> None:
+WRONG: dict[str, tuple[Callable[[dict[str, object]], dict[str, object]], str]] = {
+    "another secret": (lambda said: {**said, "secret": "00" * 32}, "is not rank 1's arena; are they in different"),
+    "another file": (lambda said: {**said, "fd": os.open("/dev/null", os.O_RDONLY)}, "is not rank 1's arena"),
+    "another user's process": (lambda said: {**said, "pid": 1}, "belongs to another user|is not rank 1's|cannot be op"),
+    "a path": (lambda said: {**said, "fd": "../../../etc/passwd"}, "did not say where its arena is"),
+    "no number": (lambda said: {**said, "pid": True}, "did not say where its arena is"),
+    "nothing": (lambda said: {}, "did not say where its arena is"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG.values(), ids=WRONG)
+def test_what_is_not_a_peers_arena_is_not_opened(
+    change: Callable[[dict[str, object]], dict[str, object]], words: str,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """In containers /proc may show another process under a peer's number."""
-    store = MemoryStore()
-    real = store.set
+    create = shared_memory._create
 
-    def set_wrongly(key: str, value: str) -> None:
-        real(key, value.replace('"secret": "', '"secret": "00') if key == "arena/1" else value)
+    def wrongly(shared: shared_memory.SharedMemory, rank: int) -> dict[str, object]:
+        return change(create(shared, rank)) if rank == 1 else create(shared, rank)
 
-    store.set = set_wrongly  # type: ignore[method-assign]
-    shared = on_all(2, lambda rank: shared_memory.share(store, rank, [0, 0], ARENA_BYTES))
-    assert [each.arenas for each in shared] == [{}, {}]
-    assert "is not rank 1's arena; are they in different containers?" in caplog.text
+    monkeypatch.setattr(shared_memory, "_create", wrongly)
+    assert [each.arenas for each in shared_by([0, 0])] == [{}, {}]
+    assert re.search(words, caplog.text)
+
+
+def test_an_arena_cannot_change_its_size_under_its_readers() -> None:
+    shared = shared_by([0, 0])
+    for each in shared:
+        assert each._fd is not None
+        with pytest.raises(PermissionError):
+            os.ftruncate(each._fd, 4096)
+        each.close()
 
 
 RANK = """

@@ -1,0 +1,319 @@
+"""What the ranks of a group exchange through the store while the group forms, and the one way in which they wait.
+
+Whoever waits here is not left alone with a mistake of another rank. Every wait ends at the latest with the group's
+deadline, and before that as soon as
+
+    a rank publishes that it failed        all raise its words
+    a rank's process ends                  known by its control connection: the group's own, or those of the group that
+                                           this one is a part of
+    the store goes away                    its process has ended
+
+Stores are polled: a `get` or `wait` of torch's blocks in C++, where nothing of this is seen.
+
+With a token of the user's, all that is published is signed with it, for one group, generation, rank and key, and from
+`bind` on for this meeting alone, so that what was recorded at another proves nothing. What is not signed is not
+believed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from collectives import errors
+from collectives.errors import NarrowgaugeError, RendezvousError
+from collectives.transport.control import Ending
+
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.0002, 0.05  # between two polls; a pause is a tenth of the time waited so far
+CHECK_S = 0.1
+LINGER_S = 1.0
+_FAILED, _SEEN = "failed", "seen"
+_NOT_SIGNED = "-"
+_KINDS = {kind.__name__: kind for kind in (errors.PlanError, errors.UsageError, RendezvousError)}
+
+Watch = Callable[[], Mapping[int, Ending]]
+"""By rank of the group, how its process left, of those that have."""
+
+
+class Store(Protocol):
+    """What is needed of a torch.distributed store."""
+
+    def set(self, key: str, value: str) -> object: ...
+    def get(self, key: str) -> bytes: ...
+    def check(self, keys: list[str]) -> bool: ...
+
+
+class Unsigned(RendezvousError):
+    """A value in the store that nobody with this group's token has written."""
+
+
+class WatchedStore:
+    """One rank's view of a forming group.
+
+    Args:
+        token: the user's; None publishes without signatures.
+        timeout_s: seconds for all of it.
+        host: this rank's, for messages.
+
+    Attributes:
+        deadline: when it must be over; time.monotonic, seconds.
+        names: of the ranks, as far as they are known, for messages.
+    """
+
+    def __init__(
+        self, store: Store, rank: int, size: int, group: str, generation: int, token: str | None, timeout_s: float,
+        host: str,
+    ) -> None:  # fmt: skip
+        self.rank, self.size, self.group, self.generation = rank, size, group, generation
+        self.timeout_s, self.deadline = timeout_s, time.monotonic() + timeout_s
+        self.names = {other: f"rank {other}" for other in range(size)} | {rank: f"rank {rank} ({host})"}
+        self._store, self._token, self._session = store, token.encode() if token else None, b""
+        self._watches: list[Watch] = []
+        self._published: list[str] = []
+        self._check_at, self._announced = 0.0, False
+
+    @property
+    def has_token(self) -> bool:
+        """Whether what is published is signed with a token of the user's."""
+        return self._token is not None
+
+    @property
+    def session(self) -> bytes:
+        """Digest of what `bind` was given; b"" before that."""
+        return self._session
+
+    def bind(self, introductions: Sequence[object]) -> None:
+        """From now on signatures are for this meeting alone: of ranks that said this when they came."""
+        self._session = hashlib.sha256(_encode([self.group, self.generation, *introductions])).digest()
+
+    def watch(self, watch: Watch) -> None:
+        """Ask also this one who has left, whenever something is waited for."""
+        self._watches.append(watch)
+
+    def publish(self, key: str, value: object) -> None:
+        """Set this rank's value under a key. It must be JSON."""
+        self._published.append(key)
+        with self._reporting_a_lost_store():
+            self._store.set(f"{key}/{self.rank}", self._signed(key, self.rank, value))
+
+    def read(self, key: str, author: int) -> Any:
+        """What a rank has published under a key, once it has.
+
+        Raises:
+            RendezvousError, or what another rank raised: a rank failed or left, or the deadline has passed.
+        """
+        self._wait(key, [author])
+        return self._read(key, author)
+
+    def gather(self, key: str, value: object) -> list[Any]:
+        """Publish a value; those of all ranks, in their order.
+
+        Raises:
+            As `read`.
+        """
+        self.publish(key, value)
+        self._wait(key, range(self.size))
+        return [self._read(key, author) for author in range(self.size)]
+
+    def decide(self, key: str, make: Callable[[], Any]) -> Any:
+        """What rank 0 makes, on all ranks.
+
+        Raises:
+            As `read`.
+        """
+        if self.rank == 0:
+            self.publish(key, make())
+        return self.read(key, 0)
+
+    def check(self, awaited: Sequence[tuple[str, int]] = ()) -> None:
+        """Return if the group may still form; cheap enough to be called often.
+
+        Args:
+            awaited: keys, with their ranks, that the caller waits for: a rank that took its leave will not set them.
+
+        Raises:
+            What another rank raised, or a RendezvousError that says who has left.
+        """
+        now = time.monotonic()
+        if now < self._check_at:
+            return
+        self._check_at = now + CHECK_S
+        gone: dict[int, Ending] = {}
+        for watch in self._watches:
+            gone |= watch()
+        failure = self.failure(patient=bool(gone))
+        if failure is not None:
+            raise failure
+        for rank, ending in sorted(gone.items()):
+            if ending.is_error or any(author == rank and not self._has([(key, rank)]) for key, author in awaited):
+                raise RendezvousError(f"{self._where()}: {self.names[rank]} {ending.text}")
+
+    def failure(self, patient: bool = False) -> NarrowgaugeError | None:
+        """What another rank published when it gave up, as an exception of the same kind; None if none did.
+
+        Args:
+            patient: ask once more; the last words of a rank that has just left may still be on their way.
+        """
+        with self._reporting_a_lost_store():
+            if not self._store.check([_FAILED]):
+                if not patient:
+                    return None
+                time.sleep(CHECK_S)
+                if not self._store.check([_FAILED]):
+                    return None
+            text = bytes(self._store.get(_FAILED))
+        try:
+            words = self._verified(_FAILED, None, text)
+            who, kind, said = int(words["rank"]), _KINDS.get(words["kind"], RendezvousError), str(words["text"])
+        except (Unsigned, KeyError, TypeError, ValueError):
+            return None  # of a stranger, or of a rank with another token, which is noticed by what that rank publishes
+        if who == self.rank:
+            return None
+        with contextlib.suppress(RuntimeError):
+            self._store.set(f"{_SEEN}/{self.rank}", "")
+        return kind(f"a rank could not join the group: {said}")
+
+    def announce(self, error: BaseException) -> None:
+        """Publish why this rank gives up, unless another did before it: no rank should wait for one that has given up,
+        and what failed first is the cause that all should report."""
+        if self._announced:
+            return
+        self._announced = True
+        with contextlib.suppress(Exception):  # the store may be what failed
+            if self.failure() is not None:
+                return
+            kind = type(error).__name__
+            words = {"rank": self.rank, "kind": kind, "text": self.last_words(error)}
+            self._store.set(_FAILED, self._signed(_FAILED, None, words))
+            if self.rank == 0 and self.size > 1:  # the store is often in this process, and ends with it
+                self._linger()
+
+    def last_words(self, error: BaseException) -> str:
+        """The error as other ranks should read it."""
+        text = str(error) if isinstance(error, NarrowgaugeError) else f"{type(error).__name__}: {error}"
+        return text if self.names[self.rank] in text else f"{self.names[self.rank]}: {text}"
+
+    def _linger(self) -> None:
+        """Wait until those who came have read this rank's last words, a second at most."""
+        first = self._published[0] if self._published else None
+        others = [other for other in range(1, self.size) if first and self._has([(first, other)])]
+        until = time.monotonic() + LINGER_S
+        while others and time.monotonic() < until and not self._store.check([f"{_SEEN}/{other}" for other in others]):
+            time.sleep(LAST_PAUSE_S)
+
+    def _wait(self, key: str, authors: Sequence[int]) -> None:
+        wanted = [(key, author) for author in authors]
+        started = time.monotonic()
+        while not self._has(wanted):
+            self.check(wanted)
+            now = time.monotonic()
+            if now > self.deadline:
+                raise self._not_come(wanted)
+            time.sleep(min(LAST_PAUSE_S, max(FIRST_PAUSE_S, (now - started) / 10)))
+
+    def _not_come(self, wanted: Sequence[tuple[str, int]]) -> RendezvousError:
+        """The deadline has passed: who is missing, and how far each of them came."""
+        absent, behind = [], []
+        for key, author in wanted:
+            if self._has([(key, author)]):
+                continue
+            reached = [each for each in self._published if self._has([(each, author)])]
+            if reached:
+                behind.append(f"{self.names[author]} came as far as {reached[-1]!r} and did not publish {key!r}")
+            else:
+                absent.append(author)
+        parts = [f"{_listed(absent)} of {self.size} did not come to the rendezvous"] if absent else []
+        return RendezvousError(
+            f"{self._where()}: {'; '.join([*parts, *behind[:5]])} within {self.timeout_s:g} s. See the log of that "
+            "rank; was it started, and with the same address of the store?"
+        )
+
+    def _where(self) -> str:
+        return f"{self.names[self.rank]}, forming group {self.group}"
+
+    def _has(self, wanted: Sequence[tuple[str, int]]) -> bool:
+        with self._reporting_a_lost_store():
+            return self._store.check([f"{key}/{author}" for key, author in wanted])
+
+    def _read(self, key: str, author: int) -> Any:
+        with self._reporting_a_lost_store():
+            text = bytes(self._store.get(f"{key}/{author}"))
+        return self._verified(key, author, text)
+
+    def _signed(self, key: str, author: int | None, value: object) -> str:
+        """The text in the store: a signature, a space, JSON. An author of None: whoever comes first."""
+        payload = _encode(value)
+        return f"{self._signature(key, author, payload)} {payload.decode()}"
+
+    def _signature(self, key: str, author: int | None, payload: bytes) -> str:
+        if self._token is None:
+            return _NOT_SIGNED
+        # Last words are also those of a rank that never saw who else came, so they belong to no session.
+        session = "" if key == _FAILED else self._session.hex()
+        purpose = _encode(["store", self.group, self.generation, author, key, session])
+        return hmac.new(self._token, purpose + b"\0" + payload, "sha256").hexdigest()
+
+    def _verified(self, key: str, author: int | None, text: bytes) -> Any:
+        """The value of a text in the store.
+
+        Raises:
+            Unsigned: it is signed with another token, or not at all. RendezvousError: it is no JSON.
+        """
+        signature, _, payload = text.partition(b" ")
+        who = "a rank" if author is None else self.names[author]
+        if not hmac.compare_digest(signature, self._signature(key, author, payload).encode()):
+            what = f"{self._where()}: what the store has under {key!r} of {who} is"
+            if self._token is None:
+                raise Unsigned(f"{what} signed: that rank has a token and this one has none; {_SAME}")
+            if signature == _NOT_SIGNED.encode():
+                raise Unsigned(f"{what} not signed: that rank has no token, or a stranger wrote it; {_SAME}")
+            raise Unsigned(
+                f"{what} not signed with this group's token: that rank has another one, or a stranger wrote it; {_SAME}"
+            )
+        try:
+            return json.loads(payload)
+        except (ValueError, RecursionError) as error:
+            raise RendezvousError(f"{self._where()}: what {who} published as {key!r} cannot be read: {error}") from None
+
+    @contextlib.contextmanager
+    def _reporting_a_lost_store(self) -> Iterator[None]:
+        """torch's stores raise DistNetworkError and DistStoreError, both RuntimeErrors, when their server is gone."""
+        try:
+            yield
+        except NarrowgaugeError:
+            raise
+        except RuntimeError as error:
+            for watch in self._watches:
+                for rank, ending in sorted(watch().items()):
+                    if ending.is_error:
+                        raise RendezvousError(f"{self._where()}: {self.names[rank]} {ending.text}") from None
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise RendezvousError(
+                f"{self._where()}: the store does not answer any more ({reason}): the process that holds it has ended, "
+                "which is rank 0's unless the launcher keeps it"
+            ) from None
+
+
+_SAME = "give all ranks the same NARROWGAUGE_TOKEN"
+
+
+def store_host(store: object) -> str | None:
+    """The address of a TCPStore, below any number of prefixes; None for a store that is no server."""
+    while (below := getattr(store, "underlying_store", None)) is not None:
+        store = below
+    host = getattr(store, "host", None)
+    return host if isinstance(host, str) else None
+
+
+def _encode(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    more = f" and {len(ranks) - 5} more" if len(ranks) > 5 else ""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks[:5]))}{more}"
