@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import selectors
 import socket
 import threading
@@ -60,6 +61,7 @@ class _Pending:
     address: str
     admission: Admission
     came_at: float
+    has_spoken: bool = False
 
 
 class Acceptor(threading.Thread):
@@ -127,9 +129,9 @@ class Acceptor(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._selector.register(self._waker, selectors.EVENT_READ)
+            self._selector.register(self._waker, selectors.EVENT_READ, lambda: None)
             for server in self._servers:
-                self._selector.register(server, selectors.EVENT_READ)
+                self._selector.register(server, selectors.EVENT_READ, functools.partial(self._accept, server))
             while not self._stopped:
                 self._turn()
         except BaseException as error:
@@ -139,11 +141,7 @@ class Acceptor(threading.Thread):
 
     def _turn(self) -> None:
         for key, _ in self._selector.select(SLICE_S if self._pending else None):
-            where = key.fileobj
-            if where in self._servers:
-                self._accept(where)
-            elif where in self._pending:
-                self._receive(self._pending[where])  # type: ignore[index]
+            key.data()
         now = time.monotonic()
         for each in list(self._pending.values()):
             if now > each.came_at + HANDSHAKE_S:
@@ -171,7 +169,7 @@ class Acceptor(threading.Thread):
         try:
             connection.setblocking(False)
             connection.send(admission.nonce)
-            self._selector.register(connection, selectors.EVENT_READ)
+            self._selector.register(connection, selectors.EVENT_READ, functools.partial(self._receive, pending))
         except OSError as error:
             self.strangers.add(address, f"it broke off the handshake ({error.strerror or error})")
             connection.close()
@@ -186,10 +184,17 @@ class Acceptor(threading.Thread):
         time.sleep(RECOVERY_S)
 
     def _receive(self, pending: _Pending) -> None:
+        if pending.connection not in self._pending:  # refused in this same turn, for want of a place
+            return
         try:
             data = pending.connection.recv(FRAME_LIMIT + 5)
+            if not data and not pending.has_spoken:  # a rank that looked whether this one is still there
+                self._forget(pending)
+                pending.connection.close()
+                return
             if not data:
                 raise ConnectionResetError(errno.ECONNRESET, "the peer closed")
+            pending.has_spoken = True
             hello = pending.admission.receive(data)
             if hello is not None:
                 self._admit(pending, hello)

@@ -155,6 +155,19 @@ def connect(
         pause_s = min(2 * pause_s, 0.5)
 
 
+def is_refused(addresses: Sequence[str], port: int, patience: Patience) -> bool:
+    """Whether the kernels at all of these addresses say that nobody listens at the port."""
+    for address in addresses:
+        try:
+            _connect(address, port, patience, None).close()
+        except ConnectionRefusedError:
+            continue
+        except OSError:
+            return False
+        return False
+    return bool(addresses)
+
+
 def _connect(address: str, port: int, patience: Patience, source: str | None) -> socket.socket:
     """A non-blocking connection to one address."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -20,6 +20,7 @@ import json
 import logging
 import secrets
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -45,6 +46,7 @@ __all__ = ["Connections", "RankInfo", "Rendezvous", "Store", "host_names", "meet
 
 logger = logging.getLogger(__name__)
 WORDS_LIMIT = 4096
+LOOK_S = 2.0
 
 
 @dataclass
@@ -124,6 +126,7 @@ class Rendezvous:
         self._acceptor: Acceptor | None = None
         self._secret = Secret(b"", b"")
         self._streams = 0
+        self._look_at = time.monotonic() + LOOK_S
         self._store_host: str | None = None
 
     @property
@@ -226,7 +229,7 @@ class Rendezvous:
             for stream in sorted(streams):
                 for peer in range(self.rank):
                     made[peer, stream] = self._connect(self.rank_infos[peer], stream)
-            made |= self._acceptor.take(above, self.patience)
+            made |= self._acceptor.take(above, Patience(self.store.deadline, lambda: self._look_after(above)))
             for (peer, stream), connection in made.items():
                 self._tune(peer, stream, connection)
         except BaseException as error:
@@ -262,6 +265,26 @@ class Rendezvous:
                 f"{own.describe()} cannot reach {peer.describe()}: {error}; "
                 "check that no firewall is between them, or name a common network by interface="
             ) from None
+
+    def _look_after(self, above: set[Key]) -> None:
+        """While others are to connect: has one ended before it had a connection by which that would be known? It
+        listened before it said where, and does so until it has its connections."""
+        self.store.check()
+        if self._acceptor is None or time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + LOOK_S
+        for peer in self._acceptor.missing(above):
+            if peer not in self.connections.control and self._is_gone(self.rank_infos[peer]):
+                self.store.check(patient=True)
+                raise RendezvousError(
+                    f"{self.store.names[self.rank]}, forming group {self.store.group}: {self.store.names[peer]} "
+                    "does not listen any more, so its process has ended"
+                )
+
+    def _is_gone(self, peer: RankInfo) -> bool:
+        """Whether each address of a rank refuses connections, which a rank of this group cannot do while it lives."""
+        addresses, _ = _route(self.rank_infos[self.rank], peer, 0)
+        return connecting.is_refused(addresses, peer.port, Patience(time.monotonic() + 1.0))
 
     def _tune(self, peer: int, stream: int, connection: socket.socket) -> None:
         """Set the options of its use, control connections and streams apart."""

@@ -130,23 +130,24 @@ class WatchedStore:
             self.publish(key, make())
         return self.read(key, 0)
 
-    def check(self, awaited: Sequence[tuple[str, int]] = ()) -> None:
+    def check(self, awaited: Sequence[tuple[str, int]] = (), patient: bool = False) -> None:
         """Return if the group may still form; cheap enough to be called often.
 
         Args:
             awaited: keys, with their ranks, that the caller waits for: a rank that took its leave will not set them.
+            patient: ask even if that was done just now, and wait a moment for an answer.
 
         Raises:
             What another rank raised, or a RendezvousError that says who has left.
         """
         now = time.monotonic()
-        if now < self._check_at:
+        if now < self._check_at and not patient:
             return
         self._check_at = now + CHECK_S
         gone: dict[int, Ending] = {}
         for watch in self._watches:
             gone |= watch()
-        failure = self.failure(patient=bool(gone))
+        failure = self.failure(patient=patient or bool(gone))
         if failure is not None:
             raise failure
         for rank, ending in sorted(gone.items()):

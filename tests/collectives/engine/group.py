@@ -52,7 +52,7 @@ def errors_of(size: int, do: Callable[[int], object]) -> list[BaseException | No
         return [future.exception() for future in [pool.submit(do, rank) for rank in range(size)]]
 
 
-def connections(
+def connect_all(
     store: Store, rank: int, size: int, host: str, streams: int = 1, timeout_s: float = 100.0, **options: object
 ) -> Connections:
     """One rank's connections in a group that nothing runs on."""

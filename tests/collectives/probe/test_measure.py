@@ -19,7 +19,7 @@ from collectives.probe.measure import measure
 from collectives.topology import Topology
 from collectives.transport import tcp
 from collectives.transport.tcp import receive_frame, send_frame
-from tests.collectives.engine.group import AT_ONCE_S, MemoryStore, connections, errors_of, on_all
+from tests.collectives.engine.group import AT_ONCE_S, MemoryStore, connect_all, errors_of, on_all
 
 measuring = sys.modules["collectives.probe.measure"]
 Connections = Mapping[int, socket.socket]
@@ -30,7 +30,7 @@ def meshes(hosts: Sequence[str]) -> Iterator[list[Connections]]:
     """Each rank's connections to the others, as a group has them."""
     store = MemoryStore()
 
-    formed = on_all(len(hosts), lambda rank: connections(store, rank, len(hosts), hosts[rank]))
+    formed = on_all(len(hosts), lambda rank: connect_all(store, rank, len(hosts), hosts[rank]))
     try:
         yield [dict(each.data) for each in formed]
     finally:
@@ -115,7 +115,7 @@ def test_it_can_be_done_again_on_the_same_connections() -> None:
 def test_several_connections_to_a_host_are_measured_at_once() -> None:
     """As there are where a host has several interfaces: each carries a part of every flow."""
     store = MemoryStore()
-    formed = on_all(2, lambda rank: connections(store, rank, 2, "ab"[rank], streams=3))
+    formed = on_all(2, lambda rank: connect_all(store, rank, 2, "ab"[rank], streams=3))
     try:
         topologies = on_all(2, lambda rank: measure(rank, "ab", formed[rank].data, 20.0))
         assert topologies[0] == topologies[1]
