@@ -6,15 +6,20 @@ copies at once. Closing them does not end the connections: the parent's copies k
 
 A process that ends without `close` announces to its peers how it ended: they may still need it. Without that they would
 see only that it is gone, and report a death where a script has simply returned or raised. Processes of multiprocessing
-(torch's mp.spawn) end without Python's atexit, so `_leave_all` is a finalizer of multiprocessing as well.
+(torch's mp.spawn) end without Python's atexit, so `_leave_all` is a finalizer of multiprocessing as well. After an
+exception in the main thread it runs before the interpreter waits for other threads: they may wait for a peer that waits
+for this process.
 """
 
 from __future__ import annotations
 
 import atexit
+import concurrent.futures.thread  # noqa: F401  its own hook joins its threads, and must have been registered before ours
 import functools
 import multiprocessing.util
 import os
+import sys
+import threading
 import weakref
 from typing import Any, Protocol
 
@@ -65,6 +70,16 @@ def _leave_all() -> None:
 def _leave_at_end_of(process: int) -> None:
     """Once for each process: a forked child starts without its parent's finalizers."""
     multiprocessing.util.Finalize(None, _leave_all, exitpriority=1)
+
+
+def _leave_after_an_error() -> None:
+    """Before threads are joined. Without an error they may still be at work, and the goodbye has to wait for them."""
+    if getattr(sys, "last_value", None) is not None:
+        _leave_all()
+
+
+# What concurrent.futures uses; atexit's functions run only when all threads have ended.
+getattr(threading, "_register_atexit", lambda function: None)(_leave_after_an_error)
 
 
 def _abandon_all() -> None:

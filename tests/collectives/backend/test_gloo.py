@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -56,6 +57,21 @@ def test_one_rank_that_asks_for_gloo_moves_all_and_is_named() -> None:
         assert not native
         reason = "the options of ranks [2] ask for it, those of the others do not"
         assert said == [f"this group runs on Gloo, because {reason}"]
+
+
+def refused(rank: int, size: int, store: Any, which: str) -> str:
+    with pytest.raises(collectives.RendezvousError) as caught:
+        (failing_on_rank_1 if which == "self-test" else asked_for_by_rank_2)(rank, size, store)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("which", "reason"), [("self-test", "rank 1: OSError: no compiler"), ("asked", "the options of ranks [2] ask")]
+)
+def test_with_a_token_a_group_does_not_move_to_gloo_by_itself(which: str, reason: str) -> None:
+    for error in run(refused, 3, which, environment={"NARROWGAUGE_TOKEN": "0123456789abcdef"}):
+        assert reason in error
+        assert "give all ranks backend='gloo' if that is meant" in error
 
 
 def test_asking_on_all_ranks_is_no_reason_to_warn() -> None:

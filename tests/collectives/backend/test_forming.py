@@ -1,0 +1,227 @@
+"""Groups that cannot form, or lose a rank while they do, with real processes, signals and limits."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+import collectives
+from collectives.transport import handshake, rendezvous
+from collectives.transport.watched_store import WatchedStore
+from tests.paths import REPOSITORY
+from tests.processes import Died, run
+
+TIMEOUT_S, AT_ONCE_S = 300.0, 60.0  # what a mistake must not cost, and what even a busy machine needs not
+TOKEN = {"NARROWGAUGE_TOKEN": "0123456789abcdef"}
+
+
+def init(rank: int, size: int, store: Any, timeout_s: float = TIMEOUT_S) -> None:
+    dist.init_process_group(
+        "narrowgauge", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s)
+    )
+
+
+def outcome(do: Callable[[], object]) -> tuple[str, float]:
+    """What it raised, "" if nothing, and the seconds that it took."""
+    started = time.monotonic()
+    try:
+        do()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}", time.monotonic() - started
+    return "", time.monotonic() - started
+
+
+def on_key(key: str, do: Callable[[], object]) -> None:
+    """Do it in this process when it is about to publish that key."""
+    publish = WatchedStore.publish
+
+    def then(store: WatchedStore, at: str, value: object) -> None:
+        if at == key:
+            do()
+        publish(store, at, value)
+
+    WatchedStore.publish = then  # type: ignore[method-assign]
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wrong_variable(rank: int, size: int, store: Any) -> tuple[str, float]:
+    if rank == 1:
+        os.environ["NARROWGAUGE_STREAMS"] = "many"
+    return outcome(lambda: init(rank, size, store))
+
+
+@pytest.mark.parametrize("environment", [{}, TOKEN], ids=["no token", "token"])
+def test_a_wrong_variable_on_one_host(environment: dict[str, str]) -> None:
+    results = run(wrong_variable, 3, environment=environment)
+    assert max(seconds for _, seconds in results) < AT_ONCE_S
+    assert all("NARROWGAUGE_STREAMS is 'many'; wanted a whole number, or auto" in error for error, _ in results)
+    assert all("could not join the group: rank 1 (" in results[rank][0] for rank in (0, 2))
+
+
+def dies_in_init(rank: int, size: int, store: Any, key: str) -> tuple[str, float]:
+    if rank == 2:
+        on_key(key, die)
+    return outcome(lambda: init(rank, size, store))
+
+
+@pytest.mark.parametrize("key", ["executor", "digest", "near"])
+def test_a_rank_that_dies_in_init_is_named_at_once(key: str) -> None:
+    results = run(dies_in_init, 4, key, may_die={2})
+    assert results[2] == Died(-signal.SIGKILL)
+    for error, seconds in (results[0], results[1], results[3]):
+        assert re.search(r"rank 2 \([^)]*\) died", error), error
+        assert seconds < AT_ONCE_S
+
+
+def dies_in_new_group(rank: int, size: int, store: Any, key: str) -> tuple[str, float]:
+    init(rank, size, store)
+    dist.barrier()
+    if rank == 3:
+        on_key(key, die)
+    members = [1, 2, 3]
+    said = outcome(lambda: dist.new_group(members))
+    # Rank 0, which is none of them, is rank 3's judge as well: by the default group.
+    assert rank in members or said[0] == ""
+    return said
+
+
+@pytest.mark.parametrize("key", ["about", "listens", "executor", "near"])
+def test_a_rank_that_dies_in_new_group_is_named_at_once(key: str) -> None:
+    """Even before it has said anything about the new group: the default group's connection to it ends."""
+    results = run(dies_in_new_group, 4, key, may_die={3})
+    assert results[3] == Died(-signal.SIGKILL)
+    for error, seconds in results[1:3]:
+        assert re.search(r"rank 2( \([^)]*\))? died", error), error  # rank 2 of the new group
+        assert seconds < AT_ONCE_S
+
+
+def fails_in_new_group(rank: int, size: int, store: Any) -> tuple[str, float]:
+    init(rank, size, store)
+    if rank == 1:
+        collectives.configure(interface="eth77")
+    return outcome(lambda: dist.new_group([0, 1, 2]))
+
+
+def test_a_mistake_in_new_group_is_what_all_report() -> None:
+    results = run(fails_in_new_group, 3)
+    assert all("interface 'eth77' is not here" in error and seconds < AT_ONCE_S for error, seconds in results)
+
+
+def without_descriptors(rank: int, size: int, store: Any, culprit: int, spare: int) -> tuple[str, float]:
+    if rank == culprit:
+        used = {int(name) for name in os.listdir("/proc/self/fd")}
+        null = os.open(os.devnull, os.O_RDONLY)
+        while (fd := os.dup(null)) < max(used):  # no holes
+            pass
+        limit = fd + 1 + spare
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    return outcome(lambda: init(rank, size, store))
+
+
+@pytest.mark.parametrize(("culprit", "spare"), [(1, 2), (1, 5), (0, 4), (2, 5)])
+def test_the_descriptor_limit_of_one_rank_is_reported_as_that(culprit: int, spare: int) -> None:
+    results = run(without_descriptors, 3, culprit, spare)
+    for error, seconds in results:
+        assert re.search(rf"rank {culprit} \([^)]*\): too many open files \(EMFILE\)", error), error
+        assert "raise it with `ulimit -n 65536`" in error
+        assert seconds < AT_ONCE_S
+
+
+def pause(seconds: float) -> None:
+    """Stop this process, as a debugger or a full swap does."""
+    subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def paused(rank: int, size: int, store: Any, where: str) -> tuple[str, float]:
+    done: list[bool] = []
+
+    def once(real: Callable[..., Any]) -> Callable[..., Any]:
+        def instead(*arguments: Any, **named: Any) -> Any:
+            if not done:
+                done.append(True)
+                pause(12.0)
+            return real(*arguments, **named)
+
+        return instead
+
+    if where == "connector" and rank == 2:
+        handshake.receive_frame_within = once(handshake.receive_frame_within)
+    if where == "before hello" and rank == 2:
+        rendezvous.introduce = once(rendezvous.introduce)  # type: ignore[attr-defined]
+    if where == "acceptor" and rank == 0:
+        handshake.Admission.receive = once(handshake.Admission.receive)  # type: ignore[method-assign]
+    return outcome(lambda: (init(rank, size, store), dist.barrier()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["connector", "before hello", "acceptor"])
+def test_a_pause_in_the_handshake_does_not_fail_the_group(where: str) -> None:
+    assert [error for error, _ in run(paused, 3, where)] == ["", "", ""]
+
+
+def with_a_strangers_words(rank: int, size: int, store: Any) -> tuple[str, bool]:
+    """Somebody who can write to the store has rank 1's engine fail its self-test."""
+    if rank == 1:
+        publish = WatchedStore.publish
+
+        def overwritten(watched: WatchedStore, key: str, value: object) -> None:
+            publish(watched, key, value)
+            if key == "executor":
+                watched._store.set("executor/1", '- {"fault": "OSError: nothing works", "devices": false}')
+
+        WatchedStore.publish = overwritten  # type: ignore[method-assign]
+    error, _ = outcome(lambda: init(rank, size, store))
+    return error, dist.is_initialized()
+
+
+def test_a_stranger_cannot_move_a_group_with_a_token_to_gloo() -> None:
+    for error, has_formed in run(with_a_strangers_words, 2, environment=TOKEN):
+        assert "what the store has under 'executor' of rank 1" in error
+        assert "is not signed: that rank has no token, or a stranger wrote it" in error
+        assert not has_formed
+
+
+MAIN_FAILS = """
+import sys, threading
+import torch, torch.distributed as dist
+import collectives
+
+rank = int(sys.argv[1])
+dist.init_process_group("narrowgauge", store=dist.FileStore(sys.argv[2], 2), rank=rank, world_size=2)
+other = dist.new_group([0, 1])
+dist.barrier()
+if rank == 0:
+    dist.all_reduce(torch.ones(3))
+threading.Thread(target=dist.all_reduce, args=(torch.ones(3),), kwargs={"group": other}).start()
+raise ValueError("no data left")
+"""
+
+
+def test_an_exception_in_main_reaches_the_others_while_a_helper_waits(tmp_path: Path) -> None:
+    """Rank 1's helper waits in one group for rank 0, which waits in the other for rank 1."""
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", MAIN_FAILS, str(rank), str(tmp_path / "store")],
+            stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=200)[1] for process in ranks]
+    assert "ended with ValueError: no data left" in said[0]
+    assert all(process.returncode for process in ranks)
