@@ -46,10 +46,12 @@ class Ending:
     Attributes:
         text: what to say of it after its name.
         is_error: it did not say goodbye.
+        unreachable: the kernel's error for a host that does not answer; it reports it once.
     """
 
     text: str
     is_error: bool = True
+    unreachable: str | None = None
 
 
 LEFT = Ending("has left the group", is_error=False)
@@ -61,10 +63,14 @@ def ending(connection: socket.socket) -> Ending | None:
     poll = select.poll()
     try:
         poll.register(connection, select.POLLIN | select.POLLRDHUP)
-        if not poll.poll(0):
+        ready = poll.poll(0)
+        if not ready:
             return None
         said = connection.recv(_FRAME_LIMIT, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        return _ending_in(said) if said else DIED
+        found = _ending_in(said)
+        # After the end of a connection nothing more can come, so what stands in it before that is all there is.
+        is_over = ready[0][1] & (select.POLLRDHUP | select.POLLHUP) and len(said) < _FRAME_LIMIT
+        return DIED if not said or (found is None and is_over) else found
     except BlockingIOError:
         return None
     except OSError as error:
@@ -90,7 +96,7 @@ def _ending_in(said: bytes) -> Ending | None:
 
 
 def _unreachable(reason: str) -> Ending:
-    return Ending(f"does not answer any more ({reason}): its host or the link to it is down")
+    return Ending(f"does not answer any more ({reason}): its host or the link to it is down", unreachable=reason)
 
 
 class ControlChannel:
@@ -211,7 +217,10 @@ class ControlChannel:
             return DIED
         if rank in self.left:
             return LEFT
-        return ending(self._control[rank]) if rank in self._control else None
+        found = ending(self._control[rank]) if rank in self._control else None
+        if found is not None and found.unreachable is not None:
+            self.unreachable[rank] = found.unreachable
+        return found
 
     def has_ended(self, rank: int) -> bool:
         """Whether a rank's last message or end has been read."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -91,6 +92,8 @@ async def knock(kind: str, port: int, recorded: list[bytes]) -> str:
 
 def attack(count: int, ports: list[int], recorded: list[bytes]) -> dict[str, int]:
     """That many connections, AT_ONCE at a time, on a process of its own."""
+
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it warns of writing to a connection that was refused
 
     async def all_of_them() -> Counter[str]:
         places = asyncio.Semaphore(AT_ONCE)

@@ -11,8 +11,10 @@ from dataclasses import replace
 import pytest
 
 from collectives.errors import RendezvousError
+from collectives.transport import control
 from collectives.transport.connecting import Patience
 from collectives.transport.handshake import FRAME_LIMIT, Admission, Hello, Refused, Secret, introduce
+from collectives.transport.tcp import frame
 from collectives.transport.watched_store import WatchedStore
 from tests.collectives.engine.group import MemoryStore
 
@@ -147,3 +149,36 @@ def test_a_signature_is_for_one_key_rank_group_generation_and_meeting(text: str)
     memory.set("about/1", text)
     with pytest.raises(RendezvousError, match=r"'about' of rank 1 is not signed"):
         store.read("about", 1)
+
+
+SAID = {
+    "nothing yet": ([], False, None),
+    "part of a frame": ([b"\x20\0\0\0{"], False, None),
+    "another message": ([frame(b'{"word": 1}')], False, None),
+    "the end": ([], True, control.DIED),
+    "another message, then the end": ([frame(b'{"word": 1}')], True, control.DIED),
+    "goodbye": ([frame(b'{"goodbye": true}')], True, control.LEFT),
+    "another message, then goodbye": ([frame(b"{}"), frame(b'{"goodbye": true}')], True, control.LEFT),
+    "an abort": (
+        [frame(b'{"kind": "PeerLost", "culprit": 3, "text": "no data"}')], True, control.Ending("gave up: no data"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("said", "closes", "wanted"), SAID.values(), ids=SAID)
+def test_how_a_peer_left_is_seen_without_reading(
+    said: list[bytes], closes: bool, wanted: control.Ending | None
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as near:
+        far, _ = server.accept()
+        with far:
+            for each in said:
+                far.sendall(each)
+            if closes:
+                far.shutdown(socket.SHUT_WR)
+            deadline = time.monotonic() + 100
+            while (found := control.ending(near)) != wanted and time.monotonic() < deadline:
+                time.sleep(0.001)  # for the kernel to deliver
+            assert found == wanted
+            if said:
+                assert near.recv(4096) == b"".join(said)
