@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collectives.engine.runner import Engine
 
 logger = logging.getLogger(__name__)
+COMPILE_S = 600.0
 
 
 class EngineExecutor:
@@ -73,6 +74,7 @@ def choose(
     """
     with meet(store, rank, size, name, 0, settings, timeout_s, parent) as meeting:
         on_gloo, devices = _agree(meeting, settings)
+        meeting.store.renew(timeout_s)
         if on_gloo:
             meeting.connections.close()
             group = gloo.connect(dist.PrefixStore("gloo", store), rank, size, timeout_s, settings)
@@ -92,6 +94,8 @@ def _agree(meeting: Rendezvous, settings: Options) -> tuple[bool, bool]:
     all_asked = len(asked) == meeting.size
     if not all_asked:
         meeting.connect()  # before the self-test, which may compile for a minute: who ends meanwhile is noticed
+    # A rank may compile meanwhile, or wait for one that does, whatever timeout its ops are to have.
+    meeting.store.renew(max(meeting.store.timeout_s, COMPILE_S))
     fault = None if asked else _self_test()
     published = meeting.store.gather("executor", {"fault": fault, "devices": torch.accelerator.is_available()})
     faults = [f"rank {other}: {each['fault']}" for other, each in enumerate(published) if each["fault"]]

@@ -68,6 +68,7 @@ def connect(
     with rendezvous.meet(store, rank, size, name, generation, options, timeout_s) as meeting:
         meeting.connect()
         warm_up()
+        meeting.store.renew(timeout_s)
         return start(meeting, options, timeout_s)
 
 

@@ -77,7 +77,7 @@ def meet(
     error, that is published for the others, and all connections are closed.
 
     Args:
-        timeout_s: seconds for all of it.
+        timeout_s: seconds until all have come and connected; `WatchedStore.renew` gives more for what follows.
         parent: which of these ranks have left the group that this one is a part of.
 
     Raises:

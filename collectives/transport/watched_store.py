@@ -57,7 +57,7 @@ class WatchedStore:
 
     Args:
         token: the user's; None publishes without signatures.
-        timeout_s: seconds for all of it.
+        timeout_s: seconds until `deadline`.
         host: this rank's, for messages.
 
     Attributes:
@@ -94,6 +94,10 @@ class WatchedStore:
     def watch(self, watch: Watch) -> None:
         """Ask also this one who has left, whenever something is waited for."""
         self._watches.append(watch)
+
+    def renew(self, timeout_s: float) -> None:
+        """Count the time anew: what comes now may take so many seconds, however long it took to come here."""
+        self.timeout_s, self.deadline = timeout_s, time.monotonic() + timeout_s
 
     def publish(self, key: str, value: object) -> None:
         """Set this rank's value under a key. It must be JSON."""
@@ -200,11 +204,9 @@ class WatchedStore:
         return text if self.names[self.rank] in text else f"{self.names[self.rank]}: {text}"
 
     def _linger(self) -> None:
-        """Wait until those who came have read this rank's last words, a second at most."""
-        first = self._published[0] if self._published else None
-        others = [other for other in range(1, self.size) if first and self._has([(first, other)])]
-        until = time.monotonic() + LINGER_S
-        while others and time.monotonic() < until and not self._store.check([f"{_SEEN}/{other}" for other in others]):
+        """Wait until the others have read this rank's last words, a second at most: some may never come."""
+        seen, until = [f"{_SEEN}/{other}" for other in range(1, self.size)], time.monotonic() + LINGER_S
+        while time.monotonic() < until and not self._store.check(seen):
             time.sleep(LAST_PAUSE_S)
 
     def _wait(self, key: str, authors: Sequence[int]) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -71,6 +72,48 @@ def test_a_wrong_variable_on_one_host(environment: dict[str, str]) -> None:
     assert max(seconds for _, seconds in results) < AT_ONCE_S
     assert all("NARROWGAUGE_STREAMS is 'many'; wanted a whole number, or auto" in error for error, _ in results)
     assert all("could not join the group: rank 1 (" in results[rank][0] for rank in (0, 2))
+
+
+def with_a_store_of_its_own(rank: int, size: int, store: Any, port: int) -> tuple[str, float]:
+    """Rank 0 holds the store, as without a launcher, and its process ends as soon as it has failed."""
+    if rank == 0:
+        collectives.configure(interface="eth77")
+    said = outcome(
+        lambda: dist.init_process_group(
+            "narrowgauge", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size,
+            timeout=timedelta(seconds=TIMEOUT_S),
+        )
+    )  # fmt: skip
+    if rank == 0:
+        os._exit(1)
+    return said
+
+
+def test_the_last_words_of_the_rank_that_holds_the_store_are_read() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for error, seconds in run(with_a_store_of_its_own, 3, port, may_die={0})[1:]:
+        assert "interface 'eth77' is not here" in error, error
+        assert seconds < AT_ONCE_S
+
+
+def with_a_store_that_ends(rank: int, size: int, store: Any, port: int) -> tuple[str, float]:
+    if rank == 0:
+        on_key("executor", die)
+    return outcome(
+        lambda: dist.init_process_group(
+            "narrowgauge", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size,
+            timeout=timedelta(seconds=TIMEOUT_S),
+        )
+    )  # fmt: skip
+
+
+def test_the_death_of_the_rank_that_holds_the_store_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for error, seconds in run(with_a_store_that_ends, 3, port, may_die={0})[1:]:
+        assert re.search(r"rank 0 \([^)]*\) died", error), error
+        assert seconds < AT_ONCE_S
 
 
 def dies_in_init(rank: int, size: int, store: Any, key: str) -> tuple[str, float]:
