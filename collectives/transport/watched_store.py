@@ -148,9 +148,7 @@ class WatchedStore:
         if now < self._check_at and not patient:
             return
         self._check_at = now + CHECK_S
-        gone: dict[int, Ending] = {}
-        for watch in self._watches:
-            gone |= watch()
+        gone = self._gone()
         failure = self.failure(patient=patient or bool(gone))
         if failure is not None:
             raise failure
@@ -190,6 +188,7 @@ class WatchedStore:
             return
         self._announced = True
         with contextlib.suppress(Exception):  # the store may be what failed
+            self._store.set(f"{_SEEN}/{self.rank}", "")  # nobody needs to wait for this rank
             if self.failure() is not None:
                 return
             kind = type(error).__name__
@@ -203,9 +202,14 @@ class WatchedStore:
         text = str(error) if isinstance(error, NarrowgaugeError) else f"{type(error).__name__}: {error}"
         return text if self.names[self.rank] in text else f"{self.names[self.rank]}: {text}"
 
+    def _gone(self) -> dict[int, Ending]:
+        """How ranks left that have, as far as any watch knows."""
+        return {rank: ending for watch in self._watches for rank, ending in watch().items()}
+
     def _linger(self) -> None:
         """Wait until the others have read this rank's last words, a second at most: some may never come."""
-        seen, until = [f"{_SEEN}/{other}" for other in range(1, self.size)], time.monotonic() + LINGER_S
+        gone, until = self._gone(), time.monotonic() + LINGER_S
+        seen = [f"{_SEEN}/{other}" for other in range(1, self.size) if other not in gone]
         while time.monotonic() < until and not self._store.check(seen):
             time.sleep(LAST_PAUSE_S)
 
@@ -291,10 +295,9 @@ class WatchedStore:
         except NarrowgaugeError:
             raise
         except RuntimeError as error:
-            for watch in self._watches:
-                for rank, ending in sorted(watch().items()):
-                    if ending.is_error:
-                        raise RendezvousError(f"{self._where()}: {self.names[rank]} {ending.text}") from None
+            for rank, ending in sorted(self._gone().items()):
+                if ending.is_error:
+                    raise RendezvousError(f"{self._where()}: {self.names[rank]} {ending.text}") from None
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise RendezvousError(
                 f"{self._where()}: the store does not answer any more ({reason}): the process that holds it has ended, "
