@@ -6,8 +6,10 @@ the self-test, and reads what the others published. If one rank needs Gloo, all 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import threading
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +17,7 @@ import torch
 
 from collectives.backend import gloo
 from collectives.backend.c10d import GlooGroup, Store, dist
+from collectives.backend.messages import Messages
 from collectives.backend.tensors import Call, Done, Executor
 from collectives.options import Options
 
@@ -41,6 +44,23 @@ class EngineExecutor:
 
     def close(self) -> None:
         self.engine.close()
+
+
+def close_unattended(executor: Executor, messages: Messages, gloo_groups: list[GlooGroup], name: str) -> None:
+    """Close what belonged to a group that went without `shutdown`; returns at once.
+
+    On a thread of its own: a group may go wherever its last reference does, be it a thread of the engine or of Gloo,
+    which cannot wait for its own end, or any code of the program's in which the garbage collector happens to run.
+    """
+
+    def close() -> None:
+        gloo_groups.clear()
+        messages.close()
+        executor.close()
+
+    with contextlib.suppress(RuntimeError):  # the interpreter ends and starts no threads; `lifetime.py` told the peers
+        # With `daemon` given nothing asks for the current thread: one of Gloo's would stay in Python's list of threads.
+        threading.Thread(target=close, name=f"narrowgauge {name}, closing", daemon=False).start()
 
 
 class Chosen(NamedTuple):

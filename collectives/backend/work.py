@@ -53,13 +53,16 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
         calls: the calls; their outputs together are the result. Empty: the work is done already.
         group: name of the group, for messages.
         helpers: threads that complete futures; one is free at any time.
+        held: the process group, which must not go while its ops run, whoever else drops it.
     """
 
-    def __init__(self, calls: list[Call], group: str, helpers: ThreadPoolExecutor | None = None) -> None:
+    def __init__(
+        self, calls: list[Call], group: str, helpers: ThreadPoolExecutor | None = None, held: object = None
+    ) -> None:
         super().__init__()
         self._calls, self._group = calls, group
         self._outputs = [output for call in calls for output in call.outputs]
-        self._helpers = helpers
+        self._helpers, self._held = helpers, held
         self._left = len(calls)
         self._error: BaseException | None = None
         self._settled = threading.Event() if calls else _ALWAYS
@@ -92,14 +95,9 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
                 now.outcome = self._outcome()
         if now is not None:
             METER.future_settled()
-            self._settle(now)
-
-    def _settle(self, now: torch.futures.Future[None]) -> None:
-        try:
             assert self._helpers is not None
-            self._helpers.submit(now.set_result, None)
-        except RuntimeError:  # the pool is shut down, as the group or the program ends: callbacks run here, or never
-            now.set_result(None)
+            hand_over(self._helpers, now.set_result, None)
+        self._held = None  # last: this may be the end of the group
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         """Return True when the result is there.
@@ -190,6 +188,14 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
 
     def synchronize(self) -> None:
         """Nothing to do: `from_host` has waited for the device, so outputs are ready on every stream."""
+
+
+def hand_over(helpers: ThreadPoolExecutor, function: Callable[..., object], *arguments: object) -> None:
+    """Call a function on a helper; here, if the pool is shut down because the group or the program ends."""
+    try:
+        helpers.submit(function, *arguments)
+    except RuntimeError:
+        function(*arguments)
 
 
 def finished(outputs: list[Tensor]) -> NarrowgaugeWork:
