@@ -69,12 +69,12 @@ class Chosen(NamedTuple):
     Attributes:
         executor: executes collectives.
         gloo: the Gloo group on which everything runs; None on the engine.
-        devices: whether any rank has an accelerator, so that tensors may have to be copied to host memory first.
+        accelerators: for each rank the kind of its accelerator; None if it has none.
     """
 
     executor: Executor
     gloo: GlooGroup | None
-    devices: bool
+    accelerators: list[str | None]
 
 
 def choose(store: Store, rank: int, size: int, name: str, timeout_s: float, settings: Options) -> Chosen:
@@ -83,22 +83,23 @@ def choose(store: Store, rank: int, size: int, name: str, timeout_s: float, sett
     Raises:
         RendezvousError: the ranks did not find each other.
     """
-    on_gloo, devices = _agree(store, rank, size, settings)
+    on_gloo, accelerators = _agree(store, rank, size, settings)
     if on_gloo:
         group = gloo.connect(dist.PrefixStore("gloo", store), rank, size, timeout_s, settings)
-        return Chosen(gloo.GlooExecutor(group, rank, size), group, devices)
+        return Chosen(gloo.GlooExecutor(group, rank, size), group, accelerators)
     from collectives.engine.runner import connect  # here: on Gloo numba is never loaded
 
     engine = connect(dist.PrefixStore("engine", store), rank, size, name, timeout_s, settings)
-    return Chosen(EngineExecutor(engine), None, devices)
+    return Chosen(EngineExecutor(engine), None, accelerators)
 
 
-def _agree(store: Store, rank: int, size: int, settings: Options) -> tuple[bool, bool]:
-    """Whether to take Gloo, and whether any rank has an accelerator; the same on all ranks."""
+def _agree(store: Store, rank: int, size: int, settings: Options) -> tuple[bool, list[str | None]]:
+    """Whether to take Gloo, and each rank's kind of accelerator; the same on all ranks."""
     wants_gloo = settings.backend == "gloo"
     fault = None if wants_gloo else _self_test()
-    devices = torch.accelerator.is_available()
-    store.set(f"executor/{rank}", json.dumps({"gloo": wants_gloo, "fault": fault, "devices": devices}))
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    kind = None if accelerator is None else accelerator.type
+    store.set(f"executor/{rank}", json.dumps({"gloo": wants_gloo, "fault": fault, "accelerator": kind}))
     published = [json.loads(store.get(f"executor/{other}")) for other in range(size)]
     faults = [f"rank {other}: {each['fault']}" for other, each in enumerate(published) if each["fault"]]
     asked = [other for other, each in enumerate(published) if each["gloo"]]
@@ -107,7 +108,7 @@ def _agree(store: Store, rank: int, size: int, settings: Options) -> tuple[bool,
         _warn(f"the native engine failed its self-test on {'; '.join(faults[:3])}{more}")
     elif 0 < len(asked) < size:
         _warn(f"the options of ranks {asked} ask for it, those of the others do not")
-    return bool(faults or asked), any(each["devices"] for each in published)
+    return bool(faults or asked), [each["accelerator"] for each in published]
 
 
 def _self_test() -> str | None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -66,12 +66,15 @@ REDUCTION = {
 _REDUCTION_BY_VALUE = {int(op): name for op, name in REDUCTION.items()}  # torch's enum compares slowly
 
 
-def create(torch_options: Any, pg_options: object = None) -> NarrowgaugeGroup:
-    """Make a group of backend "narrowgauge"; torch calls this.
+def create(
+    torch_options: Any, pg_options: object = None, make: Callable[..., NarrowgaugeGroup] | None = None
+) -> NarrowgaugeGroup:
+    """Make a group of backend "narrowgauge"; torch calls this, by way of `by_device.py`.
 
     Args:
         torch_options: torch's _DistributedBackendOptions.
         pg_options: the script's pg_options: `collectives.Options`, or None for the options in force.
+        make: the class of the group if it is not `NarrowgaugeGroup`.
 
     Raises:
         UsageError: pg_options are of another backend.
@@ -79,7 +82,7 @@ def create(torch_options: Any, pg_options: object = None) -> NarrowgaugeGroup:
     """
     if pg_options is not None and not isinstance(pg_options, Options):
         raise UsageError(f"pg_options is a {type(pg_options).__name__}; backend narrowgauge takes collectives.Options")
-    return NarrowgaugeGroup(
+    return (make or NarrowgaugeGroup)(
         torch_options.store,
         torch_options.group_rank,
         torch_options.group_size,
@@ -98,6 +101,9 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         name: of the group, equal on all ranks.
         timeout_s: seconds without progress after which an op fails, unless the options or the op say otherwise.
         settings: options of the group.
+
+    Attributes:
+        accelerators: for each rank the kind of its accelerator, such as "cuda"; None if it has none.
     """
 
     supports_splitting = True
@@ -115,7 +121,8 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         self._barriers = 0
         self._helpers = ThreadPoolExecutor(MAX_HELPERS, f"narrowgauge-{name}-futures")
         self._staging_thread: ThreadPoolExecutor | None = None  # started by the first call that waits for a device
-        self._executor, formed, self._devices = choose(store, rank, size, name, self._timeout_s, settings)
+        self._executor, formed, self.accelerators = choose(store, rank, size, name, self._timeout_s, settings)
+        self._devices = any(self.accelerators)
         # The only way to it from here: whoever clears the list ends Gloo's threads, and must not be one of them.
         self._gloo_groups = [] if formed is None else [formed]
         self._is_open = True
@@ -357,7 +364,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         if self._rank not in ranks:
             return None
         name = group_name or f"{self._name}/{','.join(map(str, ranks))}"
-        part = NarrowgaugeGroup(
+        part = self._new_group(
             dist.PrefixStore(f"split/{name}", self._store),
             list(ranks).index(self._rank),
             len(ranks),
@@ -367,6 +374,10 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         )
         part._set_group_desc(group_desc or f"part of {self._name}")
         return part
+
+    def _new_group(self, *arguments: Any) -> NarrowgaugeGroup:
+        """Another group of this kind."""
+        return NarrowgaugeGroup(*arguments)
 
     def perform_nocolor_split(self, device: torch.device) -> None:
         """Nothing to do: ranks outside a new group take no part in forming it."""

@@ -98,7 +98,8 @@ def attach(model: DistributedDataParallel, codec: str | None = None, weight: flo
             stacklevel=2,
         )
         chosen = "none"
-    return Attached(model, group, chosen, weight)
+    # The sum of weights is on the CPU, yet it must keep its place among the gradients: all go to the part of the model.
+    return Attached(model, group._get_backend(model.device), chosen, weight)
 
 
 def set_weight(samples: float) -> None:
