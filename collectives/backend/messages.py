@@ -16,7 +16,7 @@ from torch import Tensor
 
 from collectives.backend.c10d import GlooGroup, Work, dist
 from collectives.backend.meter import METER
-from collectives.backend.staging import from_host, room_for, to_host
+from collectives.backend.staging import from_host, future_of, room_for, to_host
 from collectives.errors import OpTimeout, UsageError
 
 if TYPE_CHECKING:  # on Gloo the engine is never loaded
@@ -140,7 +140,7 @@ class MessageWork(dist.Work):  # type: ignore[misc]
     def get_future(self) -> torch.futures.Future[list[Tensor]]:
         """A future of the tensor in a list; C++ sees a failure, too, as a RuntimeError with our message."""
         if self._future is None:
-            now: torch.futures.Future[None] = torch.futures.Future()
+            now = future_of([self._tensor])  # None completes it: `from_host` waits for the device
             self._future = now.then(self._value)
             self._messenger.when_done(self._request, lambda: self._complete(lambda: now.set_result(None)))
         return self._future

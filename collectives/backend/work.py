@@ -15,6 +15,7 @@ method of a finished generator that throws what it is given.
 Callbacks may block, and may even start and await further collectives (torch's PowerSGD hook does). On the executor's
 thread such a callback would wait for an op that only this thread can run. So futures are completed on helper threads,
 and the pool never runs out of idle ones: a helper that is stuck in a callback does not delay the next future.
+What callbacks queue on a device is ordered by the futures, see `staging.future_of`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from collectives.backend.c10d import dist
 from collectives.backend.meter import METER
+from collectives.backend.staging import future_of
 from collectives.backend.tensors import Call
 from collectives.errors import CollectiveError, OpTimeout
 
@@ -131,7 +133,8 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
         with self._lock:
             if self._future is not None:
                 return self._future
-            now: Any = torch.futures.Future()
+            # None completes it, though work on a device may be queued elsewhere: `from_host` has waited for the outputs.
+            now: Any = future_of(self._outputs)
             self._future = now.then(_OUTCOME)
             if self._settled.is_set():
                 now.outcome = self._outcome()
@@ -144,7 +147,8 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
     def _outcome(self) -> Callable[[], list[Tensor]]:
         """What returns the outputs or raises the error of a work that has ended."""
         if self._error is None:
-            return lambda: self._outputs
+            outputs = self._outputs  # not by way of self, which holds the future that will hold this
+            return lambda: outputs
         if isinstance(self._error, CollectiveError):
             self._error.__traceback__ = None  # frames of the engine's; its messages say more
         over = _nothing()

@@ -258,7 +258,7 @@ class Attached:
 
     def _arrived(self, mean: Tensor, done: Future[Any]) -> Tensor:
         done.value()  # raises the op's error
-        self._weights.correct(mean)
+        self._weights.correct(mean)  # perhaps on another stream than backward's; DDP, which waits, joins it
         return mean
 
     def _average(self, flat: Tensor) -> Any:
