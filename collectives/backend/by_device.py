@@ -103,7 +103,7 @@ class GroupByDevice(NarrowgaugeGroup):
         return self._parts.get(torch.device(device).type, self)
 
     def _new_group(self, *arguments: Any) -> NarrowgaugeGroup:
-        return GroupByDevice(*arguments, self._wanted_parts)
+        return GroupByDevice(*arguments, parts=self._wanted_parts)
 
     def shutdown(self) -> None:
         """Leave the group with all its parts."""

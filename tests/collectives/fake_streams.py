@@ -8,8 +8,8 @@ No clock runs. A stream knows which pieces of work come before whatever is queue
 streams that it has joined. Work on memory must come after all work that wrote it, writing also after all that read it;
 memory may go when the stream that made it comes after all work on it, or was told of the other streams.
 
-Copies between host and device are taken to be over when their call returns, and with one that leaves the device all work
-before it: staging waits for them on the host.
+Copies between host and device are taken to be over when their call returns, and with one that leaves the device all
+work before it: staging waits for them on the host.
 """
 
 from __future__ import annotations

@@ -114,6 +114,31 @@ def test_an_op_under_way_holds_its_group(backend: str) -> None:
     assert run(drop_with_an_op_under_way, 2, backend) == [[3.0] * 3] * 2
 
 
+def drop_with_a_message_under_way(rank: int, size: int, store: Any) -> list[float]:
+    """Rank 0 keeps the receive alone, and waits for it."""
+    group = form(store, rank, size, "dropped")
+    tensor = torch.full((3,), rank + 1.0)
+    if rank == 0:
+        work = group.recv([tensor], 1, 0)
+        gone = weakref.ref(group)
+        del group
+        assert gone() is not None
+        store.set("dropped", "")
+        work.wait()
+        assert wait_for(lambda: gone() is None)
+    else:
+        store.wait(["dropped"], A_WHILE)
+        group.send([tensor], 0, 0).wait()
+        with pytest.raises(collectives.GroupClosed, match="Connection closed by peer"):
+            group.allreduce([tensor]).wait()
+        group.shutdown()
+    return tensor.tolist()
+
+
+def test_a_message_under_way_holds_its_group() -> None:
+    assert run(drop_with_a_message_under_way, 2)[0] == [2.0] * 3
+
+
 def drop_in_a_cycle(rank: int, size: int, store: Any) -> None:
     """The garbage collector takes the group away on whichever thread it runs."""
     group = form(store, rank, size, "cycle")
