@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from collectives.backend.by_device import ByDevice, parts_of
 from collectives.backend.c10d import c10d, dist
 from collectives.errors import UsageError
 from collectives.options import Options
@@ -28,9 +29,11 @@ def install(replace: Sequence[str] = ("gloo", "nccl")) -> None:
     """Replace the named backends by narrowgauge in this process, for groups made from now on. All ranks must call it.
 
     A script's ``backend=None`` counts as the backend that torch would take on this machine. A backend for each device
-    ("cpu:gloo,cuda:nccl") is replaced if all its parts are named, and otherwise left alone, with a warning. Options
-    made for the replaced backend (such as ProcessGroupNCCL.Options) are dropped, with a warning. Existing groups do not
-    change. A second call replaces the first.
+    ("cpu:gloo,cuda:nccl") is replaced if all its parts are named, and otherwise left alone, with a warning. The group
+    then has an engine for each, so collectives of CPU tensors and of device tensors are ordered apart, as with torch's
+    two backends; if only some of the ranks have such a device, one engine serves all. Options made for the replaced
+    backend (such as ProcessGroupNCCL.Options) are dropped, with a warning. Existing groups do not change. A second call
+    replaces the first.
 
     Args:
         replace: names of backends: "gloo", "nccl", "mpi", "ucc" or "xccl".
@@ -65,6 +68,8 @@ def _replacing(helper: Callable[..., Any], replaced: frozenset[str]) -> Callable
         if backend_options is not None and not isinstance(backend_options, Options):
             logger.warning("ignoring the script's %s: narrowgauge makes this group", type(backend_options).__name__)
             backend_options = None
+        if parts := parts_of(c10d.BackendConfig(backend).get_device_backend_map()):
+            backend_options = ByDevice(backend_options, parts)
         made = helper(
             size, rank, ranks, dist.Backend("narrowgauge"), store, group_name, backend_options=backend_options, **more
         )

@@ -7,7 +7,9 @@ is set they fail instead, since Gloo's connections prove nothing, unless all ran
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +17,7 @@ import torch
 
 from collectives.backend import gloo
 from collectives.backend.c10d import GlooGroup, Store, dist
+from collectives.backend.messages import Messages
 from collectives.backend.tensors import Call, Done, Executor
 from collectives.errors import RendezvousError
 from collectives.options import Options
@@ -47,18 +50,35 @@ class EngineExecutor:
         self.engine.close()
 
 
+def close_unattended(executor: Executor, messages: Messages, gloo_groups: list[GlooGroup], name: str) -> None:
+    """Close what belonged to a group that went without `shutdown`; returns at once.
+
+    On a thread of its own: a group may go wherever its last reference does, be it a thread of the engine or of Gloo,
+    which cannot wait for its own end, or any code of the program's in which the garbage collector happens to run.
+    """
+
+    def close() -> None:
+        gloo_groups.clear()
+        messages.close()
+        executor.close()
+
+    with contextlib.suppress(RuntimeError):  # the interpreter ends and starts no threads; `lifetime.py` told the peers
+        # With `daemon` given nothing asks for the current thread: one of Gloo's would stay in Python's list of threads.
+        threading.Thread(target=close, name=f"narrowgauge {name}, closing", daemon=False).start()
+
+
 class Chosen(NamedTuple):
     """What carries out a group's calls.
 
     Attributes:
         executor: executes collectives.
         gloo: the Gloo group on which everything runs; None on the engine.
-        devices: whether any rank has an accelerator, so that tensors may have to be copied to host memory first.
+        accelerators: for each rank the kind of its accelerator; None if it has none.
     """
 
     executor: Executor
     gloo: GlooGroup | None
-    devices: bool
+    accelerators: list[str | None]
 
 
 def choose(
@@ -73,19 +93,19 @@ def choose(
         RendezvousError: the ranks did not find each other, or differ in what must be equal; names the rank.
     """
     with meet(store, rank, size, name, 0, settings, timeout_s, parent) as meeting:
-        on_gloo, devices = _agree(meeting, settings)
+        on_gloo, accelerators = _agree(meeting, settings)
         meeting.store.renew(timeout_s)
         if on_gloo:
             meeting.connections.close()
             group = gloo.connect(dist.PrefixStore("gloo", store), rank, size, timeout_s, settings)
-            return Chosen(gloo.GlooExecutor(group, rank, size), group, devices)
+            return Chosen(gloo.GlooExecutor(group, rank, size), group, accelerators)
         from collectives.engine.runner import start  # here: on Gloo numba is never loaded
 
-        return Chosen(EngineExecutor(start(meeting, settings, timeout_s)), None, devices)
+        return Chosen(EngineExecutor(start(meeting, settings, timeout_s)), None, accelerators)
 
 
-def _agree(meeting: Rendezvous, settings: Options) -> tuple[bool, bool]:
-    """Whether to take Gloo, and whether any rank has an accelerator; the same on all ranks.
+def _agree(meeting: Rendezvous, settings: Options) -> tuple[bool, list[str | None]]:
+    """Whether to take Gloo, and each rank's kind of accelerator; the same on all ranks.
 
     Raises:
         RendezvousError: some ranks need Gloo, and a token is set.
@@ -97,7 +117,9 @@ def _agree(meeting: Rendezvous, settings: Options) -> tuple[bool, bool]:
     # A rank may compile meanwhile, or wait for one that does, whatever timeout its ops are to have.
     meeting.store.renew(max(meeting.store.timeout_s, COMPILE_S))
     fault = None if asked else _self_test()
-    published = meeting.store.gather("executor", {"fault": fault, "devices": torch.accelerator.is_available()})
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    kind = None if accelerator is None else accelerator.type
+    published = meeting.store.gather("executor", {"fault": fault, "accelerator": kind})
     faults = [f"rank {other}: {each['fault']}" for other, each in enumerate(published) if each["fault"]]
     reason = None
     if faults:
@@ -112,7 +134,7 @@ def _agree(meeting: Rendezvous, settings: Options) -> tuple[bool, bool]:
         )
     if reason is not None:
         _warn(reason)
-    return bool(faults or asked), any(each["devices"] for each in published)
+    return bool(faults or asked), [each["accelerator"] for each in published]
 
 
 def _self_test() -> str | None:

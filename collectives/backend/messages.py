@@ -16,7 +16,7 @@ from torch import Tensor
 
 from collectives.backend.c10d import GlooGroup, Work, dist
 from collectives.backend.meter import METER
-from collectives.backend.staging import from_host, room_for, to_host
+from collectives.backend.staging import from_host, future_of, room_for, to_host
 from collectives.errors import OpTimeout, UsageError
 
 if TYPE_CHECKING:  # on Gloo the engine is never loaded
@@ -25,13 +25,16 @@ if TYPE_CHECKING:  # on Gloo the engine is never loaded
 
 
 class Messages(Protocol):
-    """What carries a group's messages. Both calls return at once."""
+    """What carries a group's messages. Calls return at once; a message under way holds `held`, the group."""
 
-    def send(self, given: list[Tensor], rank: int, tag: int, timeout_s: float) -> Work: ...
+    def send(self, given: list[Tensor], rank: int, tag: int, timeout_s: float, held: object) -> Work: ...
 
-    def receive(self, given: list[Tensor], rank: int | None, tag: int, timeout_s: float) -> Work:
+    def receive(self, given: list[Tensor], rank: int | None, tag: int, timeout_s: float, held: object) -> Work:
         """`rank` None: from any rank."""
         ...
+
+    def close(self) -> None:
+        """Release what is not the executor's."""
 
 
 class EngineMessages:
@@ -44,17 +47,20 @@ class EngineMessages:
     def __init__(self, messenger: Messenger, helpers: ThreadPoolExecutor) -> None:
         self._messenger, self._helpers = messenger, helpers
 
-    def send(self, given: list[Tensor], rank: int, tag: int, timeout_s: float) -> Work:
+    def close(self) -> None:
+        """Nothing to do: the engine closes its messenger."""
+
+    def send(self, given: list[Tensor], rank: int, tag: int, timeout_s: float, held: object) -> Work:
         (tensor,) = _single("send", given)
         host = to_host(tensor)
         request = self._messenger.send(rank, tag, host.data_ptr(), host.nbytes, _dtype(host), host)
-        return MessageWork(self._messenger, request, tensor, host, timeout_s, self._helpers)
+        return MessageWork(self._messenger, request, tensor, host, timeout_s, self._helpers, held)
 
-    def receive(self, given: list[Tensor], rank: int | None, tag: int, timeout_s: float) -> Work:
+    def receive(self, given: list[Tensor], rank: int | None, tag: int, timeout_s: float, held: object) -> Work:
         (tensor,) = _single("recv", given)
         host = room_for(tensor)
         request = self._messenger.receive(rank, tag, host.data_ptr(), host.nbytes, _dtype(host), host)
-        return MessageWork(self._messenger, request, tensor, host, timeout_s, self._helpers)
+        return MessageWork(self._messenger, request, tensor, host, timeout_s, self._helpers, held)
 
 
 class GlooMessages:
@@ -66,11 +72,11 @@ class GlooMessages:
     def close(self) -> None:
         self._gloo = None
 
-    def send(self, given: list[Tensor], rank: int, tag: int, timeout_s: float) -> Work:
+    def send(self, given: list[Tensor], rank: int, tag: int, timeout_s: float, held: object) -> Work:
         assert self._gloo is not None  # the group checks that it is open
         return self._gloo.send([to_host(each) for each in given], rank, tag)
 
-    def receive(self, given: list[Tensor], rank: int | None, tag: int, timeout_s: float) -> Work:
+    def receive(self, given: list[Tensor], rank: int | None, tag: int, timeout_s: float, held: object) -> Work:
         landings = [room_for(each) for each in given]
         assert self._gloo is not None
         work = self._gloo.recv_anysource(landings, tag) if rank is None else self._gloo.recv(landings, rank, tag)
@@ -86,15 +92,16 @@ class MessageWork(dist.Work):  # type: ignore[misc]
         host: plain memory that is sent or received into; the tensor itself if that is plain.
         timeout_s: seconds without progress, while somebody waits, after which the group breaks.
         helpers: threads that complete futures.
+        held: the process group, which must not go while its messages are under way and awaited.
     """
 
     def __init__(
         self, messenger: Messenger, request: Request, tensor: Tensor, host: Tensor, timeout_s: float,
-        helpers: ThreadPoolExecutor,
+        helpers: ThreadPoolExecutor, held: object,
     ) -> None:  # fmt: skip
         super().__init__()
         self._messenger, self._request, self._tensor, self._host = messenger, request, tensor, host
-        self._timeout_s, self._helpers = timeout_s, helpers
+        self._timeout_s, self._helpers, self._held = timeout_s, helpers, held
         self._future: torch.futures.Future[list[Tensor]] | None = None
 
     def wait(self, timeout: timedelta | None = None) -> bool:
@@ -123,6 +130,7 @@ class MessageWork(dist.Work):  # type: ignore[misc]
         return True
 
     def _settle(self) -> None:
+        self._held = None
         if self._request.error is not None:
             raise self._request.error
         if not self._request.is_send and self._host is not self._tensor:
@@ -132,7 +140,7 @@ class MessageWork(dist.Work):  # type: ignore[misc]
     def get_future(self) -> torch.futures.Future[list[Tensor]]:
         """A future of the tensor in a list; C++ sees a failure, too, as a RuntimeError with our message."""
         if self._future is None:
-            now: torch.futures.Future[None] = torch.futures.Future()
+            now = future_of([self._tensor])  # None completes it: `from_host` waits for the device
             self._future = now.then(self._value)
             self._messenger.when_done(self._request, lambda: self._complete(lambda: now.set_result(None)))
         return self._future

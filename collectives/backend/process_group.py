@@ -22,7 +22,8 @@ embeddings) go to an inner Gloo group, which all ranks form at the first of them
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -33,12 +34,13 @@ from torch import Tensor
 from collectives import options
 from collectives.backend import gloo, tensors
 from collectives.backend.c10d import GlooGroup, Store, Work, all_reduce_options, c10d, dist
-from collectives.backend.executors import EngineExecutor, choose
+from collectives.backend.executors import EngineExecutor, choose, close_unattended
 from collectives.backend.messages import EngineMessages, GlooMessages, Messages
 from collectives.backend.meter import METER
 from collectives.backend.monitored_barrier import monitored_barrier
+from collectives.backend.overloads import overloaded
 from collectives.backend.tensors import Call
-from collectives.backend.work import NarrowgaugeWork, finished
+from collectives.backend.work import NarrowgaugeWork, finished, hand_over
 from collectives.engine.hangs.call_site import call_site
 from collectives.errors import GroupClosed, UsageError
 from collectives.options import BACKEND, Options
@@ -67,12 +69,15 @@ REDUCTION = {
 _REDUCTION_BY_VALUE = {int(op): name for op, name in REDUCTION.items()}  # torch's enum compares slowly
 
 
-def create(torch_options: Any, pg_options: object = None) -> NarrowgaugeGroup:
-    """Make a group of backend "narrowgauge"; torch calls this.
+def create(
+    torch_options: Any, pg_options: object = None, make: Callable[..., NarrowgaugeGroup] | None = None
+) -> NarrowgaugeGroup:
+    """Make a group of backend "narrowgauge"; torch calls this, by way of `by_device.py`.
 
     Args:
         torch_options: torch's _DistributedBackendOptions.
         pg_options: the script's pg_options: `collectives.Options`, or None for the options in force.
+        make: the class of the group if it is not `NarrowgaugeGroup`.
 
     Raises:
         UsageError: pg_options are of another backend.
@@ -86,7 +91,7 @@ def create(torch_options: Any, pg_options: object = None) -> NarrowgaugeGroup:
         announce(torch_options.store, rank, size, name, options.current_token(), timeout_s, error)
         raise
     parent = _endings_in_default_group(list(torch_options.global_ranks_in_group))
-    return NarrowgaugeGroup(torch_options.store, rank, size, name, timeout_s, settings, parent)
+    return (make or NarrowgaugeGroup)(torch_options.store, rank, size, name, timeout_s, settings, parent)
 
 
 def _settings(pg_options: object) -> Options:
@@ -115,6 +120,9 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         timeout_s: seconds without progress after which an op fails, unless the options or the op say otherwise.
         settings: options of the group.
         parent: which of its ranks have left the group that it is a part of.
+
+    Attributes:
+        accelerators: for each rank the kind of its accelerator, such as "cuda"; None if it has none.
     """
 
     supports_splitting = True
@@ -135,18 +143,24 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         self._barriers = 0
         self._helpers = ThreadPoolExecutor(MAX_HELPERS, f"narrowgauge-{name}-futures")
         self._staging_thread: ThreadPoolExecutor | None = None  # started by the first call that waits for a device
-        self._executor, self._gloo, self._devices = choose(store, rank, size, name, self._timeout_s, settings, parent)
+        self._executor, formed, self.accelerators = choose(store, rank, size, name, self._timeout_s, settings, parent)
+        self._devices = any(self.accelerators)
+        # The only way to it from here: whoever clears the list ends Gloo's threads, and must not be one of them.
+        self._gloo_groups = [] if formed is None else [formed]
         self._is_open = True
         self._messages: Messages
         if self.engine is not None:
             self._messages = EngineMessages(self.engine.messages, self._helpers)
         else:
-            self._messages = GlooMessages(self._gloo)
+            self._messages = GlooMessages(formed)
+        closing = (self._executor, self._messages, self._gloo_groups, name)
+        self._unattended = weakref.finalize(self, close_unattended, *closing)
+        self._unattended.atexit = False  # the engine has its own farewell then, see `lifetime.py`
 
     # Collectives
 
-    def allreduce(self, given: Tensor | list[Tensor], opts: Any = None, **named: Any) -> Work:
-        opts = _options(c10d.AllreduceOptions, opts, named)
+    @overloaded(c10d.AllreduceOptions, ["tensors/tensor"], ["op", "timeout"])
+    def allreduce(self, given: Tensor | list[Tensor], opts: Any) -> Work:
         listed = _listed(given)
         if listed and listed[0].is_sparse:
             return self._inner_gloo().allreduce(listed, opts)
@@ -165,8 +179,8 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         call = tensors.all_reduce_coded(given, op, codec, residual)
         return self._submit([call], all_reduce_options(async_op=async_op))
 
-    def allreduce_coalesced(self, given: list[Tensor], opts: Any = None) -> NarrowgaugeWork:
-        opts = _options(c10d.AllreduceCoalescedOptions, opts, {})
+    @overloaded(c10d.AllreduceCoalescedOptions, ["tensors"])
+    def allreduce_coalesced(self, given: list[Tensor], opts: Any) -> NarrowgaugeWork:
         return self._submit(self._all_reduce(given, _reduction(opts)), opts)
 
     def _all_reduce(self, given: list[Tensor], reduction: str) -> list[Call]:
@@ -177,62 +191,56 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
             return tensors.all_reduce_in_chunks(given[0], reduction, CHUNK_BYTES)
         return [tensors.all_reduce(given[0], reduction)]
 
-    def reduce(self, given: Tensor | list[Tensor], opts: Any = None, **named: Any) -> NarrowgaugeWork:
-        opts = _options(c10d.ReduceOptions, opts, named)
+    @overloaded(c10d.ReduceOptions, ["tensors/tensor"], ["root", "op", "timeout"])
+    def reduce(self, given: Tensor | list[Tensor], opts: Any) -> NarrowgaugeWork:
         calls = [tensors.reduce(each, _reduction(opts), opts.rootRank, self._rank) for each in _listed(given)]
         return self._submit(calls, opts)
 
-    def broadcast(self, given: Tensor | list[Tensor], opts: Any = None, **named: Any) -> NarrowgaugeWork:
-        opts = _options(c10d.BroadcastOptions, opts, named)
+    @overloaded(c10d.BroadcastOptions, ["tensors/tensor"], ["root", "timeout"])
+    def broadcast(self, given: Tensor | list[Tensor], opts: Any) -> NarrowgaugeWork:
         return self._submit([tensors.broadcast(each, opts.rootRank, self._rank) for each in _listed(given)], opts)
 
-    def allgather(
-        self, outputs: list[Any], given: Tensor | list[Tensor], opts: Any = None, **named: Any
-    ) -> NarrowgaugeWork:
-        opts = _options(c10d.AllgatherOptions, opts, named)
+    @overloaded(c10d.AllgatherOptions, ["output_tensors", "input_tensors/input_tensor"], ["timeout"])
+    def allgather(self, outputs: list[Any], given: Tensor | list[Tensor], opts: Any) -> NarrowgaugeWork:
         pairs = zip([outputs] if isinstance(given, Tensor) else outputs, _listed(given), strict=True)
         return self._submit([tensors.all_gather(outs, each, self._rank, self._size) for outs, each in pairs], opts)
 
-    def allgather_coalesced(
-        self, outputs: list[list[Tensor]], given: list[Tensor], opts: Any = None
-    ) -> NarrowgaugeWork:
+    @overloaded(c10d.AllgatherOptions, ["output_lists", "input_list"])
+    def allgather_coalesced(self, outputs: list[list[Tensor]], given: list[Tensor], opts: Any) -> NarrowgaugeWork:
         """``outputs[i][j]`` gets rank i's ``given[j]``: the rank is the first index here, the second in `allgather`."""
-        opts = _options(c10d.AllgatherOptions, opts, {})
         if len(outputs) != self._size or any(len(of_rank) != len(given) for of_rank in outputs):
             got = f"{len(outputs)} lists of {', '.join(str(len(of_rank)) for of_rank in outputs)} outputs"
             raise UsageError(f"all_gather_coalesced: got {got}; wanted {self._size} lists of {len(given)}")
         pairs = zip(zip(*outputs, strict=True), given, strict=True)
         return self._submit([tensors.all_gather(outs, each, self._rank, self._size) for outs, each in pairs], opts)
 
-    def all_gather_single(self, output: Tensor, given: Tensor, opts: Any = None) -> NarrowgaugeWork:
+    @overloaded(c10d.AllgatherOptions, ["output", "input"])
+    def all_gather_single(self, output: Tensor, given: Tensor, opts: Any) -> NarrowgaugeWork:
         return self.all_gather_single_coalesced([output], [given], opts)
 
     _allgather_base = all_gather_single
 
-    def all_gather_single_coalesced(
-        self, outputs: list[Tensor], given: list[Tensor], opts: Any = None
-    ) -> NarrowgaugeWork:
-        opts = _options(c10d.AllgatherOptions, opts, {})
+    @overloaded(c10d.AllgatherOptions, ["outputs", "inputs"])
+    def all_gather_single_coalesced(self, outputs: list[Tensor], given: list[Tensor], opts: Any) -> NarrowgaugeWork:
         pairs = zip(outputs, given, strict=True)
         return self._submit([tensors.all_gather_single(out, each, self._rank, self._size) for out, each in pairs], opts)
 
     allgather_into_tensor_coalesced = all_gather_single_coalesced
 
-    def reduce_scatter(self, outputs: Any, given: list[Any], opts: Any = None, **named: Any) -> NarrowgaugeWork:
-        opts = _options(c10d.ReduceScatterOptions, opts, named)
+    @overloaded(c10d.ReduceScatterOptions, ["output_tensors/output", "input_tensors/input"], ["op", "timeout"])
+    def reduce_scatter(self, outputs: Any, given: list[Any], opts: Any) -> NarrowgaugeWork:
         pairs = zip(_listed(outputs), [given] if isinstance(outputs, Tensor) else given, strict=True)
         calls = [tensors.reduce_scatter(out, ins, _reduction(opts), self._rank, self._size) for out, ins in pairs]
         return self._submit(calls, opts)
 
-    def reduce_scatter_single(self, output: Tensor, given: Tensor, opts: Any = None) -> NarrowgaugeWork:
+    @overloaded(c10d.ReduceScatterOptions, ["outputTensor", "inputTensor"])
+    def reduce_scatter_single(self, output: Tensor, given: Tensor, opts: Any) -> NarrowgaugeWork:
         return self.reduce_scatter_single_coalesced([output], [given], opts)
 
     _reduce_scatter_base = reduce_scatter_single
 
-    def reduce_scatter_single_coalesced(
-        self, outputs: list[Tensor], given: list[Tensor], opts: Any = None
-    ) -> NarrowgaugeWork:
-        opts = _options(c10d.ReduceScatterOptions, opts, {})
+    @overloaded(c10d.ReduceScatterOptions, ["outputs", "inputs"])
+    def reduce_scatter_single_coalesced(self, outputs: list[Tensor], given: list[Tensor], opts: Any) -> NarrowgaugeWork:
         pairs = zip(outputs, given, strict=True)
         calls = [
             tensors.reduce_scatter_single(out, each, _reduction(opts), self._rank, self._size) for out, each in pairs
@@ -241,35 +249,35 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
 
-    def alltoall(self, outputs: list[Tensor], given: list[Tensor], opts: Any = None) -> NarrowgaugeWork:
-        opts = _options(c10d.AllToAllOptions, opts, {})
+    @overloaded(c10d.AllToAllOptions, ["output_tensors", "input_tensors"])
+    def alltoall(self, outputs: list[Tensor], given: list[Tensor], opts: Any) -> NarrowgaugeWork:
         return self._submit([tensors.all_to_all(outputs, given, self._size)], opts)
 
+    @overloaded(c10d.AllToAllOptions, ["output", "input", "output_split_sizes", "input_split_sizes"], ["timeout"])
     def all_to_all_single(
-        self, output: Tensor, given: Tensor, output_splits: list[int], input_splits: list[int], opts: Any = None,
-        **named: Any,
-    ) -> NarrowgaugeWork:  # fmt: skip
-        opts = _options(c10d.AllToAllOptions, opts, named)
+        self, output: Tensor, given: Tensor, output_splits: list[int], input_splits: list[int], opts: Any
+    ) -> NarrowgaugeWork:
         return self._submit([tensors.all_to_all_single(output, given, output_splits, input_splits, self._size)], opts)
 
     alltoall_base = all_to_all_single
 
-    def gather(self, outputs: list[Any], given: Any, opts: Any = None, **named: Any) -> NarrowgaugeWork:
-        opts = _options(c10d.GatherOptions, opts, named)
+    @overloaded(c10d.GatherOptions, ["output_tensors", "input_tensors/input_tensor"], ["root", "timeout"])
+    def gather(self, outputs: list[Any], given: Any, opts: Any) -> NarrowgaugeWork:
         lists = outputs if not outputs or isinstance(outputs[0], (list, tuple)) else [outputs]
         (tensor,) = _listed(given)
         call = tensors.gather(lists[0] if lists else [], tensor, opts.rootRank, self._rank, self._size)
         return self._submit([call], opts)
 
-    def scatter(self, outputs: Any, given: list[Any], opts: Any = None, **named: Any) -> NarrowgaugeWork:
-        opts = _options(c10d.ScatterOptions, opts, named)
+    @overloaded(c10d.ScatterOptions, ["output_tensors/output_tensor", "input_tensors"], ["root", "timeout"])
+    def scatter(self, outputs: Any, given: list[Any], opts: Any) -> NarrowgaugeWork:
         lists = given if not given or isinstance(given[0], (list, tuple)) else [given]
         (output,) = _listed(outputs)
         call = tensors.scatter(output, lists[0] if lists else [], opts.rootRank, self._rank, self._size)
         return self._submit([call], opts)
 
-    def barrier(self, opts: Any = None, **named: Any) -> NarrowgaugeWork:
-        return self._submit([tensors.barrier()], _options(c10d.BarrierOptions, opts, named))
+    @overloaded(c10d.BarrierOptions, [], ["timeout"])
+    def barrier(self, opts: Any) -> NarrowgaugeWork:
+        return self._submit([tensors.barrier()], opts)
 
     def _submit(self, calls: list[Call], opts: Any) -> NarrowgaugeWork:
         self._check_open()
@@ -302,7 +310,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         return finished([output for call in calls for output in call.outputs])
 
     def _start(self, calls: list[Call], timeout_s: float, is_staged: bool) -> NarrowgaugeWork:
-        work = NarrowgaugeWork(calls, f"group {self._name}", self._helpers)
+        work = NarrowgaugeWork(calls, f"group {self._name}", self._helpers, self)
         for call in calls:
             METER.op_started(call.num_bytes)
             try:
@@ -327,7 +335,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     def _start_when_ready(self, call: Call, work: NarrowgaugeWork, timeout_s: float) -> None:
         def done(error: BaseException | None) -> None:
             """On a helper: the copy back to the device would keep the executor's thread from its next op."""
-            self._helpers.submit(work.part_done, call, error)
+            hand_over(self._helpers, work.part_done, call, error)
 
         try:
             if call.ready is not None:
@@ -340,15 +348,15 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     def send(self, given: list[Tensor], rank: int, tag: int = 0) -> Work:
         self._check_open()
-        return self._messages.send(given, rank, tag, self._timeout_s)
+        return self._messages.send(given, rank, tag, self._timeout_s, self)
 
     def recv(self, given: list[Tensor], rank: int, tag: int = 0) -> Work:
         self._check_open()
-        return self._messages.receive(given, rank, tag, self._timeout_s)
+        return self._messages.receive(given, rank, tag, self._timeout_s, self)
 
     def recv_anysource(self, given: list[Tensor], tag: int = 0) -> Work:
         self._check_open()
-        return self._messages.receive(given, None, tag, self._timeout_s)
+        return self._messages.receive(given, None, tag, self._timeout_s, self)
 
     def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
         self._check_open()
@@ -363,10 +371,10 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     def _inner_gloo(self) -> GlooGroup:
         """The Gloo group for what the engine does not do; formed at the first call, for which all ranks come."""
         self._check_open()
-        if self._gloo is None:
+        if not self._gloo_groups:
             store = dist.PrefixStore("gloo", self._store)
-            self._gloo = gloo.connect(store, self._rank, self._size, self._timeout_s, self._settings)
-        return self._gloo
+            self._gloo_groups.append(gloo.connect(store, self._rank, self._size, self._timeout_s, self._settings))
+        return self._gloo_groups[0]
 
     # Membership
 
@@ -378,7 +386,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         if self._rank not in ranks:
             return None
         name = group_name or f"{self._name}/{','.join(map(str, ranks))}"
-        part = NarrowgaugeGroup(
+        part = self._new_group(
             dist.PrefixStore(f"split/{name}", self._store),
             list(ranks).index(self._rank),
             len(ranks),
@@ -402,6 +410,10 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
         return endings
 
+    def _new_group(self, *arguments: Any) -> NarrowgaugeGroup:
+        """Another group of this kind."""
+        return NarrowgaugeGroup(*arguments)
+
     def perform_nocolor_split(self, device: torch.device) -> None:
         """Nothing to do: ranks outside a new group take no part in forming it."""
 
@@ -409,11 +421,14 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         """Nothing to do: a group is connected when its constructor returns."""
 
     def shutdown(self) -> None:
-        """Leave the group: no thread, socket or shared memory of it remains. Unfinished ops raise GroupClosed."""
+        """Leave the group: no thread, socket or shared memory of it remains. Unfinished ops raise GroupClosed.
+
+        A group whose last reference goes is left, too; unfinished ops hold it until they have ended.
+        """
         self._is_open = False
-        self._gloo = None  # Gloo ends its threads when the last reference is dropped
-        if isinstance(self._messages, GlooMessages):
-            self._messages.close()
+        self._unattended.detach()
+        self._gloo_groups.clear()  # Gloo ends its threads when the last reference is dropped
+        self._messages.close()
         self._executor.close()  # first: it fails the ops that the two pools below still wait for
         if self._staging_thread is not None:
             self._staging_thread.shutdown()  # before the helpers: what it could not start is reported through them
@@ -498,28 +513,6 @@ def native_group(group: object, purpose: str) -> NarrowgaugeGroup:
     if not isinstance(chosen, NarrowgaugeGroup):
         raise UsageError(f"{purpose} needs a group of backend {BACKEND}; got a {type(chosen).__name__}")
     return chosen
-
-
-def _options(kind: Any, opts: Any, named: dict[str, Any]) -> Any:
-    """c10d's options object, whichever overload was called: with options, or with op, root and timeout."""
-    if isinstance(opts, kind):
-        return opts
-    made = kind()
-    if isinstance(opts, (dist.ReduceOp, dist.ReduceOp.RedOpType)):
-        made.reduceOp = opts
-    elif isinstance(opts, int):
-        made.rootRank = opts
-    elif isinstance(opts, timedelta):
-        made.timeout = opts
-    elif opts is not None:
-        raise UsageError(f"got options of type {type(opts).__name__}; wanted {kind.__name__}")
-    fields = {"op": "reduceOp", "root": "rootRank", "timeout": "timeout"}
-    for name, value in named.items():
-        if name not in fields or not hasattr(made, fields[name]):
-            raise UsageError(f"got the argument {name!r}, for which {kind.__name__} has no field")
-        if value is not None:
-            setattr(made, fields[name], value)
-    return made
 
 
 def _reduction(opts: Any) -> str:

@@ -22,7 +22,7 @@ def register(c10d: ModuleType) -> None:
     """Register the backend; its code is loaded when the first group is made."""
 
     def create(torch_options: Any, pg_options: object = None) -> Any:
-        from collectives.backend.process_group import create as create_group
+        from collectives.backend.by_device import create as create_group
 
         return create_group(torch_options, pg_options)
 

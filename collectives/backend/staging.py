@@ -14,13 +14,16 @@ Tensors on a device go through page-locked memory, on two side streams for each 
 Two streams, because a device copies in both directions at once: results of one chunk come back while the next chunk
 leaves. Side streams, because copies on the caller's stream would queue behind the backward pass that they should
 overlap. `from_host` returns only when the device holds the result, so the caller may use it on any stream without
-another event. Only `torch.accelerator` and `torch.Stream` are used, so the code is the same for every vendor.
+another event. What is computed with a result in a future's callback runs on streams of torch's choice: `future_of`
+says how these are joined. Only `torch.accelerator` and `torch.Stream` are used, so the code is the same for every
+vendor.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,6 +107,28 @@ def from_host(host: Tensor, tensor: Tensor) -> None:
     with stream, torch.no_grad():
         tensor.copy_(host, non_blocking=True)
     _wait_for_copy(stream.record_event(), host)
+
+
+def future_of(tensors: Sequence[Tensor]) -> torch.futures.Future[Any]:
+    """A future whose result is, or holds, these tensors. Futures that `then` makes of it are of the same kind.
+
+    Work on a device is only queued when a callback returns, and callbacks run on threads and streams other than their
+    caller's. A future that knows its devices carries the order along. To complete it with a tensor records an event on
+    the current stream; a callback's stream and the current stream of whoever waits then wait for that event, and keep
+    the tensor's memory from reuse. So complete it with the tensors, not with None, where work on them may be queued.
+    """
+    devices = {tensor.device for tensor in tensors if _pins(tensor.device.type)}
+    return torch.futures.Future(devices=list(devices))
+
+
+def used_on_this_stream(tensors: Sequence[Tensor]) -> None:
+    """Call in a future's callback for tensors that other streams made and that go when it returns.
+
+    torch's allocator would take their memory for free while this stream still has work queued on them.
+    """
+    for tensor in tensors:
+        if _pins(tensor.device.type):
+            tensor.record_stream(torch.accelerator.current_stream(tensor.device))
 
 
 def as_bytes(plain: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ method of a finished generator that throws what it is given.
 Callbacks may block, and may even start and await further collectives (torch's PowerSGD hook does). On the executor's
 thread such a callback would wait for an op that only this thread can run. So futures are completed on helper threads,
 and the pool never runs out of idle ones: a helper that is stuck in a callback does not delay the next future.
+What callbacks queue on a device is ordered by the futures, see `staging.future_of`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from collectives.backend.c10d import dist
 from collectives.backend.meter import METER
+from collectives.backend.staging import future_of
 from collectives.backend.tensors import Call
 from collectives.errors import CollectiveError, OpTimeout
 
@@ -53,13 +55,16 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
         calls: the calls; their outputs together are the result. Empty: the work is done already.
         group: name of the group, for messages.
         helpers: threads that complete futures; one is free at any time.
+        held: the process group, which must not go while its ops run, whoever else drops it.
     """
 
-    def __init__(self, calls: list[Call], group: str, helpers: ThreadPoolExecutor | None = None) -> None:
+    def __init__(
+        self, calls: list[Call], group: str, helpers: ThreadPoolExecutor | None = None, held: object = None
+    ) -> None:
         super().__init__()
         self._calls, self._group = calls, group
         self._outputs = [output for call in calls for output in call.outputs]
-        self._helpers = helpers
+        self._helpers, self._held = helpers, held
         self._left = len(calls)
         self._error: BaseException | None = None
         self._settled = threading.Event() if calls else _ALWAYS
@@ -92,14 +97,9 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
                 now.outcome = self._outcome()
         if now is not None:
             METER.future_settled()
-            self._settle(now)
-
-    def _settle(self, now: torch.futures.Future[None]) -> None:
-        try:
             assert self._helpers is not None
-            self._helpers.submit(now.set_result, None)
-        except RuntimeError:  # the pool is shut down, as the group or the program ends: callbacks run here, or never
-            now.set_result(None)
+            hand_over(self._helpers, now.set_result, None)
+        self._held = None  # last: this may be the end of the group
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         """Return True when the result is there.
@@ -133,7 +133,8 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
         with self._lock:
             if self._future is not None:
                 return self._future
-            now: Any = torch.futures.Future()
+            # None completes it, though work on a device may be queued elsewhere: `from_host` has waited for outputs.
+            now: Any = future_of(self._outputs)
             self._future = now.then(_OUTCOME)
             if self._settled.is_set():
                 now.outcome = self._outcome()
@@ -146,7 +147,8 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
     def _outcome(self) -> Callable[[], list[Tensor]]:
         """What returns the outputs or raises the error of a work that has ended."""
         if self._error is None:
-            return lambda: self._outputs
+            outputs = self._outputs  # not by way of self, which holds the future that will hold this
+            return lambda: outputs
         if isinstance(self._error, CollectiveError):
             self._error.__traceback__ = None  # frames of the engine's; its messages say more
         over = _nothing()
@@ -190,6 +192,14 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
 
     def synchronize(self) -> None:
         """Nothing to do: `from_host` has waited for the device, so outputs are ready on every stream."""
+
+
+def hand_over(helpers: ThreadPoolExecutor, function: Callable[..., object], *arguments: object) -> None:
+    """Call a function on a helper; here, if the pool is shut down because the group or the program ends."""
+    try:
+        helpers.submit(function, *arguments)
+    except RuntimeError:
+        function(*arguments)
 
 
 def finished(outputs: list[Tensor]) -> NarrowgaugeWork:

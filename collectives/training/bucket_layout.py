@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from collectives.backend.staging import future_of
 from collectives.errors import UsageError
 from collectives.training.error_feedback import Bucket
 
@@ -38,7 +39,7 @@ class BucketLayout:
         self._buckets: list[list[str]] = []
         self._num_bytes: list[int] = []
         self._saved: list[list[str]] | None = None
-        self._held: list[tuple[Bucket, Future[None]]] = []
+        self._held: list[tuple[Bucket, Future[Tensor]]] = []
 
     def reduce(self, bucket: Bucket, reduce: Reduce) -> Future[Tensor]:
         """Reduce one of DDP's buckets; in the first step after a restart by the saved packing, see above.
@@ -56,7 +57,7 @@ class BucketLayout:
             if bucket.is_last:
                 self._saved = None
             return reduce(bucket)
-        promise: Future[None] = Future()
+        promise = future_of([bucket.flat])
         self._held.append((bucket, promise))
         if bucket.is_last:
             self._reduce_held(self._saved[len(self._buckets) :], reduce)
@@ -89,8 +90,8 @@ class BucketLayout:
                 gradients[self._names[parameter]].copy_(gradient)
             self._buckets.append([self._names[parameter] for parameter in bucket.parameters])
             self._num_bytes.append(bucket.flat.nbytes)
-        for _, promise in self._held:
-            promise.set_result(None)
+        for bucket, promise in self._held:
+            promise.set_result(bucket.flat)
 
     def bucket_bytes(self) -> list[int]:
         """Sizes of the last step's buckets in bytes."""

@@ -98,7 +98,8 @@ def attach(model: DistributedDataParallel, codec: str | None = None, weight: flo
             stacklevel=2,
         )
         chosen = "none"
-    return Attached(model, group, chosen, weight)
+    # The sum of weights is on the CPU, yet it must keep its place among the gradients: all go to the part of the model.
+    return Attached(model, group._get_backend(model.device), chosen, weight)
 
 
 def set_weight(samples: float) -> None:
@@ -257,7 +258,7 @@ class Attached:
 
     def _arrived(self, mean: Tensor, done: Future[Any]) -> Tensor:
         done.value()  # raises the op's error
-        self._weights.correct(mean)
+        self._weights.correct(mean)  # perhaps on another stream than backward's; DDP, which waits, joins it
         return mean
 
     def _average(self, flat: Tensor) -> Any:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from collectives.backend.staging import future_of, used_on_this_stream
 from collectives.errors import UsageError
 from collectives.training.error_feedback import Bucket, check_names
 
@@ -43,17 +44,17 @@ class _InFlight:
         names: of the matrices' parameters.
         message: the whole gradients, then each P.
         work: the first all-reduce.
-        done: completed when the bucket has its result.
+        done: completed with the bucket's vector when that has its result, or when `error` is set.
     """
 
     bucket: Bucket
+    done: Future[Tensor]
     whole: list[Tensor] = field(default_factory=list)
     matrices: list[Tensor] = field(default_factory=list)
     targets: list[Tensor] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     message: Tensor = field(default_factory=lambda: torch.empty(0))
     work: Any = None
-    done: Future[None] = field(default_factory=Future)
     error: BaseException | None = None
 
 
@@ -81,7 +82,7 @@ class LowRank:
         Args:
             residual: float32, laid out as `bucket.flat`; updated in place.
         """
-        flight = _InFlight(bucket)
+        flight = _InFlight(bucket, future_of([bucket.flat]))
         parts = zip(bucket.parameters, bucket.split(bucket.flat), bucket.split(residual), strict=True)
         for parameter, gradient, left_out in parts:
             if _gets_smaller(parameter):
@@ -118,7 +119,7 @@ class LowRank:
         for gradient, part in zip(flight.whole, parts, strict=False):  # the whole gradients come first
             gradient.copy_(part.view(gradient.shape))
         if not flight.matrices:
-            flight.done.set_result(None)
+            flight.done.set_result(flight.bucket.flat)
             return
         # All ranks orthonormalise the same mean, so the columns need not be sent.
         pairs = zip(parts[len(flight.whole) :], flight.matrices, strict=True)
@@ -131,10 +132,11 @@ class LowRank:
                 future.value()
                 means = torch.split(message, [basis.numel() for basis in bases])
                 shaped = [mean.view(basis.shape) for mean, basis in zip(means, bases, strict=True)]
+                used_on_this_stream(columns)  # those of the message are known to the future
                 self._finish(flight, columns, shaped)
             except BaseException as error:  # raised again by `_result`, where C++ sees it
                 flight.error = error
-            flight.done.set_result(None)
+            flight.done.set_result(flight.bucket.flat)
 
         self._average(message).get_future().then(arrived)
 

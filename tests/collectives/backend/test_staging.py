@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from collectives.backend import process_group, staging
 from collectives.backend.staging import as_bytes, from_host, is_plain, room_for, to_host
 from collectives.errors import UsageError
+from tests.collectives.fake_streams import StreamFuture
 from tests.processes import run
 
 aten = torch.ops.aten
@@ -123,6 +124,7 @@ def in_chunks(rank: int, size: int, store: Any) -> tuple[list[str], bool, list[b
         staging._pins = lambda device_type: device_type == "fake"  # type: ignore[assignment]
         staging._page_locked = lambda shape, dtype: torch.empty(shape, dtype=dtype)
         staging._wait_for_copy = arrive
+        torch.futures.Future = StreamFuture  # type: ignore[misc, assignment]  # torch's needs a device with streams
     process_group.CHUNK_BYTES = 4000
     dist.init_process_group("narrowgauge", store=store, rank=rank, world_size=size)
     given = torch.arange(3500.0) * (rank + 1)
