@@ -95,5 +95,5 @@ def _is_replaced(backend: str, replaced: frozenset[str]) -> bool:
 
 
 def _default_backend() -> str:
-    accelerator = torch.accelerator.current_accelerator()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     return str(dist.Backend.default_device_backend_map.get(accelerator.type if accelerator else "cpu"))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -76,7 +77,7 @@ def report(by_executor: Mapping[str, Outcomes], excused: Mapping[tuple[str, str]
     for executor, outcomes in by_executor.items():
         counts = Counter(outcome["outcome"] for outcome in outcomes.values())
         print(f"{executor:12} {counts['passed']:4} passed {counts['failed']:4} failed {counts['skipped']:4} skipped")
-    if "gloo" not in by_executor:
+    if "gloo" not in by_executor or len(by_executor) == 1:
         for executor, outcomes in by_executor.items():
             for test, outcome in outcomes.items():
                 if outcome["outcome"] == "failed":
@@ -113,6 +114,9 @@ def main() -> None:
     if not tests:
         parser.error(f"-k {arguments.k}: no test of torch's suite has this in its name")
     executors = {"gloo": ("gloo",), "narrowgauge": OURS, None: EXECUTORS}[arguments.backend]
+    import torch
+
+    print(f"torch {torch.__version__}, Python {platform.python_version()}", flush=True)
     by_executor = {}
     for executor in executors:
         by_executor[executor] = run(executor, tests, arguments.out / f"{executor}.log")

@@ -66,3 +66,5 @@ def test_what_counts_as_a_difference(capsys: pytest.CaptureFixture[str]) -> None
     printed = capsys.readouterr().out
     assert "excused, on replaced: b: reason" in printed
     assert "excused for nothing, on narrowgauge: a" in printed
+    assert report({"gloo": gloo}, {})
+    assert "failed on gloo: c: ValueError: no" in capsys.readouterr().out

@@ -172,13 +172,12 @@ def hook_allreduce(rank: int, size: int) -> list[Tensor]:
 
 
 @case
-def hook_bf16(rank: int, size: int) -> list[str]:
-    """torch wants NCCL or XCCL for it, whatever the backend could do: both refuse it, in the same words."""
+def hook_bf16(rank: int, size: int) -> list[Any]:
+    """torch asks how it was built, not for the backend: a CPU build refuses this hook on both, in the same words."""
     try:
-        hooked(rank, None, default_hooks.bf16_compress_hook)
+        return hooked(rank, None, default_hooks.bf16_compress_hook)
     except TypeError as error:
         return [str(error)]
-    return ["no error"]
 
 
 @case
@@ -395,7 +394,7 @@ def outcomes() -> list[dict[str, Any]]:
 
 
 # Half-precision sums round once on ours and at every addition on Gloo; what PowerSGD makes of that differs more.
-TOLERANCE = {"hook_fp16_around_powersgd": 2e-2}
+TOLERANCE = {"hook_fp16_around_powersgd": 2e-2, "hook_bf16": 2e-2}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -411,6 +410,11 @@ def test_as_over_gloo(outcomes: list[dict[str, Any]], name: str) -> None:
             assert ours == theirs, f"rank {rank}"
 
 
-@pytest.mark.parametrize(("name", "words"), [("hook_bf16", "BF16"), ("sync_batch_norm", "SyncBatchNorm")])
-def test_what_torch_refuses_on_any_backend(outcomes: list[dict[str, Any]], name: str, words: str) -> None:
-    assert all(words in of_rank[name, "narrowgauge"][0] for of_rank in outcomes)
+def test_what_torch_refuses_on_any_backend(outcomes: list[dict[str, Any]]) -> None:
+    assert all("SyncBatchNorm" in of_rank["sync_batch_norm", "narrowgauge"][0] for of_rank in outcomes)
+
+
+def test_bf16_hook_depends_on_how_torch_was_built(outcomes: list[dict[str, Any]]) -> None:
+    for of_rank in outcomes:
+        first = of_rank["hook_bf16", "narrowgauge"][0]
+        assert isinstance(first, Tensor) if dist.is_nccl_available() else "BF16" in first
