@@ -133,7 +133,7 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
         with self._lock:
             if self._future is not None:
                 return self._future
-            # None completes it, though work on a device may be queued elsewhere: `from_host` has waited for outputs.
+            # None completes it, although outputs may be on a device: `from_host` has waited for them.
             now: Any = future_of(self._outputs)
             self._future = now.then(_OUTCOME)
             if self._settled.is_set():

@@ -196,7 +196,7 @@ def refusals_leave_the_group_whole(rank: int) -> None:
         ("wanted 4 times", lambda: world()._reduce_scatter_base(torch.ones(2), torch.ones(7))),
         ("add up to 8", lambda: dist.all_to_all_single(torch.ones(8), torch.ones(8), [2, 2, 2, 1], [2, 2, 2, 2])),
         ("split evenly", lambda: dist.all_to_all_single(torch.ones(8), torch.ones(7))),
-        ("options of type", lambda: world().allreduce([torch.ones(1)], "sum")),
+        ("got a str as op", lambda: world().allreduce([torch.ones(1)], "sum")),
     ]
     for words, call in refused:
         with pytest.raises(ValueError, match=words):

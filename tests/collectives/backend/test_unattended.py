@@ -33,6 +33,20 @@ def holdings() -> tuple[set[str], int, int]:
     return names, len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
 
 
+def holdings_before(store: Any, rank: int, size: int, backend: str) -> tuple[set[str], int, int]:
+    """After a first group, so that whatever stays for the life of the process is there."""
+    first = form(store, rank, size, "before", backend)
+    meet(store, rank, size, "formed")  # Gloo's fails to form on a rank if another leaves too early
+    first.shutdown()
+    assert wait_for(lambda: holdings()[1] == len(threading.enumerate()))
+    return holdings()
+
+
+def meet(store: Any, rank: int, size: int, where: str) -> None:
+    store.set(f"{where}/{rank}", "")
+    store.wait([f"{where}/{other}" for other in range(size)], A_WHILE)
+
+
 def wait_for(condition: Any) -> bool:
     deadline = time.monotonic() + SECONDS
     while not condition() and time.monotonic() < deadline:
@@ -56,12 +70,10 @@ def used(group: NarrowgaugeGroup) -> None:
 def drop(rank: int, size: int, store: Any, backend: str) -> str:
     """Rank 0 drops the group; the collector is off, so references alone must suffice."""
     gc.disable()
-    form(store, rank, size, "before", backend).shutdown()  # whatever stays for the life of the process is there now
-    before = holdings()
+    before = holdings_before(store, rank, size, backend)
     group = form(store, rank, size, "dropped", backend)
     used(group)
-    store.set(f"used/{rank}", "")
-    store.wait([f"used/{other}" for other in range(size)], A_WHILE)
+    meet(store, rank, size, "used")
     if rank == 0:
         gone = weakref.ref(group)
         del group
@@ -89,8 +101,7 @@ def test_peers_of_a_dropped_group_learn_of_it(backend: str) -> None:
 def drop_with_an_op_under_way(rank: int, size: int, store: Any, backend: str) -> list[float]:
     """Rank 0 keeps nothing but the tensor; its op must run to its end, and the group with it."""
     gc.disable()
-    form(store, rank, size, "before", backend).shutdown()
-    before = holdings()
+    before = holdings_before(store, rank, size, backend)
     group = form(store, rank, size, "dropped", backend)
     tensor = torch.full((3,), rank + 1.0)
     if rank == 0:
