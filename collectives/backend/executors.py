@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 COMPILE_S = 600.0
+MIN_FORMING_S = 20.0  # a timeout that is right for an op may be too short for processes to start together
 
 
 class EngineExecutor:
@@ -92,9 +93,10 @@ def choose(
     Raises:
         RendezvousError: the ranks did not find each other, or differ in what must be equal; names the rank.
     """
-    with meet(store, rank, size, name, 0, settings, timeout_s, parent) as meeting:
+    forming_s = max(timeout_s, MIN_FORMING_S)
+    with meet(store, rank, size, name, 0, settings, forming_s, parent) as meeting:
         on_gloo, accelerators = _agree(meeting, settings)
-        meeting.store.renew(timeout_s)
+        meeting.store.renew(forming_s)
         if on_gloo:
             meeting.connections.close()
             group = gloo.connect(dist.PrefixStore("gloo", store), rank, size, timeout_s, settings)
