@@ -6,11 +6,13 @@ from torch import Tensor
 
 from collectives.backend.c10d import dist
 from collectives.backend.process_group import native_group
+from collectives.backend.untraced import untraced
 from collectives.errors import UsageError
 from collectives.planning.plan import Plan
 from collectives.schedule.op import REDUCTIONS, Collective
 
 
+@untraced
 def all_reduce(
     tensor: Tensor, op: str = "sum", group: object = None, async_op: bool = False, codec: str | None = None,
     residual: Tensor | None = None,
@@ -47,6 +49,7 @@ def all_reduce(
     return dist.all_reduce(tensor, getattr(dist.ReduceOp, op.upper()), group, async_op)
 
 
+@untraced
 def plan(group: object = None, collective: Collective = "all_reduce", num_bytes: int = 25_000_000) -> Plan:
     """The plan that a group follows. ``print(collectives.plan())`` explains it.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from collectives.backend import process_group
 from collectives.backend.c10d import Store, c10d, dist
 from collectives.backend.process_group import NarrowgaugeGroup
+from collectives.backend.untraced import untraced
 from collectives.options import Options
 from collectives.transport.watched_store import Watch
 
@@ -104,7 +105,10 @@ class GroupByDevice(NarrowgaugeGroup):
         return self._parts.get(torch.device(device).type, self)
 
     def _new_group(self, *arguments: Any) -> NarrowgaugeGroup:
-        return GroupByDevice(*arguments, parts=self._wanted_parts)
+        made = GroupByDevice(*arguments, parts=self._wanted_parts)
+        for device_type in made._parts.keys() & self._parts.keys():
+            made._parts[device_type].profiled_as = self._parts[device_type].profiled_as
+        return made
 
     def shutdown(self) -> None:
         """Leave the group with all its parts."""
@@ -136,6 +140,7 @@ def _routed(name: str) -> Callable[..., Any]:
 
 for _name in ROUTED:
     setattr(GroupByDevice, _name, _routed(_name))
+untraced(GroupByDevice)
 
 
 def _device_type(values: Iterable[Any]) -> str | None:

@@ -13,6 +13,7 @@ import torch.distributed
 
 dist: Any = torch.distributed
 c10d: Any = torch.distributed.distributed_c10d
+TorchBackend: Any = dist._Backend
 
 Store: TypeAlias = Any
 GlooGroup: TypeAlias = Any

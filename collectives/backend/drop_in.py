@@ -68,7 +68,8 @@ def _replacing(helper: Callable[..., Any], replaced: frozenset[str]) -> Callable
         if backend_options is not None and not isinstance(backend_options, Options):
             logger.warning("ignoring the script's %s: narrowgauge makes this group", type(backend_options).__name__)
             backend_options = None
-        if parts := parts_of(c10d.BackendConfig(backend).get_device_backend_map()):
+        names = c10d.BackendConfig(backend).get_device_backend_map()
+        if parts := parts_of(names):
             backend_options = ByDevice(backend_options, parts)
         made = helper(
             size, rank, ranks, dist.Backend("narrowgauge"), store, group_name, backend_options=backend_options, **more
@@ -77,6 +78,8 @@ def _replacing(helper: Callable[..., Any], replaced: frozenset[str]) -> Callable
         if group in c10d._world.pg_map:
             c10d._world.pg_map[group] = (backend, c10d._world.pg_map[group][1])
             c10d._world.pg_backend_config[group] = str(c10d.BackendConfig(backend))
+            for device_type in sorted(names, key="cpu".__eq__):  # the CPU's last: its part is the group itself
+                group._get_backend(device_type).profiled_as = names[device_type]
         return made
 
     return make_group

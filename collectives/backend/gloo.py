@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from collectives.backend.c10d import GlooGroup, Store, Work, all_reduce_options, c10d, dist
-from collectives.backend.staging import as_bytes
+from collectives.backend.staging import as_bytes, writing_to
 from collectives.backend.tensors import Call, Done
 from collectives.errors import CollectiveError, GroupClosed, OpTimeout, RendezvousError
 from collectives.options import Options
@@ -152,8 +152,10 @@ class GlooExecutor:
         work = gloo.allgather([received], [padded], options)
 
         def complete() -> None:
-            for chunk, part in zip(received, torch.split(as_bytes(call.target), list(call.spec.counts)), strict=True):
-                part.copy_(chunk[: len(part)])
+            with writing_to(call.target):
+                parts = torch.split(as_bytes(call.target), list(call.spec.counts))
+                for chunk, part in zip(received, parts, strict=True):
+                    part.copy_(chunk[: len(part)])
 
         return work, complete
 
@@ -184,7 +186,7 @@ def _widened(spec: OpSpec, tensor: Tensor, fresh: bool) -> Tensor:
 
 def _narrow(spec: OpSpec, wide: Tensor, target: Tensor, size: int) -> None:
     """Write Gloo's result to the target, rounded or wrapped to its dtype, and divided if it is an average."""
-    with torch.no_grad():
+    with writing_to(wide), writing_to(target):
         if spec.reduction != "avg":
             result = wide
         elif spec.dtype in FLOATS:

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from collectives.backend.c10d import GlooGroup, Work, dist
 from collectives.backend.meter import METER
+from collectives.backend.profiled import OpEvent
 from collectives.backend.staging import from_host, future_of, room_for, to_host
+from collectives.backend.untraced import untraced
 from collectives.errors import OpTimeout, UsageError
 
 if TYPE_CHECKING:  # on Gloo the engine is never loaded
@@ -25,11 +27,18 @@ if TYPE_CHECKING:  # on Gloo the engine is never loaded
 
 
 class Messages(Protocol):
-    """What carries a group's messages. Calls return at once; a message under way holds `held`, the group."""
+    """What carries a group's messages. Calls return at once.
 
-    def send(self, given: list[Tensor], rank: int, tag: int, timeout_s: float, held: object) -> Work: ...
+    A message under way holds `held`, the group, and ends `event`, if there is one.
+    """
 
-    def receive(self, given: list[Tensor], rank: int | None, tag: int, timeout_s: float, held: object) -> Work:
+    def send(
+        self, given: list[Tensor], rank: int, tag: int, timeout_s: float, held: object, event: OpEvent | None
+    ) -> Work: ...
+
+    def receive(
+        self, given: list[Tensor], rank: int | None, tag: int, timeout_s: float, held: object, event: OpEvent | None
+    ) -> Work:
         """`rank` None: from any rank."""
         ...
 
@@ -50,21 +59,25 @@ class EngineMessages:
     def close(self) -> None:
         """Nothing to do: the engine closes its messenger."""
 
-    def send(self, given: list[Tensor], rank: int, tag: int, timeout_s: float, held: object) -> Work:
+    def send(
+        self, given: list[Tensor], rank: int, tag: int, timeout_s: float, held: object, event: OpEvent | None
+    ) -> Work:
         (tensor,) = _single("send", given)
         host = to_host(tensor)
         request = self._messenger.send(rank, tag, host.data_ptr(), host.nbytes, _dtype(host), host)
-        return MessageWork(self._messenger, request, tensor, host, timeout_s, self._helpers, held)
+        return MessageWork(self._messenger, request, tensor, host, timeout_s, self._helpers, held, event)
 
-    def receive(self, given: list[Tensor], rank: int | None, tag: int, timeout_s: float, held: object) -> Work:
+    def receive(
+        self, given: list[Tensor], rank: int | None, tag: int, timeout_s: float, held: object, event: OpEvent | None
+    ) -> Work:
         (tensor,) = _single("recv", given)
         host = room_for(tensor)
         request = self._messenger.receive(rank, tag, host.data_ptr(), host.nbytes, _dtype(host), host)
-        return MessageWork(self._messenger, request, tensor, host, timeout_s, self._helpers, held)
+        return MessageWork(self._messenger, request, tensor, host, timeout_s, self._helpers, held, event)
 
 
 class GlooMessages:
-    """Messages on the Gloo group that also executes the collectives."""
+    """Messages on the Gloo group that also executes the collectives, and leaves events in the profiler itself."""
 
     def __init__(self, gloo: GlooGroup) -> None:
         self._gloo: GlooGroup | None = gloo
@@ -72,11 +85,15 @@ class GlooMessages:
     def close(self) -> None:
         self._gloo = None
 
-    def send(self, given: list[Tensor], rank: int, tag: int, timeout_s: float, held: object) -> Work:
+    def send(
+        self, given: list[Tensor], rank: int, tag: int, timeout_s: float, held: object, event: OpEvent | None
+    ) -> Work:
         assert self._gloo is not None  # the group checks that it is open
         return self._gloo.send([to_host(each) for each in given], rank, tag)
 
-    def receive(self, given: list[Tensor], rank: int | None, tag: int, timeout_s: float, held: object) -> Work:
+    def receive(
+        self, given: list[Tensor], rank: int | None, tag: int, timeout_s: float, held: object, event: OpEvent | None
+    ) -> Work:
         landings = [room_for(each) for each in given]
         assert self._gloo is not None
         work = self._gloo.recv_anysource(landings, tag) if rank is None else self._gloo.recv(landings, rank, tag)
@@ -84,6 +101,7 @@ class GlooMessages:
         return work if in_place else _Received(work, landings, given)
 
 
+@untraced
 class MessageWork(dist.Work):  # type: ignore[misc]
     """The handle of a message on the engine's connections.
 
@@ -93,16 +111,20 @@ class MessageWork(dist.Work):  # type: ignore[misc]
         timeout_s: seconds without progress, while somebody waits, after which the group breaks.
         helpers: threads that complete futures.
         held: the process group, which must not go while its messages are under way and awaited.
+        event: the message in torch's profiler, if that is active.
     """
 
     def __init__(
         self, messenger: Messenger, request: Request, tensor: Tensor, host: Tensor, timeout_s: float,
-        helpers: ThreadPoolExecutor, held: object,
+        helpers: ThreadPoolExecutor, held: object, event: OpEvent | None,
     ) -> None:  # fmt: skip
         super().__init__()
         self._messenger, self._request, self._tensor, self._host = messenger, request, tensor, host
         self._timeout_s, self._helpers, self._held = timeout_s, helpers, held
         self._future: torch.futures.Future[list[Tensor]] | None = None
+        self._event = event
+        if event is not None:  # on a helper, since a thread that waits may also be the one that moves the bytes
+            messenger.when_done(request, lambda: self._complete(event.end))
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         """Return True when the message has been handed to the kernel (send) or is in the tensor (receive).
@@ -130,6 +152,8 @@ class MessageWork(dist.Work):  # type: ignore[misc]
         return True
 
     def _settle(self) -> None:
+        if self._event is not None:
+            self._event.wait()  # the profiler may be stopped next
         self._held = None
         if self._request.error is not None:
             raise self._request.error
@@ -153,8 +177,7 @@ class MessageWork(dist.Work):  # type: ignore[misc]
             settle()
 
     def _value(self, _: Any) -> list[Tensor]:
-        with torch.inference_mode(self._tensor.is_inference()):
-            self._settle()
+        self._settle()
         return [self._tensor]
 
     def is_completed(self) -> bool:
@@ -199,6 +222,7 @@ class MessageWork(dist.Work):  # type: ignore[misc]
         """Nothing to do: `from_host` has waited for the device, so the tensor is ready on every stream."""
 
 
+@untraced
 class _Received(dist.Work):  # type: ignore[misc]
     """A receive of Gloo's into host memory; `wait` copies the result to the caller's tensors."""
 

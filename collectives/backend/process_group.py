@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from collectives import options
-from collectives.backend import gloo, tensors
+from collectives.backend import boxed_ops, builtin_hooks, gloo, profiled, tensors
 from collectives.backend.c10d import GlooGroup, Store, Work, all_reduce_options, c10d, dist
 from collectives.backend.executors import EngineExecutor, choose, close_unattended
 from collectives.backend.messages import EngineMessages, GlooMessages, Messages
@@ -40,6 +40,7 @@ from collectives.backend.meter import METER
 from collectives.backend.monitored_barrier import monitored_barrier
 from collectives.backend.overloads import overloaded
 from collectives.backend.tensors import Call
+from collectives.backend.untraced import untraced
 from collectives.backend.work import NarrowgaugeWork, finished, hand_over
 from collectives.engine.hangs.call_site import call_site
 from collectives.errors import GroupClosed, UsageError
@@ -90,6 +91,7 @@ def create(
     except UsageError as error:
         announce(torch_options.store, rank, size, name, options.current_token(), timeout_s, error)
         raise
+    builtin_hooks.serve(NarrowgaugeGroup)
     parent = _endings_in_default_group(list(torch_options.global_ranks_in_group))
     return (make or NarrowgaugeGroup)(torch_options.store, rank, size, name, timeout_s, settings, parent)
 
@@ -110,6 +112,7 @@ def _endings_in_default_group(members: Sequence[int]) -> Watch | None:
     return parent.endings_among(members)
 
 
+@untraced
 class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     """A process group whose collectives run on the native engine, or on Gloo where that was chosen.
 
@@ -139,6 +142,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         self._store = store
         self._timeout_s = settings.timeout_s or timeout_s
         self._settings = settings
+        self.profiled_as = BACKEND  # name of the backend in the profiler's events
         self._ops = 0
         self._barriers = 0
         self._helpers = ThreadPoolExecutor(MAX_HELPERS, f"narrowgauge-{name}-futures")
@@ -156,6 +160,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         closing = (self._executor, self._messages, self._gloo_groups, name)
         self._unattended = weakref.finalize(self, close_unattended, *closing)
         self._unattended.atexit = False  # the engine has its own farewell then, see `lifetime.py`
+        boxed_ops.serve(self)
 
     # Collectives
 
@@ -164,7 +169,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         listed = _listed(given)
         if listed and listed[0].is_sparse:
             return self._inner_gloo().allreduce(listed, opts)
-        return self._submit(self._all_reduce(listed, _reduction(opts)), opts)
+        return self._submit(self._all_reduce(listed, _reduction(opts)), opts, "all_reduce", listed)
 
     def all_reduce_coded(
         self, given: Tensor, op: str, codec: str, residual: Tensor | None = None, async_op: bool = True
@@ -177,11 +182,11 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         if codec != "none" and self.engine is None:
             raise UsageError(f"group {self._name} runs on Gloo, which has no codecs; got codec {codec!r}")
         call = tensors.all_reduce_coded(given, op, codec, residual)
-        return self._submit([call], all_reduce_options(async_op=async_op))
+        return self._submit([call], all_reduce_options(async_op=async_op), "all_reduce", given)
 
     @overloaded(c10d.AllreduceCoalescedOptions, ["tensors"])
     def allreduce_coalesced(self, given: list[Tensor], opts: Any) -> NarrowgaugeWork:
-        return self._submit(self._all_reduce(given, _reduction(opts)), opts)
+        return self._submit(self._all_reduce(given, _reduction(opts)), opts, "all_reduce", given)
 
     def _all_reduce(self, given: list[Tensor], reduction: str) -> list[Call]:
         if len(given) != 1:
@@ -194,16 +199,18 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     @overloaded(c10d.ReduceOptions, ["tensors/tensor"], ["root", "op", "timeout"])
     def reduce(self, given: Tensor | list[Tensor], opts: Any) -> NarrowgaugeWork:
         calls = [tensors.reduce(each, _reduction(opts), opts.rootRank, self._rank) for each in _listed(given)]
-        return self._submit(calls, opts)
+        return self._submit(calls, opts, "reduce", given)
 
     @overloaded(c10d.BroadcastOptions, ["tensors/tensor"], ["root", "timeout"])
     def broadcast(self, given: Tensor | list[Tensor], opts: Any) -> NarrowgaugeWork:
-        return self._submit([tensors.broadcast(each, opts.rootRank, self._rank) for each in _listed(given)], opts)
+        calls = [tensors.broadcast(each, opts.rootRank, self._rank) for each in _listed(given)]
+        return self._submit(calls, opts, "broadcast", given)
 
     @overloaded(c10d.AllgatherOptions, ["output_tensors", "input_tensors/input_tensor"], ["timeout"])
     def allgather(self, outputs: list[Any], given: Tensor | list[Tensor], opts: Any) -> NarrowgaugeWork:
         pairs = zip([outputs] if isinstance(given, Tensor) else outputs, _listed(given), strict=True)
-        return self._submit([tensors.all_gather(outs, each, self._rank, self._size) for outs, each in pairs], opts)
+        calls = [tensors.all_gather(outs, each, self._rank, self._size) for outs, each in pairs]
+        return self._submit(calls, opts, "all_gather", given)
 
     @overloaded(c10d.AllgatherOptions, ["output_lists", "input_list"])
     def allgather_coalesced(self, outputs: list[list[Tensor]], given: list[Tensor], opts: Any) -> NarrowgaugeWork:
@@ -212,7 +219,8 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
             got = f"{len(outputs)} lists of {', '.join(str(len(of_rank)) for of_rank in outputs)} outputs"
             raise UsageError(f"all_gather_coalesced: got {got}; wanted {self._size} lists of {len(given)}")
         pairs = zip(zip(*outputs, strict=True), given, strict=True)
-        return self._submit([tensors.all_gather(outs, each, self._rank, self._size) for outs, each in pairs], opts)
+        calls = [tensors.all_gather(outs, each, self._rank, self._size) for outs, each in pairs]
+        return self._submit(calls, opts, "all_gather", given)
 
     @overloaded(c10d.AllgatherOptions, ["output", "input"])
     def all_gather_single(self, output: Tensor, given: Tensor, opts: Any) -> NarrowgaugeWork:
@@ -223,7 +231,8 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     @overloaded(c10d.AllgatherOptions, ["outputs", "inputs"])
     def all_gather_single_coalesced(self, outputs: list[Tensor], given: list[Tensor], opts: Any) -> NarrowgaugeWork:
         pairs = zip(outputs, given, strict=True)
-        return self._submit([tensors.all_gather_single(out, each, self._rank, self._size) for out, each in pairs], opts)
+        calls = [tensors.all_gather_single(out, each, self._rank, self._size) for out, each in pairs]
+        return self._submit(calls, opts, "all_gather", given)
 
     allgather_into_tensor_coalesced = all_gather_single_coalesced
 
@@ -231,7 +240,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     def reduce_scatter(self, outputs: Any, given: list[Any], opts: Any) -> NarrowgaugeWork:
         pairs = zip(_listed(outputs), [given] if isinstance(outputs, Tensor) else given, strict=True)
         calls = [tensors.reduce_scatter(out, ins, _reduction(opts), self._rank, self._size) for out, ins in pairs]
-        return self._submit(calls, opts)
+        return self._submit(calls, opts, "reduce_scatter", given)
 
     @overloaded(c10d.ReduceScatterOptions, ["outputTensor", "inputTensor"])
     def reduce_scatter_single(self, output: Tensor, given: Tensor, opts: Any) -> NarrowgaugeWork:
@@ -245,19 +254,20 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         calls = [
             tensors.reduce_scatter_single(out, each, _reduction(opts), self._rank, self._size) for out, each in pairs
         ]
-        return self._submit(calls, opts)
+        return self._submit(calls, opts, "reduce_scatter", given)
 
     reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
 
     @overloaded(c10d.AllToAllOptions, ["output_tensors", "input_tensors"])
     def alltoall(self, outputs: list[Tensor], given: list[Tensor], opts: Any) -> NarrowgaugeWork:
-        return self._submit([tensors.all_to_all(outputs, given, self._size)], opts)
+        return self._submit([tensors.all_to_all(outputs, given, self._size)], opts, "all_to_all", given)
 
     @overloaded(c10d.AllToAllOptions, ["output", "input", "output_split_sizes", "input_split_sizes"], ["timeout"])
     def all_to_all_single(
         self, output: Tensor, given: Tensor, output_splits: list[int], input_splits: list[int], opts: Any
     ) -> NarrowgaugeWork:
-        return self._submit([tensors.all_to_all_single(output, given, output_splits, input_splits, self._size)], opts)
+        call = tensors.all_to_all_single(output, given, output_splits, input_splits, self._size)
+        return self._submit([call], opts, "all_to_all", given)
 
     alltoall_base = all_to_all_single
 
@@ -266,20 +276,21 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         lists = outputs if not outputs or isinstance(outputs[0], (list, tuple)) else [outputs]
         (tensor,) = _listed(given)
         call = tensors.gather(lists[0] if lists else [], tensor, opts.rootRank, self._rank, self._size)
-        return self._submit([call], opts)
+        return self._submit([call], opts, "gather", given)
 
     @overloaded(c10d.ScatterOptions, ["output_tensors/output_tensor", "input_tensors"], ["root", "timeout"])
     def scatter(self, outputs: Any, given: list[Any], opts: Any) -> NarrowgaugeWork:
         lists = given if not given or isinstance(given[0], (list, tuple)) else [given]
         (output,) = _listed(outputs)
         call = tensors.scatter(output, lists[0] if lists else [], opts.rootRank, self._rank, self._size)
-        return self._submit([call], opts)
+        return self._submit([call], opts, "scatter", given)
 
     @overloaded(c10d.BarrierOptions, [], ["timeout"])
     def barrier(self, opts: Any) -> NarrowgaugeWork:
-        return self._submit([tensors.barrier()], opts)
+        return self._submit([tensors.barrier()], opts, "barrier", [])
 
-    def _submit(self, calls: list[Call], opts: Any) -> NarrowgaugeWork:
+    def _submit(self, calls: list[Call], opts: Any, op: str, given: Any) -> NarrowgaugeWork:
+        """Start the calls, and await them unless the options say otherwise. `op` and `given` are for a profiler."""
         self._check_open()
         timeout_s = opts.timeout.total_seconds()
         if timeout_s <= 0:  # torch's default stands for "not given"
@@ -290,9 +301,12 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         is_staged = self._devices and (
             self._staging_thread is not None or any(call.ready is not None for call in calls)
         )
-        if not opts.asyncOp and not is_staged:
+        event = None
+        if profiled.is_active():
+            event = self._event(op, given, [output for call in calls for output in call.outputs])
+        if not opts.asyncOp and not is_staged and event is None:
             return self._run(calls, timeout_s)
-        work = self._start(calls, timeout_s, is_staged)
+        work = self._start(calls, timeout_s, is_staged, event)
         if not opts.asyncOp:
             work.wait()
         return work
@@ -309,8 +323,24 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
                 call.finish()
         return finished([output for call in calls for output in call.outputs])
 
-    def _start(self, calls: list[Call], timeout_s: float, is_staged: bool) -> NarrowgaugeWork:
+    def _event(self, op: str, given: Any, outputs: list[Tensor]) -> profiled.OpEvent | None:
+        """The op in the profiler, if that is active. Gloo leaves events of its own."""
+        if not profiled.is_active() or self.engine is None:
+            return None
+        details: dict[str, int | str] = {
+            "Out msg nelems": sum(output.numel() for output in outputs),
+            "Group size": self._size,
+            "Rank": self._rank,
+            "Process Group Name": self._name,
+            "Process Group Description": self.group_desc,
+        }
+        return profiled.OpEvent(self.profiled_as, op, given, details)
+
+    def _start(
+        self, calls: list[Call], timeout_s: float, is_staged: bool, event: profiled.OpEvent | None
+    ) -> NarrowgaugeWork:
         work = NarrowgaugeWork(calls, f"group {self._name}", self._helpers, self)
+        work.event = event
         for call in calls:
             METER.op_started(call.num_bytes)
             try:
@@ -320,6 +350,8 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
                     self._executor.start(call, functools.partial(work.part_done, call), timeout_s)
             except BaseException:
                 METER.op_ended()
+                if event is not None:
+                    event.end()
                 raise
         return work
 
@@ -348,15 +380,17 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     def send(self, given: list[Tensor], rank: int, tag: int = 0) -> Work:
         self._check_open()
-        return self._messages.send(given, rank, tag, self._timeout_s, self)
+        return self._messages.send(given, rank, tag, self._timeout_s, self, self._event("send", given, []))
 
     def recv(self, given: list[Tensor], rank: int, tag: int = 0) -> Work:
         self._check_open()
-        return self._messages.receive(given, rank, tag, self._timeout_s, self)
+        event = self._event("recv", given, given)
+        return self._messages.receive(given, rank, tag, self._timeout_s, self, event)
 
     def recv_anysource(self, given: list[Tensor], tag: int = 0) -> Work:
         self._check_open()
-        return self._messages.receive(given, None, tag, self._timeout_s, self)
+        event = self._event("recvAnySource", given, given)
+        return self._messages.receive(given, None, tag, self._timeout_s, self, event)
 
     def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
         self._check_open()
@@ -395,6 +429,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
             opts if isinstance(opts, Options) else self._settings,
             self.endings_among(ranks),
         )
+        part.profiled_as = self.profiled_as
         part._set_group_desc(group_desc or f"part of {self._name}")
         return part
 

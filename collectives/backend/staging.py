@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -100,13 +101,22 @@ def from_host(host: Tensor, tensor: Tensor) -> None:
     if host is tensor:
         return
     if not _pins(tensor.device.type):
-        with torch.no_grad():
+        with writing_to(tensor):
             tensor.copy_(host)
         return
     stream = _side_stream(tensor.device, "in")  # `room_for` made it wait for the caller's stream
-    with stream, torch.no_grad():
+    with stream, writing_to(tensor):
         tensor.copy_(host, non_blocking=True)
     _wait_for_copy(stream.record_event(), host)
+
+
+def writing_to(tensor: Tensor) -> AbstractContextManager[None]:
+    """Lets this thread write to a caller's tensor, or to memory that was made for it in the caller's thread.
+
+    Inference mode is a thread's, and tensors made in it may be written only in it. Results are mostly copied by threads
+    of ours. A tensor made outside may be written in both.
+    """
+    return torch.inference_mode() if tensor.is_inference() else torch.no_grad()
 
 
 def future_of(tensors: Sequence[Tensor]) -> torch.futures.Future[Any]:

@@ -33,8 +33,10 @@ from torch import Tensor
 
 from collectives.backend.c10d import dist
 from collectives.backend.meter import METER
+from collectives.backend.profiled import OpEvent
 from collectives.backend.staging import future_of
 from collectives.backend.tensors import Call
+from collectives.backend.untraced import untraced
 from collectives.errors import CollectiveError, OpTimeout
 
 _ALWAYS = threading.Event()  # shared by finished works: one is made for every synchronous call
@@ -48,6 +50,7 @@ def _nothing() -> Generator[list[Tensor], None, None]:
     yield
 
 
+@untraced
 class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
     """One or more calls that finish together.
 
@@ -56,6 +59,9 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
         group: name of the group, for messages.
         helpers: threads that complete futures; one is free at any time.
         held: the process group, which must not go while its ops run, whoever else drops it.
+
+    Attributes:
+        event: the work in torch's profiler, if that is active.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
         self._calls, self._group = calls, group
         self._outputs = [output for call in calls for output in call.outputs]
         self._helpers, self._held = helpers, held
+        self.event: OpEvent | None = None
         self._left = len(calls)
         self._error: BaseException | None = None
         self._settled = threading.Event() if calls else _ALWAYS
@@ -90,6 +97,8 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
             self._left -= 1
             if self._left:
                 return
+            if self.event is not None:
+                self.event.end()  # before `wait` returns: the profiler may be stopped next
             # Under the lock of `get_future`: a future taken before this is completed below, a later one over there.
             self._settled.set()
             now = self._now

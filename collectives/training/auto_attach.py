@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from collectives.backend.process_group import NarrowgaugeGroup
+from collectives.backend.untraced import untraced
 from collectives.training.ddp import attach
 
 
@@ -24,6 +25,7 @@ def attach_new_models() -> None:
     def make_attached(self: DistributedDataParallel, *args: Any, **named: Any) -> None:
         make(self, *args, **named)
 
+        @untraced
         def first_call(model: nn.Module, inputs: Any) -> None:
             waiting.remove()
             if not self._comm_hooks and isinstance(self.process_group, NarrowgaugeGroup):

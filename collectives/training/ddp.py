@@ -30,6 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from collectives import options
 from collectives.backend.c10d import all_reduce_options, dist
 from collectives.backend.process_group import NarrowgaugeGroup
+from collectives.backend.untraced import untraced
 from collectives.errors import UsageError
 from collectives.options import CODECS
 from collectives.planning.planner import with_codec
@@ -49,6 +50,7 @@ Future = torch.futures.Future
 _attached: weakref.WeakSet[Attached] = weakref.WeakSet()
 
 
+@untraced
 def attach(model: DistributedDataParallel, codec: str | None = None, weight: float | None = None) -> Attached:
     """Send the gradients of a DDP model with a codec, averaged by the samples that each rank has.
 
@@ -102,6 +104,7 @@ def attach(model: DistributedDataParallel, codec: str | None = None, weight: flo
     return Attached(model, group._get_backend(model.device), chosen, weight)
 
 
+@untraced
 def set_weight(samples: float) -> None:
     """Set how many samples this rank's gradients are the mean of, from the next backward on, for all attached models.
 
@@ -129,6 +132,7 @@ def measured_samples_per_s() -> float | None:
     return max(measured, key=lambda each: each.steps).samples_per_s if measured else None
 
 
+@untraced
 class Attached:
     """A DDP model whose gradients are sent by our engine; made by `attach`.
 
@@ -153,11 +157,11 @@ class Attached:
         if weight is not None:
             self.set_weight(weight)
         # On the inner module: DDP's own forward may wait for other ranks, since it broadcasts buffers.
-        model.module.register_forward_pre_hook(lambda module, _: self._forward_begins(module))
-        model.module.register_forward_hook(lambda module, *_: self._forward_ended(module))
+        model.module.register_forward_pre_hook(untraced(lambda module, _: self._forward_begins(module)))
+        model.module.register_forward_hook(untraced(lambda module, *_: self._forward_ended(module)))
         # DDP checks a hook's annotations and refuses strings, which `from __future__ import annotations` makes of them;
         # a lambda has none.
-        model.register_comm_hook(self, lambda attached, bucket: attached._bucket_ready(Bucket.of(bucket)))
+        model.register_comm_hook(self, untraced(lambda attached, bucket: attached._bucket_ready(Bucket.of(bucket))))
         _attached.add(self)
 
     def set_weight(self, samples: float) -> None:

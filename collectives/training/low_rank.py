@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from collectives.backend.staging import future_of, used_on_this_stream
+from collectives.backend.untraced import untraced
 from collectives.errors import UsageError
 from collectives.training.error_feedback import Bucket, check_names
 
@@ -58,6 +59,7 @@ class _InFlight:
     error: BaseException | None = None
 
 
+@untraced
 class LowRank:
     """The codec of one model.
 

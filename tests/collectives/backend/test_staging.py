@@ -165,6 +165,44 @@ def test_copies_run_beside_the_network_in_a_group_of_mixed_devices() -> None:
     assert all(other_right), other_right
 
 
+def in_inference_mode(rank: int, size: int, store: Any, with_streams: bool) -> None:
+    """Results go to tensors that were made in inference mode, from threads that are not in it."""
+
+    def arrive(event: torch.Event, held: Tensor) -> None:
+        with torch.inference_mode():  # a device writes where it was asked to
+            while FakeTensor.under_way:
+                FakeTensor.under_way.pop(0)()
+
+    fake_device()
+    if with_streams:
+        staging._pins = lambda device_type: device_type == "fake"  # type: ignore[assignment]
+        staging._page_locked = lambda shape, dtype: torch.empty(shape, dtype=dtype)
+        staging._wait_for_copy = arrive
+    process_group.CHUNK_BYTES = 1600
+    dist.init_process_group("narrowgauge", store=store, rank=rank, world_size=size)
+    for called_in_it, is_async in ((True, False), (True, True), (False, False), (False, True)):
+        with torch.inference_mode():
+            summed, shared = FakeTensor(torch.full((1000,), rank + 1.0)), FakeTensor(torch.full((3,), rank + 1.0))
+            gathered, own = [FakeTensor(torch.zeros(3)) for _ in range(size)], FakeTensor(torch.full((3,), rank + 1.0))
+        with torch.inference_mode(called_in_it):
+            works: list[Any] = [
+                dist.all_reduce(summed, async_op=is_async),
+                dist.broadcast(shared, 1, async_op=is_async),
+                dist.all_gather(gathered, own, async_op=is_async),
+            ]
+            for work in works if is_async else []:
+                work.wait()
+        assert summed.host.tolist() == [3.0] * 1000
+        assert shared.host.tolist() == [2.0] * 3
+        assert [each.host.tolist() for each in gathered] == [[1.0] * 3, [2.0] * 3]
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("with_streams", [False, True])
+def test_tensors_of_inference_mode_on_a_device(with_streams: bool) -> None:
+    run(in_inference_mode, 2, with_streams)
+
+
 def failing_copy(rank: int, size: int, store: Any) -> str:
     """What a caller is told when a device breaks down under a copy."""
 
