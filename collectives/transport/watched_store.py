@@ -235,9 +235,11 @@ class WatchedStore:
             else:
                 absent.append(author)
         parts = [f"{_listed(absent)} of {self.size} did not come to the rendezvous"] if absent else []
+        # The words in brackets are those of torch's store, which scripts search for.
         return RendezvousError(
-            f"{self._where()}: {'; '.join([*parts, *behind[:5]])} within {self.timeout_s:g} s. See the log of that "
-            "rank; was it started, and with the same address of the store?"
+            f"{self._where()}: {'; '.join([*parts, *behind[:5]])} within {self.timeout_s:g} s (wait timeout after "
+            f"{self.timeout_s * 1000:.0f}ms). See the log of that rank; was it started, and with the same address of "
+            "the store?"
         )
 
     def _where(self) -> str:
