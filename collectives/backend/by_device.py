@@ -10,7 +10,7 @@ Within a part all ranks must start the same ops in the same order, between parts
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -105,10 +105,13 @@ class GroupByDevice(NarrowgaugeGroup):
         return self._parts.get(torch.device(device).type, self)
 
     def _new_group(self, *arguments: Any) -> NarrowgaugeGroup:
-        made = GroupByDevice(*arguments, parts=self._wanted_parts)
-        for device_type in made._parts.keys() & self._parts.keys():
-            made._parts[device_type].profiled_as = self._parts[device_type].profiled_as
-        return made
+        return GroupByDevice(*arguments, parts=self._wanted_parts)
+
+    def show_as(self, names: Mapping[str, str]) -> None:
+        """As for any group; each part by its own kind of device."""
+        super().show_as(names)
+        for device_type in self._parts.keys() & names.keys():
+            self._parts[device_type].show_as({device_type: names[device_type]})
 
     def shutdown(self) -> None:
         """Leave the group with all its parts."""

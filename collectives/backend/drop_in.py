@@ -78,8 +78,7 @@ def _replacing(helper: Callable[..., Any], replaced: frozenset[str]) -> Callable
         if group in c10d._world.pg_map:
             c10d._world.pg_map[group] = (backend, c10d._world.pg_map[group][1])
             c10d._world.pg_backend_config[group] = str(c10d.BackendConfig(backend))
-            for device_type in sorted(names, key="cpu".__eq__):  # the CPU's last: its part is the group itself
-                group._get_backend(device_type).profiled_as = names[device_type]
+            group.show_as(names)
         return made
 
     return make_group

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -142,7 +142,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         self._store = store
         self._timeout_s = settings.timeout_s or timeout_s
         self._settings = settings
-        self.profiled_as = BACKEND  # name of the backend in the profiler's events
+        self._shown_as: Mapping[str, str] = {"cpu": BACKEND}  # see `show_as`
         self._ops = 0
         self._barriers = 0
         self._helpers = ThreadPoolExecutor(MAX_HELPERS, f"narrowgauge-{name}-futures")
@@ -334,7 +334,8 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
             "Process Group Name": self._name,
             "Process Group Description": self.group_desc,
         }
-        return profiled.OpEvent(self.profiled_as, op, given, details)
+        shown_as = self._shown_as.get("cpu") or next(iter(self._shown_as.values()))
+        return profiled.OpEvent(shown_as, op, given, details)
 
     def _start(
         self, calls: list[Call], timeout_s: float, is_staged: bool, event: profiled.OpEvent | None
@@ -429,7 +430,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
             opts if isinstance(opts, Options) else self._settings,
             self.endings_among(ranks),
         )
-        part.profiled_as = self.profiled_as
+        part.show_as(self._shown_as)
         part._set_group_desc(group_desc or f"part of {self._name}")
         return part
 
@@ -487,6 +488,10 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         if self.engine is None:
             raise UsageError(f"group {self._name} runs on Gloo; only the native engine follows a plan")
         return self.engine.plan(collective, num_bytes)
+
+    def show_as(self, names: Mapping[str, str]) -> None:
+        """Set the backend's name in a profiler's events: by kind of device, as in "cpu:gloo,cuda:nccl"."""
+        self._shown_as = names
 
     def getBackendName(self) -> str:  # noqa: N802  C++ looks the method up by this name
         return "narrowgauge"
