@@ -28,7 +28,7 @@ from collectives.transport.rendezvous import RankInfo
 
 _RANKS_NAMED = 6
 _GAVE_UP = " gave up: "
-_CLOSED = "Connection closed by peer"  # Gloo's words for it, which scripts search for
+CLOSED = "Connection closed by peer"  # Gloo's words for it, which scripts search for
 _KINDS = {kind.__name__: kind for kind in (PeerLost, OpMismatch, OpTimeout, GroupClosed, ProtocolError)}
 
 
@@ -82,7 +82,7 @@ def lost(
     peer = rank_infos[culprit]
     if culprit in control.died:
         return PeerLost(
-            f"{where}: {peer.describe()} died: its connections closed without a message{_log_of(peer)}. {_CLOSED}. "
+            f"{where}: {peer.describe()} died: its connections closed without a message{_log_of(peer)}. {CLOSED}. "
             f"{waited}",
             culprit,
         )
@@ -104,7 +104,7 @@ def lost(
     if culprit in control.left:
         return GroupClosed(
             f"{where}: {peer.describe()} has left the group (it finished, or called destroy_process_group) while this "
-            f"rank still needs it{_log_of(peer)}. {_CLOSED}. {waited}",
+            f"rank still needs it{_log_of(peer)}. {CLOSED}. {waited}",
             culprit,
         )
     return PeerLost(f"{where}: lost the connection to {peer.describe()}: {reason}{_log_of(peer)}. {waited}", culprit)

@@ -25,7 +25,7 @@ from collectives.engine.compiled.connections import make_net
 from collectives.engine.compiled.status import DONE, INTERRUPTED
 from collectives.engine.compiled.table import TableLayout
 from collectives.engine.fault_policy import FaultPolicy
-from collectives.engine.faults import missing
+from collectives.engine.faults import CLOSED, missing
 from collectives.engine.hangs.call_site import CallSite, call_site_of_thread, describe, main_stack
 from collectives.engine.hangs.diagnosis import Whereabouts
 from collectives.engine.hangs.watch import Watch
@@ -244,7 +244,7 @@ class Engine:
             self.messages.linger()
             self._control.send_goodbye()
         else:
-            text = f"rank {self.rank} ended with {type(error).__name__}: {error}"
+            text = f"rank {self.rank} ended with {type(error).__name__}: {error}. {CLOSED}"
             self._control.send_abort(CollectiveError.__name__, self.rank, text)
 
     def abandon(self) -> None:
