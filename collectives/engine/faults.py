@@ -18,7 +18,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from collectives.engine.compiled.connections import BATCH, HEADER_BYTES, Net
-from collectives.engine.compiled.status import BAD_HEADER, OP_MISMATCH, PEERCLOSED, SOCKET_ERROR, TIMEOUT
+from collectives.engine.compiled.status import BAD_HEADER, OP_MISMATCH, PEER_CLOSED, SOCKET_ERROR, TIMEOUT
 from collectives.engine.compiled.table import NO_PEER, UP, Table
 from collectives.engine.hangs.watch import Watch
 from collectives.errors import CollectiveError, GroupClosed, OpMismatch, OpTimeout, PeerLost, ProtocolError
@@ -54,7 +54,7 @@ def explain(
         return _unreadable(where, rank_infos[culprit], table, net)
     if culprit == NO_PEER:
         return ProtocolError(f"{where}: poll failed: {os.strerror(int(run['errno']))}")
-    if status in (PEERCLOSED, SOCKET_ERROR):
+    if status in (PEER_CLOSED, SOCKET_ERROR):
         control.drain(culprit)
     abort = control.aborted.get(culprit)
     if abort is not None and abort.culprit == rank and abort.kind == OpTimeout.__name__:
