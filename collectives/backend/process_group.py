@@ -132,6 +132,11 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     supports_coalescing = False
     supports_time_estimate = False
     supports_shrinking = False
+    # From 2.14 on, some only in 2.15. torch's own answers ask a backend in C++, which this group has not.
+    supports_reconfigure = False
+    supports_window = False
+    supports_completion_hooks = False
+    supports_abort_hooks = False
 
     def __init__(
         self, store: Store, rank: int, size: int, name: str, timeout_s: float, settings: Options,
@@ -277,6 +282,12 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         (tensor,) = _listed(given)
         call = tensors.gather(lists[0] if lists else [], tensor, opts.rootRank, self._rank, self._size)
         return self._submit([call], opts, "gather", given)
+
+    @overloaded(c10d.GatherOptions, ["output", "input"])
+    def gather_single(self, output: Tensor, given: Tensor, opts: Any) -> NarrowgaugeWork:
+        return self._submit([tensors.gather_single(output, given, opts.rootRank, self._rank, self._size)], opts)
+
+    gather_into_tensor = gather_single
 
     @overloaded(c10d.ScatterOptions, ["output_tensors/output_tensor", "input_tensors"], ["root", "timeout"])
     def scatter(self, outputs: Any, given: list[Any], opts: Any) -> NarrowgaugeWork:

@@ -29,8 +29,8 @@ def register(c10d: ModuleType) -> None:
     c10d.Backend.register_backend(BACKEND, create, extended_api=True, devices=["cpu", "cuda", "xpu"])
     # From 2.15 torch hangs its flight recorder on groups whose backend keeps none. It listens to torch's own dispatch,
     # which a group of Python methods does not pass through, and refuses such a group.
-    keep_their_own: set[str] = getattr(c10d, "_FR_SELF_RECORDING_BACKENDS", set())
-    keep_their_own.add(BACKEND)
+    record_themselves: set[str] = getattr(c10d, "_FR_SELF_RECORDING_BACKENDS", set())
+    record_themselves.add(BACKEND)
 
 
 class _RegisterOnImport(importlib.abc.MetaPathFinder):

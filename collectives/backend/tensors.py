@@ -255,6 +255,17 @@ def gather(outputs: Sequence[Tensor], tensor: Tensor, root: int, rank: int, size
     return _movement("all_to_all", sent + (_sizes(outputs) if rank == root else (0,) * size), to_host(tensor), outputs)
 
 
+def gather_single(output: Tensor, tensor: Tensor, root: int, rank: int, size: int) -> Call:
+    """`output` on `root` gets all ranks' `tensor` in rank order, along its first dimension; elsewhere it is unused."""
+    if rank != root:
+        return gather([], tensor, root, rank, size)
+    if output.dim() == 0 or output.shape[0] % size or output.numel() != size * tensor.numel():
+        raise UsageError(
+            f"gather: the output is {_describe(output)}; wanted {size} times the input, {_describe(tensor)}"
+        )
+    return gather(output.tensor_split(size), tensor, root, rank, size)
+
+
 def scatter(output: Tensor, tensors: Sequence[Tensor], root: int, rank: int, size: int) -> Call:
     """`output` gets ``tensors[rank]`` of `root`; other ranks pass no tensors. Runs as a sparse all-to-all."""
     _check_length("scatter", "input tensors", tensors, size if rank == root else 0)

@@ -241,6 +241,31 @@ def c10d_overloads(rank: int) -> None:
 
 
 @check
+def gather_into_one_tensor(rank: int) -> None:
+    opts = c10d.GatherOptions()
+    opts.rootRank = 1
+    for output in (torch.zeros(SIZE * 2, 3), torch.zeros(SIZE, 2, 3), torch.zeros(3, SIZE * 2).t()):
+        given = output if rank == 1 else torch.empty(0)
+        world().gather_single(given, full(rank, 6).view(2, 3), opts).wait()
+        if rank == 1:
+            assert output.reshape(SIZE, 6).tolist() == [[r + 1.0] * 6 for r in range(SIZE)]
+    if hasattr(dist, "gather_single"):  # torch 2.14
+        gathered = torch.zeros(SIZE) if rank == 2 else None
+        dist.gather_single(torch.tensor(float(rank)), gathered, dst=2)
+        assert gathered is None or gathered.tolist() == [0.0, 1.0, 2.0, 3.0]
+    opts.rootRank = rank
+    for output in (torch.zeros(7), torch.zeros(2, SIZE), torch.tensor(0.0)):
+        with pytest.raises(ValueError, match=r"gather: the output is .* wanted 4 times the input"):
+            world().gather_single(output, torch.ones(2), opts)
+
+
+@check
+def what_torch_asks_a_group(rank: int) -> None:
+    for feature in ("reconfigure", "window", "completion_hooks", "abort_hooks"):  # those of 2.14 and 2.15
+        assert getattr(world(), f"supports_{feature}") is False
+
+
+@check
 def sub_groups(rank: int) -> None:
     low, high = dist.new_group([0, 1]), dist.new_group([3, 2])
     group, members = (low, [0, 1]) if rank < 2 else (high, [2, 3])
