@@ -285,7 +285,8 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     @overloaded(c10d.GatherOptions, ["output", "input"])
     def gather_single(self, output: Tensor, given: Tensor, opts: Any) -> NarrowgaugeWork:
-        return self._submit([tensors.gather_single(output, given, opts.rootRank, self._rank, self._size)], opts)
+        call = tensors.gather_single(output, given, opts.rootRank, self._rank, self._size)
+        return self._submit([call], opts, "gather", given)
 
     gather_into_tensor = gather_single
 
