@@ -54,6 +54,7 @@ def load(executor: str) -> type[unittest.TestCase]:
 
     # The suite counts events such as "gloo:all_reduce" in torch's profiler where it knows the backend to leave them.
     distributed_test.PROFILING_SUPPORTED_BACKENDS.append("narrowgauge")
+    distributed_test.SEND_RECV_PROFILING_SUPPORTED_BACKENDS.append("narrowgauge")
 
     class Suite(distributed_test.TestDistBackend, distributed_test.DistributedTest._DistTestBase):  # type: ignore[misc]
         def setUp(self) -> None:

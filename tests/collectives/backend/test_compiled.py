@@ -91,15 +91,14 @@ def both(rank: int, size: int, store: Any, compiler: str) -> None:
         meeting = dist.PrefixStore(backend, store)
         dist.init_process_group(backend, store=meeting, rank=rank, world_size=size)
         outcomes[backend] = results(rank, backend, compiler)
-        if backend == "narrowgauge":
-            with_hooks(rank, compiler)
         dist.barrier()
         dist.destroy_process_group()
     torch.testing.assert_close(outcomes["narrowgauge"], outcomes["gloo"], rtol=0, atol=0)
 
 
-def with_hooks(rank: int, compiler: str) -> None:
+def with_hooks(rank: int, size: int, store: Any, compiler: str) -> None:
     """Our own hooks and calls, which Gloo has not: as without the compiler."""
+    dist.init_process_group("narrowgauge", store=store, rank=rank, world_size=size)
     torch.testing.assert_close(torch.compile(coded, backend=compiler)(torch.ones(4)), torch.full((4,), 5.0))
     for codec in ("none", "int8", "low-rank"):
         compiled = trained(rank, compiler, lambda model, codec=codec: collectives.attach(model, codec))
@@ -108,10 +107,17 @@ def with_hooks(rank: int, compiler: str) -> None:
     MODEL[:] = [DistributedDataParallel(nn.Linear(4, 4))]
     collectives.attach(MODEL[0], "int8")
     torch.compile(whole_step, backend=compiler)(torch.arange(4.0) + rank)
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def test_compiled_programs_compute_what_they_compute_over_gloo() -> None:
     run(both, 2, "aot_eager")
+
+
+@pytest.mark.slow
+def test_compiled_models_that_are_attached() -> None:
+    run(with_hooks, 2, "aot_eager")
 
 
 @pytest.mark.slow
