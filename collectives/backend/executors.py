@@ -63,7 +63,7 @@ def close_unattended(executor: Executor, messages: Messages, gloo_groups: list[G
         messages.close()
         executor.close()
 
-    with contextlib.suppress(RuntimeError):  # the interpreter ends and starts no threads; `lifetime.py` told the peers
+    with contextlib.suppress(RuntimeError):  # the interpreter ends and starts no threads; `lifetime.py` said goodbye
         # With `daemon` given nothing asks for the current thread: one of Gloo's would stay in Python's list of threads.
         threading.Thread(target=close, name=f"narrowgauge {name}, closing", daemon=False).start()
 

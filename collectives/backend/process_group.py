@@ -164,7 +164,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
             self._messages = GlooMessages(formed)
         closing = (self._executor, self._messages, self._gloo_groups, name)
         self._unattended = weakref.finalize(self, close_unattended, *closing)
-        self._unattended.atexit = False  # the engine has its own farewell then, see `lifetime.py`
+        self._unattended.atexit = False  # the engine says goodbye by itself then, see `lifetime.py`
         boxed_ops.serve(self)
 
     # Collectives
