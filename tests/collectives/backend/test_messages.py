@@ -160,10 +160,10 @@ def test_random_messages_as_over_gloo() -> None:
 
 
 @pytest.mark.slow
-def test_random_messages_as_over_gloo_for_a_minute() -> None:
+def test_random_messages_as_over_gloo_for_longer() -> None:
     seed = int(os.environ.get("SEED", "0")) or random.randrange(10**6)
     print("seed", seed)
-    assert min(run(random_traffic, 4, seed, 60.0)) > 3
+    assert min(run(random_traffic, 4, seed, 20.0)) > 3
 
 
 def nobody_listens(rank: int, size: int, store: Any) -> list[str]:
