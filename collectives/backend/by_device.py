@@ -29,8 +29,8 @@ ROUTED = (
     "allreduce", "all_reduce_coded", "allreduce_coalesced", "reduce", "broadcast", "allgather", "allgather_coalesced",
     "all_gather_single", "_allgather_base", "all_gather_single_coalesced", "allgather_into_tensor_coalesced",
     "reduce_scatter", "reduce_scatter_single", "_reduce_scatter_base", "reduce_scatter_single_coalesced",
-    "reduce_scatter_tensor_coalesced", "alltoall", "all_to_all_single", "alltoall_base", "gather", "scatter", "barrier",
-    "send", "recv", "recv_anysource",
+    "reduce_scatter_tensor_coalesced", "alltoall", "all_to_all_single", "alltoall_base", "gather", "gather_single",
+    "gather_into_tensor", "scatter", "barrier", "send", "recv", "recv_anysource",
 )  # fmt: skip
 """Methods that go to the part of their first tensor's device; a barrier goes to that of its options' device."""
 

@@ -17,7 +17,7 @@ import torch.distributed.checkpoint as dcp
 import collectives
 from collectives.backend.by_device import ROUTED, GroupByDevice, parts_of
 from collectives.backend.process_group import NarrowgaugeGroup
-from tests.collectives.backend.test_staging import FakeTensor, fake_device
+from tests.collectives.backend.test_staging import FakeTensor, fake_device, needs_fake_device
 from tests.processes import run
 
 PATIENCE = timedelta(seconds=100)
@@ -48,7 +48,7 @@ def test_every_collective_is_routed() -> None:
     elsewhere |= {"abort", "shutdown", "name", "options", "monitored_barrier", "set_timeout", "split_group"}
     elsewhere |= {name for name in names if "roup" in name or name.startswith(("get", "support", "eager", "perform"))}
     assert names - elsewhere <= {*ROUTED}
-    assert {*ROUTED} - names <= {"all_reduce_coded"}
+    assert {*ROUTED} <= vars(NarrowgaugeGroup).keys()  # some have their names since a later torch than this one
 
 
 def join(store: Any, rank: int, size: int, has_device: bool = True) -> Any:
@@ -89,6 +89,7 @@ def in_any_order(rank: int, size: int, store: Any) -> None:
             closed.allreduce([tensor])
 
 
+@needs_fake_device
 def test_ops_of_different_devices_have_no_order() -> None:
     run(in_any_order, SIZE)
 
@@ -103,6 +104,7 @@ def one_has_no_device(rank: int, size: int, store: Any) -> None:
     dist.destroy_process_group()
 
 
+@needs_fake_device
 def test_a_group_of_mixed_ranks_has_one_engine() -> None:
     run(one_has_no_device, SIZE)
 
@@ -136,6 +138,7 @@ def save_beside_training(rank: int, size: int, store: Any, folder: str) -> int:
     return steps
 
 
+@needs_fake_device
 def test_async_save_runs_beside_collectives_of_a_device() -> None:
     with tempfile.TemporaryDirectory() as folder:
         steps = run(save_beside_training, SIZE, folder)

@@ -14,6 +14,7 @@ from collectives.training.bucket_layout import BucketLayout
 from collectives.training.ddp import Attached
 from collectives.training.error_feedback import Bucket
 from collectives.training.low_rank import LowRank
+from tests.collectives.backend.test_staging import needs_fake_device
 from tests.collectives.fake_streams import Stream, StreamTensor, install, problems
 from tests.processes import run
 
@@ -73,5 +74,6 @@ def on_streams(rank: int, size: int, store: Any) -> list[str]:
     return problems
 
 
+@needs_fake_device
 def test_streams_are_joined() -> None:
     assert run(on_streams, 1) == [[]]
