@@ -139,7 +139,7 @@ def inline_jit(function: Function) -> Function:
     """As `jit`, but compiled into each caller.
 
     For the steps of a frame on a short op's way. A call that LLVM does not inline hands over a net or a table as a
-    hundred machine words; for three such calls a 4 kB all-reduce of 8 ranks took 3 to 6 % longer.
+    hundred machine words.
     """
     return numba.njit(nogil=True, boundscheck=False, inline="always", **OPTIONS)(function)  # type: ignore[no-any-return]
 
