@@ -23,7 +23,7 @@ from collectives.backend.c10d import Store, c10d, dist
 from collectives.backend.process_group import NarrowgaugeGroup
 from collectives.backend.untraced import untraced
 from collectives.options import Options
-from collectives.transport.watched_store import Watch
+from collectives.transport.watched_store import Endings
 
 ROUTED = (
     "allreduce", "all_reduce_coded", "allreduce_coalesced", "reduce", "broadcast", "allgather", "allgather_coalesced",
@@ -86,7 +86,7 @@ class GroupByDevice(NarrowgaugeGroup):
 
     def __init__(
         self, store: Store, rank: int, size: int, name: str, timeout_s: float, settings: Options,
-        parent: Watch | None = None, *, parts: Sequence[tuple[str, ...]],
+        parent: Endings | None = None, *, parts: Sequence[tuple[str, ...]],
     ) -> None:  # fmt: skip
         super().__init__(store, rank, size, name, timeout_s, settings, parent)
         self._wanted_parts = parts

@@ -22,7 +22,7 @@ from collectives.backend.tensors import Call, Done, Executor
 from collectives.errors import RendezvousError
 from collectives.options import Options
 from collectives.transport.rendezvous import Rendezvous, meet
-from collectives.transport.watched_store import Watch
+from collectives.transport.watched_store import Endings
 
 if TYPE_CHECKING:
     from collectives.engine.runner import Engine
@@ -83,7 +83,7 @@ class Chosen(NamedTuple):
 
 
 def choose(
-    store: Store, rank: int, size: int, name: str, timeout_s: float, settings: Options, parent: Watch | None = None
+    store: Store, rank: int, size: int, name: str, timeout_s: float, settings: Options, parent: Endings | None = None
 ) -> Chosen:
     """Form the group on the executor that all its ranks can use.
 

@@ -47,7 +47,7 @@ from collectives.errors import GroupClosed, UsageError
 from collectives.options import BACKEND, Options
 from collectives.transport.control import Ending
 from collectives.transport.rendezvous import announce
-from collectives.transport.watched_store import Watch
+from collectives.transport.watched_store import Endings
 
 if TYPE_CHECKING:
     from collectives.engine.runner import Engine
@@ -104,7 +104,7 @@ def _settings(pg_options: object) -> Options:
     return pg_options
 
 
-def _endings_in_default_group(members: Sequence[int]) -> Watch | None:
+def _endings_in_default_group(members: Sequence[int]) -> Endings | None:
     """Which of these ranks of the default group have left it, by their positions here; None if there is none yet."""
     parent = dist.GroupMember.WORLD
     if not members or not isinstance(parent, NarrowgaugeGroup):
@@ -140,7 +140,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     def __init__(
         self, store: Store, rank: int, size: int, name: str, timeout_s: float, settings: Options,
-        parent: Watch | None = None,
+        parent: Endings | None = None,
     ) -> None:  # fmt: skip
         super().__init__(rank, size)
         self._rank, self._size, self._name = rank, size, name
@@ -446,7 +446,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         part._set_group_desc(group_desc or f"part of {self._name}")
         return part
 
-    def endings_among(self, ranks: Sequence[int]) -> Watch | None:
+    def endings_among(self, ranks: Sequence[int]) -> Endings | None:
         """For a group of some of this group's ranks: which of them have left this one, by their positions there."""
         engine = self.engine
         if engine is None:

@@ -40,7 +40,7 @@ from collectives.transport.rank_info import (
     own_info,
     read_info,
 )
-from collectives.transport.watched_store import Store, Watch, WatchedStore, store_host
+from collectives.transport.watched_store import Endings, Store, WatchedStore, store_host
 
 __all__ = ["Connections", "RankInfo", "Rendezvous", "Store", "host_names", "meet"]
 
@@ -71,7 +71,7 @@ class Connections:
 @contextlib.contextmanager
 def meet(
     store: Store, rank: int, size: int, group: str, generation: int, options: Options, timeout_s: float,
-    parent: Watch | None = None,
+    parent: Endings | None = None,
 ) -> Iterator[Rendezvous]:  # fmt: skip
     """Come to the meeting of a group's ranks. At the end of the block nobody listens any more; if it ends with an
     error, that is published for the others, and all connections are closed.

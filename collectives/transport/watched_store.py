@@ -36,7 +36,7 @@ _FAILED, _SEEN = "failed", "seen"
 _NOT_SIGNED = "-"
 _KINDS = {kind.__name__: kind for kind in (errors.PlanError, errors.UsageError, RendezvousError)}
 
-Watch = Callable[[], Mapping[int, Ending]]
+Endings = Callable[[], Mapping[int, Ending]]
 """By rank of the group, how its process left, of those that have."""
 
 
@@ -73,7 +73,7 @@ class WatchedStore:
         self.timeout_s, self.deadline = timeout_s, time.monotonic() + timeout_s
         self.names = {other: f"rank {other}" for other in range(size)} | {rank: f"rank {rank} ({host})"}
         self._store, self._token, self._session = store, token.encode() if token else None, b""
-        self._watches: list[Watch] = []
+        self._watches: list[Endings] = []
         self._published: list[str] = []
         self._check_at, self._announced = 0.0, False
 
@@ -91,9 +91,9 @@ class WatchedStore:
         """From now on signatures are for this meeting alone: of ranks that said this when they came."""
         self._session = hashlib.sha256(_encode([self.group, self.generation, *introductions])).digest()
 
-    def watch(self, watch: Watch) -> None:
+    def watch(self, endings: Endings) -> None:
         """Ask also this one who has left, whenever something is waited for."""
-        self._watches.append(watch)
+        self._watches.append(endings)
 
     def renew(self, timeout_s: float) -> None:
         """Count the time anew: what comes now may take so many seconds, however long it took to come here."""

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +74,7 @@ def test_payloads_of_near_ranks_do_not_travel() -> None:
 
 def shared_by(hosts: list[int]) -> list[shared_memory.SharedMemory]:
     store, size = MemoryStore(), len(hosts)
+    all_done = threading.Barrier(size)
 
     def share(rank: int) -> shared_memory.SharedMemory:
         with meet(store, rank, size, "test", 0, Options(host=str(hosts[rank])), 100.0) as meeting:
@@ -80,7 +82,7 @@ def shared_by(hosts: list[int]) -> list[shared_memory.SharedMemory]:
             try:
                 return shared_memory.share(meeting, hosts, ARENA_BYTES)
             finally:
-                meeting.store.gather("end", None)
+                all_done.wait(100)  # a connection that closes without a goodbye is a death to whoever still forms
                 meeting.connections.close()
 
     return on_all(size, share)

@@ -39,9 +39,8 @@ from collectives.errors import (
     UsageError,
 )
 from tests.collectives.engine.group import AT_ONCE_S, engines, errors_of, on_all
-from tests.collectives.engine.test_faults import all_reduce, die
+from tests.collectives.engine.test_faults import HOSTS, all_reduce, die
 
-HOSTS = ["farm-a", "farm-a", "farm-b"]
 SIZES = (0, 1, 3, 1000, EAGER_BYTES // 4, EAGER_BYTES // 4 + 1, 1_000_003)
 Floats = NDArray[np.float32]
 
