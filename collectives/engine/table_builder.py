@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,8 +79,8 @@ def build(
     assert slice_bytes % 64 == 0, "headers give arena offsets in units of 64 bytes"
     wires = _Wires([host for _, host in homes], shared_memory, codec_of(spec.codec), narrow_between)
     builder = _Builder(forest, spec, rank, homes, wires, slice_bytes, window_bytes)
-    for index, (tree, part) in enumerate(zip(forest.trees, _parts(forest, spec), strict=True)):
-        builder.add(index, tree, part)
+    for index, part in _parts(forest, spec, rank):
+        builder.add(index, forest.trees[index], part)
     return builder.layout()
 
 
@@ -165,7 +165,7 @@ class _Builder:
 
     def add(self, index: int, tree: Tree, part: _Part) -> None:
         """Add a tree of the forest, if this rank takes part in it and it carries anything."""
-        count, source_offset, target_offset = part.of(tree, self.rank)
+        count, source_offset, target_offset = part.count, part.source, part.target
         parent, children = tree.parent_of(self.rank), tree.children_of(self.rank)
         if count == 0 or (parent is None and self.rank != tree.root):
             return
@@ -298,34 +298,26 @@ def _run(forest: Forest, spec: OpSpec, rank: int, acc_size: int, codec: Codec) -
 
 @dataclass(frozen=True)
 class _Part:
-    """What a tree carries: `count` elements, from `source` bytes into a source, to `target` bytes into a target.
-
-    All-to-all has other offsets and counts at each end: `ends` maps the ranks of its two-rank tree.
-    """
+    """What a tree carries for a rank: `count` elements, from `source` bytes into its source, to `target` bytes into its
+    target."""
 
     count: int = 0
     source: int = 0
     target: int = 0
-    ends: dict[int, tuple[int, int, int]] | None = None
-
-    def of(self, tree: Tree, rank: int) -> tuple[int, int, int]:
-        if self.ends is not None:
-            return self.ends.get(rank, (0, 0, 0))
-        return self.count, self.source, self.target
 
 
-def _parts(forest: Forest, spec: OpSpec) -> list[_Part]:
-    """For each tree of the forest, its part of the message."""
+def _parts(forest: Forest, spec: OpSpec, rank: int) -> Iterable[tuple[int, _Part]]:
+    """Indices of the forest's trees, without some in which the rank has no part, and what each of them carries."""
     specification = forest.specification
     if specification.pairwise:
-        return [_pair_part(tree, spec, forest.size) for tree in forest.trees]
+        return _pair_parts(forest, spec, rank)
     if specification.chunked:
-        return _chunk_parts(forest, spec)
+        return enumerate(_chunk_parts(forest, spec))
     bounds = split(spec.counts[0], forest.shares, spec.item_size)
-    return [
+    return enumerate(
         _Part(stop - start, start * spec.item_size, start * spec.item_size)
         for start, stop in itertools.pairwise(bounds)
-    ]
+    )
 
 
 def _chunk_parts(forest: Forest, spec: OpSpec) -> list[_Part]:
@@ -342,15 +334,17 @@ def _chunk_parts(forest: Forest, spec: OpSpec) -> list[_Part]:
     return parts
 
 
-def _pair_part(tree: Tree, spec: OpSpec, size: int) -> _Part:
-    """The chunk from a tree's root to its only child. A rank knows the counts at its own end only."""
-    sent, received = spec.counts[:size], spec.counts[size:]
-    if not tree.edges:  # a group of one
-        return _Part()
-    ((child, root),) = tree.edges
-    at_root = (sent[child], sum(sent[:child]) * spec.item_size, 0)
-    at_child = (received[root], 0, sum(received[:root]) * spec.item_size)
-    return _Part(ends={root: at_root, child: at_child})
+def _pair_parts(forest: Forest, spec: OpSpec, rank: int) -> Iterable[tuple[int, _Part]]:
+    """In each tree the chunk goes from the root to its only child. A rank knows the counts at its own end only, and
+    there is a tree for each pair of ranks: only the rank's own are looked at closely."""
+    sent, received = spec.counts[: forest.size], spec.counts[forest.size :]
+    first_sent, first_received = ([0, *itertools.accumulate(counts)] for counts in (sent, received))
+    for index, tree in enumerate(forest.trees):
+        for child, root in tree.edges:  # none in a group of one
+            if root == rank:
+                yield index, _Part(sent[child], first_sent[child] * spec.item_size, 0)
+            elif child == rank:
+                yield index, _Part(received[root], 0, first_received[root] * spec.item_size)
 
 
 def _own_copies(spec: OpSpec, rank: int, size: int) -> list[tuple[int, int, int]]:
