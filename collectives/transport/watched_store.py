@@ -32,7 +32,7 @@ from collectives.transport.control import Ending
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.0002, 0.05  # between two polls; a pause is a tenth of the time waited so far
 CHECK_S = 0.1
 LINGER_S = 1.0
-_FAILED, _SEEN = "failed", "seen"
+_FAILED, _SEEN, _TOGETHER = "failed", "seen", ".together"
 _NOT_SIGNED = "-"
 _KINDS = {kind.__name__: kind for kind in (errors.PlanError, errors.UsageError, RendezvousError)}
 
@@ -111,18 +111,26 @@ class WatchedStore:
         Raises:
             RendezvousError, or what another rank raised: a rank failed or left, or the deadline has passed.
         """
-        self._wait(key, [author])
-        return self._read(key, author)
+        self._wait([(key, author)])
+        return self._verified(key, author, self._text(key, author))
 
     def gather(self, key: str, value: object) -> list[Any]:
         """Publish a value; those of all ranks, in their order.
+
+        Rank 0 waits for all and publishes them as one value, as they were signed, so that each other rank writes one
+        key and reads one.
 
         Raises:
             As `read`.
         """
         self.publish(key, value)
-        self._wait(key, range(self.size))
-        return [self._read(key, author) for author in range(self.size)]
+        ranks, together = range(self.size), f"{key}{_TOGETHER}"
+        if self.rank == 0:
+            self._wait([(key, author) for author in ranks])
+            # Before they are verified: a rank with another token must see that it is not alone in being refused.
+            self.publish(together, [self._text(key, author).decode() for author in ranks])
+        texts = self._of_all(key, together)
+        return [self._verified(key, author, text.encode()) for author, text in enumerate(texts)]
 
     def decide(self, key: str, make: Callable[[], Any]) -> Any:
         """What rank 0 makes, on all ranks.
@@ -213,10 +221,23 @@ class WatchedStore:
         while time.monotonic() < until and not self._store.check(seen):
             time.sleep(LAST_PAUSE_S)
 
-    def _wait(self, key: str, authors: Sequence[int]) -> None:
-        wanted = [(key, author) for author in authors]
-        started = time.monotonic()
-        while not self._has(wanted):
+    def _of_all(self, key: str, together: str) -> list[str]:
+        """What rank 0 has published of all ranks, each text as its rank signed it."""
+        # Who is waited for are all of them, though only rank 0's key is polled.
+        self._wait([(together, 0)], [*((key, author) for author in range(self.size)), (together, 0)])
+        texts = self._verified(together, 0, self._text(together, 0))
+        if not isinstance(texts, list) or len(texts) != self.size or not all(isinstance(each, str) for each in texts):
+            raise RendezvousError(f"{self._where()}: what {self.names[0]} published as {together!r} cannot be read")
+        return texts
+
+    def _wait(self, polled: Sequence[tuple[str, int]], wanted: Sequence[tuple[str, int]] = ()) -> None:
+        """Return when the store has what is polled.
+
+        Args:
+            wanted: what that depends on, if it is more: whose leave ends the wait, and who is missed at the deadline.
+        """
+        started, wanted = time.monotonic(), wanted or polled
+        while not self._has(polled):
             self.check(wanted)
             now = time.monotonic()
             if now > self.deadline:
@@ -249,10 +270,9 @@ class WatchedStore:
         with self._reporting_a_lost_store():
             return self._store.check([f"{key}/{author}" for key, author in wanted])
 
-    def _read(self, key: str, author: int) -> Any:
+    def _text(self, key: str, author: int) -> bytes:
         with self._reporting_a_lost_store():
-            text = bytes(self._store.get(f"{key}/{author}"))
-        return self._verified(key, author, text)
+            return bytes(self._store.get(f"{key}/{author}"))
 
     def _signed(self, key: str, author: int | None, value: object) -> str:
         """The text in the store: a signature, a space, JSON. An author of None: whoever comes first."""

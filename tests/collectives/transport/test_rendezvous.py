@@ -9,6 +9,7 @@ import resource
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
@@ -448,3 +449,34 @@ def test_a_plan_error_stays_one_on_all_ranks() -> None:
         connect(store, rank, 2, "test", TIMEOUT_S, Options(host=f"h{rank}", topology="/no" if rank else None)).close()
 
     assert all(isinstance(error, PlanError) for error in errors_of(2, join))
+
+
+class CountingStore(MemoryStore):
+    """Counts the keys that each thread has written, and those that it has read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: Counter[int] = Counter()
+        self.read: Counter[int] = Counter()
+
+    def set(self, key: str, value: str) -> None:
+        self.written[threading.get_ident()] += 1
+        super().set(key, value)
+
+    def get(self, key: str) -> bytes:
+        self.read[threading.get_ident()] += 1
+        return super().get(key)
+
+
+@pytest.mark.parametrize("size", [2, 9])
+def test_a_rank_writes_one_key_and_reads_one_however_many_there_are(size: int) -> None:
+    store = CountingStore()
+
+    def gather(rank: int) -> tuple[list[str], int, int]:
+        found = WatchedStore(store, rank, size, "test", 0, TOKEN, TIMEOUT_S, f"h{rank}").gather("word", f"of {rank}")
+        return found, store.written[threading.get_ident()], store.read[threading.get_ident()]
+
+    words = [f"of {rank}" for rank in range(size)]
+    first, *others = on_all(size, gather)
+    assert first == (words, 2, size + 1)
+    assert others == [(words, 1, 1)] * (size - 1)
