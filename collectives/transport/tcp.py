@@ -19,7 +19,8 @@ SHORT_PATH_US = 2000
 LOOPBACK = "127.0.0.1"
 MIN_IN_FLIGHT, MAX_LIMIT = 16 * 1024, 64 * 1024
 _SO_MAX_PACING_RATE, _SO_NETNS_COOKIE = 47, 71
-_RTT_AT, _ACKNOWLEDGED_AT, _BUSY_AT = 68, 120, 168  # in struct tcp_info of linux/tcp.h, which only grows at its end
+# In struct tcp_info of linux/tcp.h, which only grows at its end.
+_ACKNOWLEDGED_AT, _MIN_RTT_AT, _BUSY_AT = 120, 148, 168
 USER_TIMEOUT_MS = 1000 * (KEEPALIVE_IDLE_S + KEEPALIVE_INTERVAL_S * KEEPALIVE_PROBES)
 
 
@@ -39,16 +40,21 @@ def tune_control(connection: socket.socket) -> None:
 
 def tune_congestion(connection: socket.socket, within_machine: bool) -> None:
     """Where BBR is the default it paces what it sends, which costs speed and processor time on short paths: "reno"
-    within a machine, where there is no path to probe, and "cubic" where a round trip takes less than SHORT_PATH_US."""
-    if within_machine or _round_trip_us(connection) < SHORT_PATH_US:
+    within a machine, where there is no path to probe, and "cubic" where a round trip takes less than SHORT_PATH_US.
+
+    That is the shortest one so far. The kernel's smoothed time would leave it to chance: a peer that was busy when the
+    connection was made, or an acknowledgement that it delayed, looks like a long path, and the connection would keep
+    BBR for good."""
+    if within_machine or _shortest_round_trip_us(connection) < SHORT_PATH_US:
         with contextlib.suppress(OSError):
             wanted = b"reno" if within_machine else b"cubic"
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, wanted)
 
 
-def _round_trip_us(connection: socket.socket) -> int:
-    """The kernel's smoothed estimate, in microseconds."""
-    (microseconds,) = struct.unpack_from("=I", connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128), _RTT_AT)
+def _shortest_round_trip_us(connection: socket.socket) -> int:
+    """The shortest of late that the kernel has measured, in microseconds; 2**32 - 1 if none."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MIN_RTT_AT + 4)
+    (microseconds,) = struct.unpack_from("=I", info, _MIN_RTT_AT)
     return int(microseconds)
 
 
