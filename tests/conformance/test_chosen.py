@@ -1,4 +1,4 @@
-"""A fast part of torch's suite in the test run; ``python -m tests.conformance`` is the whole of it."""
+"""A fast part of torch's suite among the slow tests; ``python -m tests.conformance`` is the whole of it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ CHOSEN = {
 }
 
 
-@pytest.mark.parametrize("executor", ["narrowgauge", pytest.param("replaced", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["narrowgauge", "replaced"])
 def test_chosen(executor: str, tmp_path: Path) -> None:
     pytest.importorskip("expecttest", reason="torch's test suites need it: pip install 'narrowgauge[test]'")
     outcomes = run(executor, CHOSEN[executor], tmp_path / "log")

@@ -239,6 +239,7 @@ def test_a_killed_worker_ends_the_others_within_seconds(tmp_path: Path) -> None:
     assert max(event["at"] for event in exited) - killed_at < 5
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_of_training(tmp_path: Path) -> None:
     submitted, _, victim, out = kill_a_worker(tmp_path)
     for event in submitted.events("Exited"):
@@ -256,7 +257,8 @@ def test_a_worker_killed_in_the_middle_of_training(tmp_path: Path) -> None:
     assert submitted.nothing_left()
 
 
-@pytest.mark.parametrize("when", [pytest.param("starting", marks=pytest.mark.slow), "training"])
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["starting", "training"])
 def test_ctrl_c_stops_everything(tmp_path: Path, when: str) -> None:
     job = {**SCRIPTED, "workers": 2, "args": {"steps": 100000, "step-s": 0.02}, "collectives": {"backend": "gloo"}}
     submitted = Submitted(tmp_path, job)
@@ -273,6 +275,7 @@ def test_ctrl_c_stops_everything(tmp_path: Path, when: str) -> None:
     assert submitted.nothing_left()
 
 
+@pytest.mark.slow
 def test_a_script_that_knows_nothing_of_us_runs_on_the_engine(tmp_path: Path) -> None:
     job = {"name": "plain", "entrypoint": "launcher/examples/plain_ddp.py", "args": ["--steps", "5"], "workers": 2}
     submitted = Submitted(tmp_path, job, "--logs")

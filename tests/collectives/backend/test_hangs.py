@@ -150,6 +150,7 @@ def nothing_to_say(rank: int, size: int, store: Any) -> list[str]:
     return log.texts
 
 
+@pytest.mark.slow
 def test_no_report_if_none_is_wanted() -> None:
     assert run(nothing_to_say, 2) == [[], []]
 

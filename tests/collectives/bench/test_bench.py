@@ -246,6 +246,7 @@ def test_a_picture_needs_a_known_kind_and_matplotlib(monkeypatch: pytest.MonkeyP
         plot.check(Path("a.png"))
 
 
+@pytest.mark.slow
 def test_a_picture_shows_something(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'narrowgauge[plot]'")
     from matplotlib.image import imread
@@ -333,6 +334,7 @@ def test_long_calls_get_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [group for group, _ in taken[-4:]] == [seconds] * 4
 
 
+@pytest.mark.slow
 def test_bench_runs_every_collective_under_torchrun(tmp_path: Path) -> None:
     """Two ranks, small sizes; each collective on both backends must have no wrong element."""
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "collectives", "bench"]

@@ -18,6 +18,7 @@ from launcher.run.agent import Agent
 from tests.paths import REPOSITORY
 
 
+@pytest.mark.slow
 def test_this_machine_is_well() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "launcher.cli", "doctor", "--json"],

@@ -84,6 +84,7 @@ def test_workers_are_placed_by_speed_and_see_their_nodes_accelerators(tmp_path: 
     assert "Traceback" not in too_many.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without accelerators")
 def test_a_worker_per_accelerator_does_not_fall_back_to_a_cpu(tmp_path: Path) -> None:
     (tmp_path / "show.py").write_text(SCRIPT)

@@ -21,6 +21,7 @@ from tests.paths import REPOSITORY
 WARM_UP = "from collectives.engine.selftest import warm_up; import collectives; warm_up(); print(collectives.__file__)"
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_sources_compiles_nothing(tmp_path: Path) -> None:
     """What this checkout compiled serves a copy elsewhere; in a cache of its own, where no other process compiles."""
     environment = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "PYTHONPATH")}
@@ -84,6 +85,7 @@ def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
     assert (folder / selftest.COMPLETE).exists()
 
 
+@pytest.mark.slow
 def test_a_held_lock_delays_nobody_for_long(tmp_path: Path) -> None:
     """Whoever holds it is stopped, or has been waiting for something else since yesterday."""
     folder = copied(tmp_path / "narrowgauge")

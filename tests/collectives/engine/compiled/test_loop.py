@@ -36,7 +36,7 @@ def hosts_of(size: int) -> list[str]:
     return [f"host-{rank // 2}" for rank in range(size)]
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, *(pytest.param(size, marks=pytest.mark.slow) for size in (6, 7, 8))])
 def test_every_collective_at_awkward_sizes(size: int) -> None:
     rng = np.random.default_rng(size)
     with engines(hosts_of(size), **SMALL) as group:
