@@ -180,6 +180,13 @@ class Passage:
         return _FirstSlices(self).of_tree_s
 
     @cached_property
+    def depths(self) -> Ints:
+        """Edges from the root of each tree to its farthest rank. Shape (trees,)."""
+        depths = np.zeros(self.num_trees, np.int64)
+        np.maximum.at(depths, self.edges.tree, self.edges.depth)
+        return depths
+
+    @cached_property
     def by_height(self) -> list[Ints]:
         """Positions of the edges by level: those whose children are leaves, then those above them, and so on."""
         return _levels(self.edges.height)

@@ -7,8 +7,10 @@ Shares, for a message of one byte (T is the busiest link's seconds):
                 the shares of each chunk's trees add up to 1 / (number of chunks)
                 share_t >= 0
 
-Of its many optima we want the one with the most even shares and the shallowest trees, so the objective has two small
-terms for these. Without them the solver would return a corner of the optimal face: few trees with odd shares.
+Of its many optima we want the one with the most even shares and the shallowest trees, so the objective has small terms
+for these. Without them the solver would return a corner of the optimal face: few trees with odd shares. Latencies count
+as well, but those of a local network hardly: they are measured to a tenth at best, and would otherwise decide by chance
+which of the optima is taken. Few trees leave connections idle that could have kept a slow link busy.
 
 Trees, by column generation. All spanning trees are too many to list, so the program starts with those of the algorithms
 and asks for more. Its dual values are prices of links, at least 0, with sum 1. Since a mean is at most the maximum, for
@@ -41,6 +43,7 @@ from collectives.schedule.tree import Tree
 from collectives.topology import Topology
 
 EVEN, SHALLOW = 1e-3, 3e-3  # weights of the small terms; the objective is scaled so that T with equal shares is 1
+LONG_S = 10e-3  # latency of a tree that counts in full beside one without any
 MIN_SHARE = 0.01  # of an equal share; a smaller one is not worth a tree's messages
 SHARE_DIGITS = 6
 PRICE_DIGITS = 9  # ranks plan for themselves, and prices that differ in the last bits must not choose other trees
@@ -72,15 +75,16 @@ def solve_shares(topology: Topology, collective: Collective, trees: Sequence[Tre
     if max(chunk) + 1 == len(trees):
         return None
     busy, dead = _busy(topology, passage.loads)
-    latencies = passage.latencies_s
     unit = _unit(busy)
     links, count = busy.shape
+    latencies = passage.latencies_s / max(passage.latencies_s.max(), LONG_S)
+    depths = passage.depths / max(passage.depths.max(), 1)
     column = coo_array((np.ones(links), (range(links), [0] * links)), shape=(links, 1))
     ones = coo_array((np.ones(count), (range(count), [0] * count)), shape=(count, 1))
     # Variables: the shares, T, the largest share. Rows: busy_l <= T of each link, share_t <= the largest of each tree.
     rows = block_array([[busy / unit, -column, None], [eye_array(count), None, -ones]], format="csr")
     found = linprog(
-        c=np.concatenate([SHALLOW * latencies / (latencies.max() or 1.0), [1.0, EVEN]]),
+        c=np.concatenate([SHALLOW * (depths + latencies), [1.0, EVEN]]),
         A_ub=rows,
         b_ub=np.zeros(links + count),
         A_eq=_chunk_rows(chunk, 2),

@@ -465,3 +465,20 @@ def test_the_summary_tells_links_and_shares() -> None:
     assert busiest["busy_s"] == pytest.approx(made.predicted_s, rel=0.02)
     assert sum(share["share"] for share in told["shares"]) == pytest.approx(1)
     assert Topology.from_json(json.dumps(told["topology"])) == topology
+
+
+def test_noise_in_latencies_of_a_local_network_does_not_choose_the_trees() -> None:
+    """Where several shares are as fast, as with one slow host among fast ones, the plan is the even one in every run."""
+    rates = [484e6, 176e6, 109e6, 231e6, 168e6, 523e6]
+    draw = random.Random(0)
+    shares = []
+    for _ in range(10):
+        hosts = tuple(
+            Host(f"h{rank}", (rank,), rate / 8, rate / 8, latency_s=draw.uniform(30e-6, 150e-6))
+            for rank, rate in enumerate(rates)
+        )
+        forest = plan(Topology(hosts), "all_reduce", 25_000_000).forest
+        shares.append({tree.root: share for tree, share in zip(forest.trees, forest.shares, strict=True)})
+    assert all(each.keys() == {0, 1, 3, 4, 5} for each in shares)
+    for root in shares[0]:
+        assert max(each[root] for each in shares) == pytest.approx(min(each[root] for each in shares), rel=1e-3)
