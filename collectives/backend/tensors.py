@@ -55,6 +55,7 @@ class Call:
 
 
 Done = Callable[[BaseException | None], None]
+_BARRIER = OpSpec("all_reduce", "uint8", "max", None, (1,), called="barrier")
 
 
 class Executor(Protocol):
@@ -277,7 +278,9 @@ def scatter(output: Tensor, tensors: Sequence[Tensor], root: int, rank: int, siz
 
 def barrier() -> Call:
     """No rank returns before every rank has called it."""
-    return all_reduce(torch.zeros(1, dtype=torch.uint8), "max")
+    call = all_reduce(torch.zeros(1, dtype=torch.uint8), "max")
+    call.spec = _BARRIER
+    return call
 
 
 def _movement(collective: Collective, counts: tuple[int, ...], source: Tensor, outputs: Sequence[Tensor]) -> Call:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from collectives.errors import UsageError
@@ -42,6 +42,8 @@ class OpSpec:
             it receives; these lie in that order, without gaps, in source and target.
         codec: name of the codec on network links, see `schedule/codec.py`; others than "none" are for sums and averages
             of float32 by all_reduce.
+        called: what the caller has called, for messages, where that is no op of its own, such as a barrier. Nothing
+            else depends on it.
     """
 
     collective: Collective
@@ -50,6 +52,7 @@ class OpSpec:
     root: int | None
     counts: tuple[int, ...]
     codec: str = "none"
+    called: str = field(default="", compare=False)
 
     @property
     def specification(self) -> Specification:
@@ -112,6 +115,8 @@ class OpSpec:
             raise UsageError(f"{self.collective}: the average of bool is not defined; use sum (or), product (and)")
 
     def __str__(self) -> str:
+        if self.called:
+            return self.called
         words = [self.collective, self.reduction or "", f"of {sum(self.counts)} {self.dtype}"]
         if self.root is not None:
             words.append(f"at root {self.root}")
