@@ -51,7 +51,7 @@ class EngineExecutor:
         self.engine.close()
 
 
-def close_unattended(executor: Executor, messages: Messages, gloo_groups: list[GlooGroup], name: str) -> None:
+def close_unattended(executor: Executor, messages: Messages, name: str) -> None:
     """Close what belonged to a group that went without `shutdown`; returns at once.
 
     On a thread of its own: a group may go wherever its last reference does, be it a thread of the engine or of Gloo,
@@ -59,7 +59,6 @@ def close_unattended(executor: Executor, messages: Messages, gloo_groups: list[G
     """
 
     def close() -> None:
-        gloo_groups.clear()
         messages.close()
         executor.close()
 

@@ -1,6 +1,6 @@
-"""torch's Gloo as an executor: the fallback for all that a group does. Beside the engine it does sparse all-reduces.
+"""torch's Gloo as an executor: the fallback for all that a group does.
 
-As the fallback it needs no JIT, and no sockets or threads of ours. Every Call means the same as on the engine: averages
+It needs no JIT, and no sockets or threads of ours. Every Call means the same as on the engine: averages
 are computed from sums, 16-bit floats are summed as float32 and rounded once, bool and int16 travel in types that Gloo
 supports. It is slower than the native engine, its float sums differ from the engine's in the last bits, and its minimum
 and maximum may drop NaN.

@@ -6,6 +6,7 @@ dtype, but the shape may differ, as over Gloo. uint8 stands for plain bytes and 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from collectives.backend.c10d import GlooGroup, Work, dist
 from collectives.backend.meter import METER
+from collectives.backend.monitored_barrier import monitored_barrier
 from collectives.backend.profiled import OpEvent
 from collectives.backend.staging import from_host, future_of, room_for, to_host
 from collectives.backend.untraced import untraced
@@ -42,6 +44,13 @@ class Messages(Protocol):
         """`rank` None: from any rank."""
         ...
 
+    def monitored_barrier(self, rank: int, size: int, timeout_s: float, wait_all_ranks: bool) -> None:
+        """See `monitored_barrier.py`.
+
+        Raises:
+            CollectiveError: a rank did not reach it; rank 0 names it.
+        """
+
     def close(self) -> None:
         """Release what is not the executor's."""
 
@@ -55,6 +64,10 @@ class EngineMessages:
 
     def __init__(self, messenger: Messenger, helpers: ThreadPoolExecutor) -> None:
         self._messenger, self._helpers = messenger, helpers
+        self._barriers = itertools.count()
+
+    def monitored_barrier(self, rank: int, size: int, timeout_s: float, wait_all_ranks: bool) -> None:
+        monitored_barrier(self._messenger, rank, size, next(self._barriers), timeout_s, wait_all_ranks)
 
     def close(self) -> None:
         """Nothing to do: the engine closes its messenger."""
@@ -81,6 +94,13 @@ class GlooMessages:
 
     def __init__(self, gloo: GlooGroup) -> None:
         self._gloo: GlooGroup | None = gloo
+
+    def monitored_barrier(self, rank: int, size: int, timeout_s: float, wait_all_ranks: bool) -> None:
+        assert self._gloo is not None
+        try:
+            self._gloo.monitored_barrier(timedelta(seconds=timeout_s), wait_all_ranks)
+        except RuntimeError as error:
+            raise OpTimeout(str(error)) from None
 
     def close(self) -> None:
         self._gloo = None

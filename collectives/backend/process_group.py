@@ -15,8 +15,7 @@ through the staging thread, one at a time, and from the first of them on all cal
 
 torch renamed the single-tensor forms between 2.9 and 2.13; both names are here.
 
-Messages between two ranks (send, recv) go beside the ops, see `messages.py`. Sparse all-reduces (gradients of
-embeddings) go to an inner Gloo group, which all ranks form at the first of them.
+Messages between two ranks (send, recv) go beside the ops, see `messages.py`.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ import torch
 from torch import Tensor
 
 from collectives import options
-from collectives.backend import boxed_ops, builtin_hooks, gloo, profiled, tensors
-from collectives.backend.c10d import GlooGroup, Store, Work, all_reduce_options, c10d, dist
+from collectives.backend import boxed_ops, builtin_hooks, profiled, tensors
+from collectives.backend.c10d import Store, Work, all_reduce_options, c10d, dist
 from collectives.backend.executors import EngineExecutor, choose, close_unattended
 from collectives.backend.messages import EngineMessages, GlooMessages, Messages
 from collectives.backend.meter import METER
-from collectives.backend.monitored_barrier import monitored_barrier
 from collectives.backend.overloads import overloaded
+from collectives.backend.sparse import SparseAllReduce
 from collectives.backend.tensors import Call
 from collectives.backend.untraced import untraced
 from collectives.backend.work import NarrowgaugeWork, finished, hand_over
@@ -149,31 +148,27 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         self._settings = settings
         self._shown_as: Mapping[str, str] = {"cpu": BACKEND}  # see `show_as`
         self._ops = 0
-        self._barriers = 0
         self._helpers = ThreadPoolExecutor(MAX_HELPERS, f"narrowgauge-{name}-futures")
         self._staging_thread: ThreadPoolExecutor | None = None  # started by the first call that waits for a device
-        self._executor, formed, self.accelerators = choose(store, rank, size, name, self._timeout_s, settings, parent)
+        self._executor, on_gloo, self.accelerators = choose(store, rank, size, name, self._timeout_s, settings, parent)
         self._devices = any(self.accelerators)
-        # The only way to it from here: whoever clears the list ends Gloo's threads, and must not be one of them.
-        self._gloo_groups = [] if formed is None else [formed]
         self._is_open = True
         self._messages: Messages
         if self.engine is not None:
             self._messages = EngineMessages(self.engine.messages, self._helpers)
         else:
-            self._messages = GlooMessages(formed)
-        closing = (self._executor, self._messages, self._gloo_groups, name)
-        self._unattended = weakref.finalize(self, close_unattended, *closing)
+            self._messages = GlooMessages(on_gloo)
+        self._unattended = weakref.finalize(self, close_unattended, self._executor, self._messages, name)
         self._unattended.atexit = False  # the engine says goodbye by itself then, see `lifetime.py`
         boxed_ops.serve(self)
 
     # Collectives
 
     @overloaded(c10d.AllreduceOptions, ["tensors/tensor"], ["op", "timeout"])
-    def allreduce(self, given: Tensor | list[Tensor], opts: Any) -> Work:
+    def allreduce(self, given: Tensor | list[Tensor], opts: Any) -> NarrowgaugeWork:
         listed = _listed(given)
         if listed and listed[0].is_sparse:
-            return self._inner_gloo().allreduce(listed, opts)
+            return self._all_reduce_sparse(listed, opts)
         return self._submit(self._all_reduce(listed, _reduction(opts)), opts, "all_reduce", listed)
 
     def all_reduce_coded(
@@ -200,6 +195,14 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         if self._devices:
             return tensors.all_reduce_in_chunks(given[0], reduction, CHUNK_BYTES)
         return [tensors.all_reduce(given[0], reduction)]
+
+    def _all_reduce_sparse(self, given: list[Tensor], opts: Any) -> NarrowgaugeWork:
+        if len(given) != 1:
+            raise UsageError(f"all_reduce: got {len(given)} sparse tensors; wanted one")
+        op = SparseAllReduce(given[0], _reduction(opts), self._rank, self._size)
+        at_once = all_reduce_options(async_op=False, timeout=opts.timeout)
+        self._submit([op.sizes()], at_once, "all_reduce", [])
+        return self._submit([op.rows()], opts, "all_reduce", given)
 
     @overloaded(c10d.ReduceOptions, ["tensors/tensor"], ["root", "op", "timeout"])
     def reduce(self, given: Tensor | list[Tensor], opts: Any) -> NarrowgaugeWork:
@@ -408,20 +411,11 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
         self._check_open()
         timeout_s = self._timeout_s if timeout is None else timeout.total_seconds()
-        number, self._barriers = self._barriers, self._barriers + 1
-        monitored_barrier(self._store, self._rank, self._size, number, timeout_s, wait_all_ranks)
+        self._messages.monitored_barrier(self._rank, self._size, timeout_s, wait_all_ranks)
 
     def _check_open(self) -> None:
         if not self._is_open:
             raise GroupClosed(f"rank {self._rank}: group {self._name} was destroyed")
-
-    def _inner_gloo(self) -> GlooGroup:
-        """The Gloo group for what the engine does not do; formed at the first call, for which all ranks come."""
-        self._check_open()
-        if not self._gloo_groups:
-            store = dist.PrefixStore("gloo", self._store)
-            self._gloo_groups.append(gloo.connect(store, self._rank, self._size, self._timeout_s, self._settings))
-        return self._gloo_groups[0]
 
     # Membership
 
@@ -475,7 +469,6 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         """
         self._is_open = False
         self._unattended.detach()
-        self._gloo_groups.clear()  # Gloo ends its threads when the last reference is dropped
         self._messages.close()
         self._executor.close()  # first: it fails the ops that the two pools below still wait for
         if self._staging_thread is not None:

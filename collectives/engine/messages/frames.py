@@ -21,7 +21,8 @@ EAGER_BYTES = 64 * 1024
 WINDOW_BYTES = 1024 * 1024
 CHUNK_BYTES = 1024 * 1024  # of DATA: a short message to the same peer waits for no more than this
 MAX_ANNOUNCED = 1_000_000  # messages of one peer that no receive has asked for
-MAX_TAG = 2**63 - 1
+MAX_TAG = 2**62 - 1  # of a program's messages
+BARRIER_TAG = MAX_TAG + 1  # from here on: of the group's own, which no message of a program's meets
 _OVERHEAD_BYTES = 128  # what an empty message costs its receiver, roughly
 
 _HEADER = struct.Struct("<BBHIqQQ")

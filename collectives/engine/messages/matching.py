@@ -107,15 +107,17 @@ class Matcher:
     def waiting_for_any(self) -> list[Request]:
         return [each for (source, _), queue in self._posted.items() if source is None for each in queue]
 
-    def withdraw(self, receive: Request) -> None:
-        """Forget a receive that waits; nothing for one that does not."""
+    def withdraw(self, receive: Request) -> bool:
+        """Forget a receive that waits; whether it did."""
         key = (receive.peer, receive.tag)
         queue = self._posted.get(key)
-        if queue is not None and receive in queue:
-            queue.remove(receive)
-            self.from_any -= receive.peer is None
-            if not queue:
-                del self._posted[key]
+        if queue is None or receive not in queue:
+            return False
+        queue.remove(receive)
+        self.from_any -= receive.peer is None
+        if not queue:
+            del self._posted[key]
+        return True
 
 
 def _first(queues: dict[K, collections.deque[T]], key: K) -> T | None:

@@ -36,7 +36,7 @@ from collectives.engine.messages.frames import CODE_OF, CREDIT, MAX_TAG, WINDOW_
 from collectives.engine.messages.link import Link
 from collectives.engine.messages.matching import Request
 from collectives.engine.messages.receiving import Receiving
-from collectives.errors import CollectiveError, GroupClosed, UsageError
+from collectives.errors import CollectiveError, GroupClosed, OpTimeout, UsageError
 from collectives.transport.control import ControlChannel
 from collectives.transport.rendezvous import Connections
 
@@ -98,13 +98,13 @@ class Messenger:
             UsageError: no such rank, the own rank, or a negative tag.
             CollectiveError: the group broke earlier, or was closed.
         """
-        return self._start(Request(True, peer, tag, _view(address, num_bytes), CODE_OF.get(dtype, 0), keep))
+        return self.start(Request(True, peer, _checked(tag), _view(address, num_bytes), CODE_OF.get(dtype, 0), keep))
 
     def receive(
         self, peer: int | None, tag: int, address: int, num_bytes: int, dtype: str, keep: object = None
     ) -> Request:
         """Start to receive a message; as `send`. `peer` None takes it from any rank."""
-        return self._start(Request(False, peer, tag, _view(address, num_bytes), CODE_OF.get(dtype, 0), keep))
+        return self.start(Request(False, peer, _checked(tag), _view(address, num_bytes), CODE_OF.get(dtype, 0), keep))
 
     def wait(self, request: Request, timeout_s: float, patience_s: float | None = None) -> bool:
         """Block until a request has ended, well or not (`Request.error`).
@@ -138,6 +138,14 @@ class Messenger:
                 self._faults.break_group(error)
                 raise
         return request.done
+
+    def withdraw(self, request: Request) -> bool:
+        """Take back a receive whose message has not come; whether that was so. It ends with OpTimeout."""
+        with self._lock:
+            if not self._receiving.matcher.withdraw(request):
+                return False
+            self._end(request, OpTimeout(f"{self._where(request)}: its caller waits no longer"))
+            return True
 
     def when_done(self, request: Request, listener: Callable[[], object]) -> None:
         """Have `listener` called once the request has ended, at once if it has; it must not block."""
@@ -196,7 +204,8 @@ class Messenger:
 
     # Starting
 
-    def _start(self, request: Request) -> Request:
+    def start(self, request: Request) -> Request:
+        """As `send` and `receive`, for the group's own messages, too, whose tags are above MAX_TAG."""
         if request.peer == self._rank or (request.peer is not None and request.peer not in self._links):
             whom = "itself" if request.peer == self._rank else f"rank {request.peer}"
             raise UsageError(
@@ -205,8 +214,6 @@ class Messenger:
             )
         if not self._links:
             raise UsageError(f"rank {self._rank} is alone in group {self._name}; there is nobody to receive from")
-        if not 0 <= request.tag <= MAX_TAG:
-            raise UsageError(f"tag is {request.tag}; wanted 0 to {MAX_TAG}")
         with self._lock:
             self._faults.check()
             if self._closed:
@@ -491,6 +498,12 @@ class Messenger:
 
 def _is_over(request: Request, deadline: float) -> bool:
     return request.done or time.monotonic() > deadline
+
+
+def _checked(tag: int) -> int:
+    if not 0 <= tag <= MAX_TAG:
+        raise UsageError(f"tag is {tag}; wanted 0 to {MAX_TAG}")
+    return tag
 
 
 def _view(address: int, num_bytes: int) -> memoryview:
