@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 COMPILE_S = 600.0
-MIN_FORMING_S = 20.0  # a timeout that is right for an op may be too short for processes to start together
+MIN_FORMING_S = 20.0  # for what is right for an op and too short for a group to form: see `wait_for_ranks_s`
 
 
 class EngineExecutor:
@@ -81,28 +81,38 @@ class Chosen(NamedTuple):
     accelerators: list[str | None]
 
 
+def wait_for_ranks_s(timeout_s: float, settings: Options) -> float:
+    """Seconds that a rank waits for the others to come: `timeout_s`, which torch was given for the group, as over Gloo.
+    The options' timeout is meant for ops, and may be too short for processes to start together."""
+    return timeout_s if settings.timeout_s is None else min(timeout_s, max(settings.timeout_s, MIN_FORMING_S))
+
+
 def choose(
     store: Store, rank: int, size: int, name: str, timeout_s: float, settings: Options, parent: Endings | None = None
 ) -> Chosen:
     """Form the group on the executor that all its ranks can use.
 
     Args:
+        timeout_s: torch's for the group.
         parent: which of these ranks have left the group that this one is a part of.
 
     Raises:
         RendezvousError: the ranks did not find each other, or differ in what must be equal; names the rank.
     """
-    forming_s = max(timeout_s, MIN_FORMING_S)
-    with meet(store, rank, size, name, 0, settings, forming_s, parent) as meeting:
+    op_timeout_s, wait_s = settings.timeout_s or timeout_s, wait_for_ranks_s(timeout_s, settings)
+    with meet(store, rank, size, name, 0, settings, wait_s, parent) as meeting:
+        # All have come. To connect and to measure links takes as long as it takes, whatever was meant for an op.
+        forming_s = max(wait_s, MIN_FORMING_S)
+        meeting.store.renew(forming_s)
         on_gloo, accelerators = _agree(meeting, settings)
         meeting.store.renew(forming_s)
         if on_gloo:
             meeting.connections.close()
-            group = gloo.connect(dist.PrefixStore("gloo", store), rank, size, timeout_s, settings)
+            group = gloo.connect(dist.PrefixStore("gloo", store), rank, size, op_timeout_s, settings)
             return Chosen(gloo.GlooExecutor(group, rank, size), group, accelerators)
         from collectives.engine.runner import start  # here: on Gloo numba is never loaded
 
-        return Chosen(EngineExecutor(start(meeting, settings, timeout_s)), None, accelerators)
+        return Chosen(EngineExecutor(start(meeting, settings, op_timeout_s)), None, accelerators)
 
 
 def _agree(meeting: Rendezvous, settings: Options) -> tuple[bool, list[str | None]]:

@@ -119,7 +119,8 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         store: for rendezvous; used by this group alone.
         rank, size: of this process in the group.
         name: of the group, equal on all ranks.
-        timeout_s: seconds without progress after which an op fails, unless the options or the op say otherwise.
+        timeout_s: seconds to wait for the other ranks to come, and without progress after which an op fails, unless the
+            options or the op say otherwise.
         settings: options of the group.
         parent: which of its ranks have left the group that it is a part of.
 
@@ -144,13 +145,13 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         super().__init__(rank, size)
         self._rank, self._size, self._name = rank, size, name
         self._store = store
-        self._timeout_s = settings.timeout_s or timeout_s
+        self._timeout_s, self._given_timeout_s = settings.timeout_s or timeout_s, timeout_s
         self._settings = settings
         self._shown_as: Mapping[str, str] = {"cpu": BACKEND}  # see `show_as`
         self._ops = 0
         self._helpers = ThreadPoolExecutor(MAX_HELPERS, f"narrowgauge-{name}-futures")
         self._staging_thread: ThreadPoolExecutor | None = None  # started by the first call that waits for a device
-        self._executor, on_gloo, self.accelerators = choose(store, rank, size, name, self._timeout_s, settings, parent)
+        self._executor, on_gloo, self.accelerators = choose(store, rank, size, name, timeout_s, settings, parent)
         self._devices = any(self.accelerators)
         self._is_open = True
         self._messages: Messages
@@ -432,10 +433,12 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
             list(ranks).index(self._rank),
             len(ranks),
             name,
-            self._timeout_s if timeout is None else timeout.total_seconds(),
+            self._given_timeout_s if timeout is None else timeout.total_seconds(),
             opts if isinstance(opts, Options) else self._settings,
             self.endings_among(ranks),
         )
+        if timeout is None:
+            part.set_timeout(timedelta(seconds=self._timeout_s))
         part.show_as(self._shown_as)
         part._set_group_desc(group_desc or f"part of {self._name}")
         return part

@@ -144,7 +144,8 @@ class Collectives(Section):
     )
     timeout_s: float | None = Field(
         default=Options.timeout_s,
-        description="Seconds without progress after which a collective fails. null: torch's timeout.",
+        description="Seconds without progress after which a collective fails; ranks wait at least 20 for each other to "
+        "come. null: torch's timeout.",
     )
     hang_report_s: float = Field(
         default=Options.hang_report_s,

@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 import collectives
+from collectives.backend.executors import MIN_FORMING_S, wait_for_ranks_s
+from collectives.options import Options
 from collectives.transport import handshake, rendezvous
 from collectives.transport.watched_store import WatchedStore
 from tests.paths import REPOSITORY
@@ -238,6 +241,42 @@ def test_a_stranger_cannot_move_a_group_with_a_token_to_gloo() -> None:
         assert "what the store has under 'executor' of rank 1" in error
         assert "is not signed: that rank has no token, or a stranger wrote it" in error
         assert not has_formed
+
+
+def waits_for_rank_1(rank: int, size: int, store: Any) -> tuple[str, float]:
+    if rank == 1:
+        store.wait(["over"], timedelta(seconds=100))
+        return "", 0.0
+    said = outcome(lambda: init(rank, size, store, timeout_s=0.01))
+    store.set("over", "")
+    return said
+
+
+def test_a_timeout_that_torch_was_given_is_how_long_a_rank_waits_for_the_others() -> None:
+    error, seconds = run(waits_for_rank_1, 2)[0]
+    assert "rank 1 of 2 did not come to the rendezvous within 0.01 s (wait timeout after 10ms)" in error
+    assert seconds < MIN_FORMING_S / 2
+
+
+@pytest.mark.parametrize(
+    ("given_s", "option_s", "waits_s"),
+    [(0.01, None, 0.01), (1800.0, None, 1800.0), (1800.0, 1.0, MIN_FORMING_S), (1800.0, 60.0, 60.0), (5.0, 1.0, 5.0)],
+)
+def test_a_timeout_for_ops_is_none_for_coming(given_s: float, option_s: float | None, waits_s: float) -> None:
+    assert wait_for_ranks_s(given_s, Options(timeout_s=option_s)) == waits_s
+
+
+def slower_than_its_timeout(rank: int, size: int, store: Any) -> tuple[str, float]:
+    """Both come at once, then one takes longer to listen than an op may take."""
+    if rank == 1:
+        on_key("listens", lambda: time.sleep(4.0))
+    store.set(f"ready/{rank}", "")
+    store.wait([f"ready/{1 - rank}"], timedelta(seconds=100))
+    return outcome(lambda: (init(rank, size, store, timeout_s=3.0), dist.all_reduce(torch.ones(1))))
+
+
+def test_ranks_that_have_come_may_take_longer_than_the_timeout() -> None:
+    assert [error for error, _ in run(slower_than_its_timeout, 2)] == ["", ""]
 
 
 MAIN_FAILS = """
