@@ -42,7 +42,7 @@ from collectives.backend.tensors import Call
 from collectives.backend.untraced import untraced
 from collectives.backend.work import NarrowgaugeWork, finished, hand_over
 from collectives.engine.hangs.call_site import call_site
-from collectives.errors import GroupClosed, UsageError
+from collectives.errors import GroupClosed, RendezvousError, UsageError
 from collectives.options import BACKEND, Options
 from collectives.transport.control import Ending
 from collectives.transport.rendezvous import announce
@@ -84,15 +84,35 @@ def create(
         RendezvousError: the ranks did not find each other.
     """
     rank, size, name = torch_options.group_rank, torch_options.group_size, str(torch_options.group_id)
-    timeout_s = torch_options.timeout.total_seconds()
+    timeout_s, store = torch_options.timeout.total_seconds(), _unused(torch_options.store, rank, size, name)
     try:
         settings = _settings(pg_options)
     except UsageError as error:
-        announce(torch_options.store, rank, size, name, options.current_token(), timeout_s, error)
+        announce(store, rank, size, name, options.current_token(), timeout_s, error)
         raise
     builtin_hooks.serve(NarrowgaugeGroup)
     parent = _endings_in_default_group(list(torch_options.global_ranks_in_group))
-    return (make or NarrowgaugeGroup)(torch_options.store, rank, size, name, timeout_s, settings, parent)
+    return (make or NarrowgaugeGroup)(store, rank, size, name, timeout_s, settings, parent)
+
+
+def _unused(store: Store, rank: int, size: int, name: str) -> Store:
+    """The part of a store for this group: its keys must not be those of an earlier one.
+
+    torchrun's store outlives the groups, and torch gives the first group after `destroy_process_group` the name and
+    prefix of the first group before it. So the store counts for each rank how many groups of this name it has come to.
+    That also holds for a rank whose process was started anew, and for one that tries again after a group could not
+    form.
+
+    Raises:
+        RendezvousError: the store does not answer.
+    """
+    try:
+        number = store.add(f"came/{rank}", 1)
+    except RuntimeError as error:
+        raise RendezvousError(
+            f"rank {rank} of {size}, forming group {name}: the store does not answer: {error}"
+        ) from None
+    return dist.PrefixStore(f"{number}", store)
 
 
 def _settings(pg_options: object) -> Options:
@@ -428,10 +448,11 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         if self._rank not in ranks:
             return None
         name = group_name or f"{self._name}/{','.join(map(str, ranks))}"
+        rank, size = list(ranks).index(self._rank), len(ranks)
         part = self._new_group(
-            dist.PrefixStore(f"split/{name}", self._store),
-            list(ranks).index(self._rank),
-            len(ranks),
+            _unused(dist.PrefixStore(f"split/{name}", self._store), rank, size, name),
+            rank,
+            size,
             name,
             self._given_timeout_s if timeout is None else timeout.total_seconds(),
             opts if isinstance(opts, Options) else self._settings,

@@ -279,6 +279,46 @@ def test_ranks_that_have_come_may_take_longer_than_the_timeout() -> None:
     assert [error for error, _ in run(slower_than_its_timeout, 2)] == ["", ""]
 
 
+def three_times(rank: int, size: int, store: Any) -> list[bool]:
+    """As under torchrun, whose store outlives the groups."""
+    kinds = []
+    for _ in range(3):
+        init(rank, size, store)
+        world: Any = dist.group.WORLD
+        parts = [world, dist.new_group([0, 1]), *(world.split_group([0, 1]) for _ in range(2))]
+        for group in parts:
+            tensor = torch.ones(3)
+            dist.all_reduce(tensor, group=group)
+            assert tensor.tolist() == [2.0] * 3
+        kinds.append(world.engine is not None)
+        dist.destroy_process_group()
+    return kinds
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_native"),
+    [({}, True), (TOKEN, True), ({"NARROWGAUGE_BACKEND": "gloo"}, False)],
+    ids=["no token", "token", "gloo"],
+)
+def test_a_group_after_destroy_on_the_same_store(environment: dict[str, str], is_native: bool) -> None:
+    assert run(three_times, 2, environment=environment) == [[is_native] * 3] * 2
+
+
+def tries_again(rank: int, size: int, store: Any) -> tuple[str, str]:
+    if rank == 1:
+        collectives.configure(interface="eth77")
+    first, _ = outcome(lambda: init(rank, size, store))
+    collectives.configure(interface=None)
+    second, _ = outcome(lambda: (init(rank, size, store), dist.barrier()))
+    return first, second
+
+
+def test_a_group_that_could_not_form_may_form_later() -> None:
+    for first, second in run(tries_again, 2):
+        assert "interface 'eth77' is not here" in first
+        assert second == ""
+
+
 MAIN_FAILS = """
 import sys, threading
 import torch, torch.distributed as dist
