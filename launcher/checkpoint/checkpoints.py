@@ -12,18 +12,20 @@ group. Model and optimizer are saved unsharded, as one process would have them, 
 can load them. They must fit into the memory of rank 0 once.
 
 A rank that raises alone would leave the others waiting in the next collective until it times out. So rank 0 catches
-what goes wrong with its files, broadcasts the outcome, and all ranks raise the same error (`_Outcome`). An exception of
-the script's own objects, such as a `state_dict` that fails, is raised where it happens.
+what goes wrong with its files, broadcasts the outcome, and all ranks raise the same error (`_Outcome`). The same holds
+for the state of the script's own objects (`state_dict` or `get_state`) on any rank, when it is saved. What an object
+raises when its state is loaded is raised where it happens.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,30 +125,40 @@ class Checkpoints:
             step: number of steps done, counted from 1.
 
         Raises:
-            CheckpointError: on all ranks: rank 0 cannot write, for lack of space or permission. Earlier checkpoints are
-                unchanged.
+            CheckpointError: on all ranks: rank 0 cannot write, for lack of space or permission; or an object raised
+                when it was asked for its state, or that cannot be pickled (the cause, on the rank where that happened).
+                Earlier checkpoints are unchanged.
         """
         if step == self._saved:
             return
         began = time.perf_counter()
         state = states.gather_state(self._model, self._optimizers)
-        own = {name: states.state_of(thing) for name, thing in self._own.items()}
-        buffers = states.local_buffers(self._model)
-        ranks = states.gather(states.to_bytes({"random": states.random_state(), "own": own, "buffers": buffers}))
+        # From here to the broadcast ranks wait for each other, so errors are kept and travel along.
+        own = shared = None
+        failure: CheckpointError | None = None
+        try:
+            buffers = states.local_buffers(self._model)
+            own = _packed("own", self._own, {"random": states.random_state(), "buffers": buffers})
+            shared = _packed("shared", self._shared) if _rank() == 0 else b""
+        except CheckpointError as error:
+            failure = error
+        ranks = states.gather((own, None if failure is None else str(failure)))
         outcome = _Outcome()
-        # From here to the broadcast the other ranks wait for rank 0, so `_write` returns errors instead of raising.
         if _rank() == 0:
-            outcome = self._write(step, state, ranks)
+            problem = next((problem for _, problem in ranks if problem is not None), None)
+            contents = [content for content, _ in ranks]
+            outcome = _Outcome(problem) if problem is not None else self._write(step, state, shared or b"", contents)
         outcome = _broadcast(outcome)
+        if failure is not None:
+            raise failure
         outcome.check()
         self._saved = step
         if _rank() == 0:
             seconds = round(time.perf_counter() - began, 3)
             progress.send_event("Saved", step=step, folder=outcome.folder, num_bytes=outcome.num_bytes, seconds=seconds)
 
-    def _write(self, step: int, state: dict[str, Any], ranks: list[bytes]) -> _Outcome:
+    def _write(self, step: int, state: dict[str, Any], shared: bytes, ranks: list[bytes]) -> _Outcome:
         """Rank 0's part of `save`: write the files. Errors are in the outcome."""
-        shared = states.to_bytes({name: states.state_of(thing) for name, thing in self._shared.items()})
         facts = {
             **self._names(),
             "model": {name: list(getattr(value, "shape", ())) for name, value in state["model"].items()},
@@ -274,6 +286,38 @@ class _Outcome:
         """Raise the error, on every rank alike."""
         if self.problem is not None:
             raise CheckpointError(self.problem)
+
+
+def _packed(kind: str, things: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> bytes:
+    """The states of the script's objects as bytes, and those of `more` if there are any.
+
+    Args:
+        kind: "own" or "shared", as the script passed them.
+
+    Raises:
+        CheckpointError: an object raised, or its state cannot be pickled; says which.
+    """
+    found: dict[str, Any] = {}
+    for name, thing in things.items():
+        with _blaming(f"{kind}[{name!r}]", thing):
+            found[name] = states.state_of(thing)
+    try:
+        return states.to_bytes(found if more is None else {**more, kind: found})
+    except Exception:
+        for name, thing in things.items():  # each by itself, to say which
+            with _blaming(f"{kind}[{name!r}]", thing):
+                states.to_bytes(found[name])
+        raise
+
+
+@contextlib.contextmanager
+def _blaming(name: str, thing: Any) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(
+            f"{_this_rank()} cannot save the state of {name}, a {type(thing).__name__}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _broadcast(outcome: _Outcome) -> _Outcome:

@@ -206,7 +206,7 @@ def broadcast(value: Any) -> Any:
     return box[0]
 
 
-def gather(value: bytes) -> list[bytes]:
+def gather(value: Any) -> list[Any]:
     """Every rank's value, by rank, on rank 0; empty on the others."""
     if not dist.is_initialized():
         return [value]

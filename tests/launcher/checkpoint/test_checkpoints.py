@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -196,6 +198,46 @@ def test_the_run_to_resume_is_taken_until_this_one_has_its_own(tmp_path: Path) -
     found = run(train, 2, tmp_path / "new", 4, "sgd", False, 0, environment=environment)
     assert [each["start"] for each in found] == [3, 3]
     assert files.steps(tmp_path / "old") == [2]
+
+
+class Unwilling:
+    def state_dict(self) -> dict[str, Any]:
+        raise KeyError("no state yet")
+
+    def load_state_dict(self, state: Any) -> None:
+        raise AssertionError
+
+
+class Unpicklable(Unwilling):
+    def state_dict(self) -> dict[str, Any]:
+        return {"open": open(os.devnull)}
+
+
+def saves_unwilling(rank: int, size: int, store: Any, folder: Path, kind: str, culprit: int) -> tuple[str, str]:
+    """What `save` raised, and its cause; then a save without the unwilling object."""
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    thing: Any = (Unpicklable() if kind == "pickle" else Unwilling()) if rank == culprit else torch.Generator()
+    things = {"thing": thing}
+    shared, own = (things, {}) if kind == "shared" else ({}, things)
+    began = time.monotonic()
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.Checkpoints(network(), shared=shared, own=own, folder=folder).save(1)
+    assert time.monotonic() - began < 100
+    checkpoints.Checkpoints(network(), folder=folder).save(2)
+    dist.destroy_process_group()
+    return str(caught.value), repr(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(("kind", "culprit"), [("shared", 0), ("own", 1), ("pickle", 0)])
+def test_an_object_without_a_state_fails_all_ranks(tmp_path: Path, kind: str, culprit: int) -> None:
+    results = run(saves_unwilling, 2, tmp_path, kind, culprit)
+    assert results[0][0] == results[1][0]
+    name = "Unpicklable" if kind == "pickle" else "Unwilling"
+    group = "own" if kind == "pickle" else kind
+    assert re.match(rf"rank {culprit} \(.+\) cannot save the state of {group}\['thing'\], a {name}: ", results[0][0])
+    assert "no state yet" in results[culprit][1] or kind == "pickle"
+    assert results[1 - culprit][1] == "None"
+    assert files.steps(tmp_path) == [2]
 
 
 @pytest.fixture
