@@ -15,7 +15,7 @@ from numba import types
 
 from collectives.engine.compiled import blocks, libc
 from collectives.engine.compiled.jit import compiled_address, inline_jit, jit, void_pointer
-from collectives.schedule.codec import BF16, BLOCK, CODECS, INT8, MAX_SCALE, MIN_SCALE
+from collectives.schedule.codec import BF16, BLOCK, CODECS, INT4, INT8, MAX_SCALE, MIN_SCALE, RAW
 
 BLOCK_FLOATS = 4 * BLOCK  # bytes
 GROUP = 16  # blocks that are encoded together: what they need beside the numbers stays in the first-level cache
@@ -29,6 +29,9 @@ MIN_BITS, MAX_BITS = (int(np.float32(value).view(np.int32)) >> 16 for value in (
 NAN_SCALE = 0x7FC0
 BF16_BYTES, INT8_BYTES, INT4_BYTES = (CODECS[name].block_bytes for name in ("bf16", "int8", "int4"))
 INT8_LEVELS, INT4_LEVELS = (CODECS[name].levels for name in ("int8", "int4"))
+
+# Below, what is neither BF16 nor INT8 is INT4. Tables have codes of these codecs alone, and RAW is never encoded.
+assert {codec.code for codec in CODECS.values()} == {RAW, BF16, INT8, INT4}, "a codec without a branch in this file"
 
 # The arguments of `encode` and `decode`, as the fields of an array of int64.
 (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from collectives.schedule.codec import CODECS
 from collectives.schedule.op import OpSpec
 from collectives.topology import Host, Pair, Site, Topology
 from tests.collectives.engine.group import engines, on_all
+from tests.paths import REPOSITORY
 
 LOSSY = ("bf16", "int8", "int4")
 SMALL = {"slice_bytes": 1024, "window_bytes": 8192}
@@ -130,6 +133,18 @@ def test_the_residual_is_what_was_lost(codec: str, count: int, divisor: int) -> 
     x = (values + before) / np.float32(divisor)
     np.testing.assert_array_equal(decoded, reference.coded(CODECS[codec].code, x))
     np.testing.assert_array_equal(residual, (x - decoded) * np.float32(divisor))
+
+
+def test_a_codec_without_a_branch_is_no_int4() -> None:
+    program = (
+        "from dataclasses import replace\n"
+        "from collectives.schedule.codec import CODECS\n"
+        "CODECS['int2'] = replace(CODECS['int4'], name='int2', code=4)\n"
+        "import collectives.engine.compiled.codecs\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "AssertionError: a codec without a branch in this file"
 
 
 def tables(group: list[Engine], spec: OpSpec) -> list[table.Table]:
