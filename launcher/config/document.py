@@ -68,7 +68,10 @@ class Document:
             if not isinstance(node.get(part), dict):
                 # `workers: 4` with `--set workers.hosts=2` keeps the 4 as workers.count; any other scalar is replaced.
                 short = {"workers": "count"}.get(path[0]) if depth == 1 else None
-                node[part] = {short: node[part]} if short and part in node else {}
+                keeps = short is not None and part in node
+                node[part] = {short: node[part]} if keeps else {}
+                if not keeps:  # a mapping that the file has not is where the override is
+                    self.keys[path[:depth]] = self.places[path[:depth]] = place
             node = node[part]
         node[path[-1]] = value
         for stale in [*self.places]:  # what the old value had inside is no longer there

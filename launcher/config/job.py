@@ -102,6 +102,11 @@ class Cluster(Section):
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != "local":
+            raise ValueError(
+                f'local, or a mapping; a running cluster is named by its address: cluster: {{address: "{value}"}}, or '
+                f"--set cluster.address={value}"
+            )
         return {} if value == "local" else value
 
     @field_validator("address")

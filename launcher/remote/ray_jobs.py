@@ -34,7 +34,7 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.job_submission import JobSubmissionClient
 
 from launcher.errors import ClusterError
-from launcher.inventory.reachability import check_listening
+from launcher.inventory.reachability import check_head, check_listening
 
 KV_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 40.0
@@ -258,10 +258,10 @@ def _dashboard(address: str) -> str:
     """The URL of the dashboard of the cluster whose head listens at host:port.
 
     Raises:
-        ClusterError: nothing listens there, the cluster has no dashboard, or only its own machine can reach it.
+        ClusterError: no head of a cluster listens there, it has no dashboard, or only its own machine can reach it.
     """
     with _explained(f"reach the Ray cluster at {address!r}"):
-        check_listening(address)
+        check_head(address)
     host = address.rpartition(":")[0].strip("[]")
     with _explained(f"ask the Ray cluster at {address!r} for its dashboard"):
         known = GcsClient(address=address).internal_kv_get(

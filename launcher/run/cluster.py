@@ -50,7 +50,7 @@ from launcher.config.job import Job
 from launcher.errors import ClusterError
 from launcher.inventory.measure import TIMEOUT_S as LOOK_S
 from launcher.inventory.measure import run_as_process
-from launcher.inventory.reachability import check_listening
+from launcher.inventory.reachability import check_head
 from launcher.record.events import Event, Lost
 from launcher.record.seats import Node, RankPlacement
 from launcher.run.agent import Agent, WorkerSpec
@@ -101,7 +101,7 @@ class Cluster:
                 self._session = started.address_info["session_dir"]
             else:
                 if ":" in address:  # not "auto", which Ray resolves
-                    check_listening(address)
+                    check_head(address)
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except Exception as error:  # the class that ray raises when its processes don't start in time
             ray.shutdown()

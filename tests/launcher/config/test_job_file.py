@@ -249,6 +249,10 @@ def test_overrides(tmp_path: Path, override: str, check: object) -> None:
         ("workers.cuont=2", "unknown key 'cuont'"),
         ("workers.count=many", "'many' (text)"),
         ("workers=[", "not YAML"),
+        ("nosuch.key=1", "unknown key 'nosuch'"),
+        ("nosuch.deeper.key=1", "unknown key 'nosuch'"),
+        ("checkpoint.nosuch=1", "unknown key 'nosuch' in 'checkpoint'"),
+        ("cluster=10.0.0.1:6379", "--set cluster.address=10.0.0.1:6379"),
     ],
 )
 def test_a_bad_override_is_told_as_such(tmp_path: Path, override: str, words: str) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from launcher.config.job import Job
+from launcher.errors import ClusterError
 from launcher.planning.known_machines import compressed, decompressed
 from launcher.record.events import Exited, Started
 from launcher.record.run_dir import RunDir
@@ -32,6 +37,40 @@ from launcher.remote.ray_jobs import ClusterRun, Jobs
 )
 def test_a_missing_summary_is_explained(state: str, output: list[str], words: str) -> None:
     assert explain_missing_summary(ClusterRun("x-1", state, "why", None, {}), output).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"", "what listens there is not the head of a Ray cluster"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "what listens there is not the head of a Ray cluster"),
+        (None, "it accepts connections, but does not answer within 5 s"),
+    ],
+    ids=["closes", "another server", "hangs"],
+)
+def test_what_is_no_head_is_named_in_one_line(answer: bytes | None, words: str, capfd: pytest.CaptureFixture) -> None:
+    """Without Ray's own lines, which come after its own timeouts of a minute."""
+    taken = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(server.accept()[0])
+                    if answer is not None:
+                        taken[-1].sendall(answer)
+                        taken.pop().close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        began, address = time.monotonic(), f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ClusterError) as caught:
+            Jobs(address)
+        server.shutdown(socket.SHUT_RDWR)
+    assert str(caught.value) == (
+        f"cannot reach the Ray cluster at {address!r}: {words}; start it there with `ray start --head`"
+    )
+    assert time.monotonic() - began < 40
+    assert capfd.readouterr().err == ""
 
 
 def test_paths_in_a_summary_move_with_its_folder() -> None:
