@@ -159,11 +159,12 @@ class _ToLauncher:
         # Line-buffered: a report is on its way before the next step, and a crash loses none.
         self._pipe = os.fdopen(fd, "w", buffering=1, encoding="utf-8")
         self._before: dict[str, float] = {}
+        self._waits_before: dict[str, dict[str, float]] = {}
         self._planned: Any = None
         self._plan_checked_at = float("-inf")
 
     def report(self, step: int, of: int | None, loss: float | None, tokens: int, values: dict[str, float]) -> None:
-        since = self._since_last(collectives.stats())
+        since, waits = self._since_last(collectives.stats())
         self.send(
             "Reported",
             step=step,
@@ -174,18 +175,20 @@ class _ToLauncher:
             num_bytes=int(since["bytes"]),
             samples=since["samples"],
             compute_s=since["compute_s"],
-            waits={name: seconds for name, seconds in since.items() if name.startswith("rank ") and seconds > 0},
+            waits={name: seconds for name, seconds in waits.items() if seconds > 0},
             values=values,
         )
         self.plan()
 
-    def _since_last(self, stats: dict[str, Any]) -> dict[str, float]:
-        """Increase of the counters since the last call; waits are those of the process group that waits most."""
+    def _since_last(self, stats: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+        """Increase of the counters since the last call, and of the waits, by rank, of the process group that has waited
+        most since then. Groups number their ranks for themselves, so waits of two groups are never compared."""
         now: dict[str, float] = {name: value for name, value in stats.items() if not isinstance(value, dict)}
-        now |= max(stats["waited_for"].values(), key=lambda waits: sum(waits.values()), default={})
-        since = {name: value - self._before.get(name, 0.0) for name, value in now.items()}
-        self._before = now
-        return since
+        waited: dict[str, dict[str, float]] = stats["waited_for"]
+        waits = [_increase(waited[group], self._waits_before.get(group, {})) for group in waited]
+        since = _increase(now, self._before)
+        self._before, self._waits_before = now, waited
+        return since, max(waits, key=lambda each: sum(each.values()), default={})
 
     def plan(self) -> None:
         """Send the plan of the default group, from rank 0, whenever it has changed. A group on Gloo has none."""
@@ -207,6 +210,13 @@ class _ToLauncher:
     def send(self, event: str, **content: Any) -> None:
         message = {"event": event, "rank": _rank(), "at": time.time(), **content}
         self._pipe.write(json.dumps(message) + "\n")
+
+
+def _increase(now: dict[str, float], before: dict[str, float]) -> dict[str, float]:
+    """How much each counter has grown; one that has become smaller began anew, as in a group of the same name."""
+    return {
+        name: value - before.get(name, 0.0) if value >= before.get(name, 0.0) else value for name, value in now.items()
+    }
 
 
 class _ToTerminal:
