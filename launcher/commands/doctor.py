@@ -26,7 +26,7 @@ from packaging.requirements import Requirement
 from collectives import UsageError
 from collectives.options import Options, current
 from launcher.bootstrap import command
-from launcher.run.agent import MASTER_PORTS, Agent
+from launcher.run.agent import MASTER_PORTS, Agent, free_port
 
 SHM_WANTED_BYTES = 256 * 1024**2
 PAIR_TIMEOUT_S = 120.0
@@ -84,7 +84,7 @@ def _versions() -> Iterator[Check]:
 def _ports() -> Check:
     span = f"{MASTER_PORTS.start} to {MASTER_PORTS.stop - 1}"
     try:
-        port = Agent().free_port("127.0.0.1")
+        port = free_port("127.0.0.1")
     except OSError as error:
         return Check("ports", "wrong", str(error), f"free some TCP ports from {span} for rank 0's store")
     return Check("ports", "ok", f"{port} of {span} is free for rank 0's store")
@@ -165,7 +165,7 @@ def _pair() -> Check:
     common = {
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(Agent().free_port("127.0.0.1")),
+        "MASTER_PORT": str(free_port("127.0.0.1")),
         "NARROWGAUGE_TOKEN": secrets.token_hex(16),
         "NARROWGAUGE_BACKEND": "narrowgauge",
     }

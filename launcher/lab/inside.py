@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import ctypes
 import os
-import random
 import signal
 import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import IO, TypeVar
 
 from launcher.config.lab_file import LabFile
 from launcher.errors import LabError
 from launcher.lab.network import namespace_of
 from launcher.lab.record import hosts_file
-from launcher.run.agent import MASTER_PORTS
 
 Result = TypeVar("Result")
 
@@ -86,19 +83,6 @@ def call(lab: LabFile, index: int, function: Callable[[], Result]) -> Result:
     ends."""
     with ThreadPoolExecutor(max_workers=1, initializer=_enter_network, initargs=(lab, index)) as thread:
         return thread.submit(function).result()
-
-
-def free_port(lab: LabFile, index: int) -> int:
-    """A TCP port that is free at the host's address, outside the range of ephemeral ports."""
-
-    def first_free() -> int:
-        for port in random.sample(MASTER_PORTS, 100):
-            with socket.socket() as probe, suppress(OSError):
-                probe.bind((lab.address(index), port))
-                return port
-        raise LabError(f"no free port at {lab.address(index)} among 100 tried of {MASTER_PORTS}")
-
-    return call(lab, index, first_free)
 
 
 def _enter_network(lab: LabFile, index: int) -> None:

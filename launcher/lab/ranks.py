@@ -17,11 +17,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO, TextIO
 
+from launcher.config.lab_file import LabFile
+from launcher.errors import LabError
 from launcher.lab import inside
 from launcher.lab.network import INTERFACE
 from launcher.lab.record import LabRecord
 from launcher.lab.signals import signals_ignored
 from launcher.lab.warden import Warden
+from launcher.run.agent import free_port
 
 GRACE_S = 10.0
 """Seconds that the other ranks have after the first failure, to notice it and print their errors."""
@@ -91,12 +94,19 @@ def _environment(record: LabRecord, known_links: bool) -> dict[str, object]:
         "WORLD_SIZE": sum(host.ranks for host in lab.hosts),
         "GROUP_WORLD_SIZE": len(lab.hosts),
         "MASTER_ADDR": lab.address(0),
-        "MASTER_PORT": inside.free_port(lab, 0),
+        "MASTER_PORT": _master_port(lab),
         "GLOO_SOCKET_IFNAME": INTERFACE,
         "NARROWGAUGE_INTERFACE": INTERFACE,
         "NARROWGAUGE_LAB_TOPOLOGY": record.topology_file,
         **topology,
     }
+
+
+def _master_port(lab: LabFile) -> int:
+    try:
+        return inside.call(lab, 0, lambda: free_port(lab.address(0)))
+    except OSError as error:
+        raise LabError(f"host {lab.hosts[0].name} has no port for rank 0's store: {error}") from None
 
 
 def _watch(ranks: list[_Rank]) -> int:

@@ -51,6 +51,20 @@ VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ASCEND_RT_VIS
 INTERFACE, TOPOLOGY = "NARROWGAUGE_INTERFACE", "NARROWGAUGE_TOPOLOGY"
 
 
+def free_port(address: str) -> int:
+    """A TCP port that rank 0 can listen on at `address`, of this thread's network.
+
+    Raises:
+        OSError: none of 200 random ones is free.
+    """
+    # At random and not in order: two runs that start on one machine at the same time would find the same port.
+    for port in random.sample(MASTER_PORTS, 200):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((address, port))
+            return port
+    raise OSError(f"no free port at {address} among 200 tried of {MASTER_PORTS.start} to {MASTER_PORTS.stop - 1}")
+
+
 @dataclass(frozen=True)
 class WorkerSpec:
     """What to start: one rank's entrypoint with arguments, environment, working directory and log. A `cwd` of None is
@@ -77,17 +91,8 @@ class Agent:
         return __version__
 
     def free_port(self, address: str) -> int:
-        """A TCP port that rank 0 can listen on at `address`.
-
-        Raises:
-            OSError: none of 200 random ones is free.
-        """
-        # At random and not in order: two runs that start on one machine at the same time would find the same port.
-        for port in random.sample(MASTER_PORTS, 200):
-            with socket.socket() as probe, suppress(OSError):
-                probe.bind((address, port))
-                return port
-        raise OSError(f"no free port at {address} among 200 tried of {MASTER_PORTS.start} to {MASTER_PORTS.stop - 1}")
+        """See `free_port`."""
+        return free_port(address)
 
     def devices(self) -> dict[str, str]:
         """The variables in which Ray has named this agent's accelerator, such as CUDA_VISIBLE_DEVICES."""
