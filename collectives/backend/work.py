@@ -10,7 +10,7 @@ set by `Future.set_exception`; it does see one raised by a callback. So the futu
 child of an inner future, `_now`, which only carries the event; the child's callback returns the tensors or raises.
 Below the message of an error that a callback raises, torch prints the Python frames that it came through, and these
 would be the last lines of a log. So the callback is `_OUTCOME`, which has no frame: it is written in C, and so is the
-method of a finished generator that throws what it is given.
+method of a finished generator that throws what it is given. `Promise` is such a future for other modules.
 
 Callbacks may block, and may even start and await further collectives (torch's PowerSGD hook does). On the executor's
 thread such a callback would wait for an op that only this thread can run. So futures are completed on helper threads,
@@ -26,7 +26,7 @@ import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ from collectives.backend.profiled import OpEvent
 from collectives.backend.staging import future_of
 from collectives.backend.tensors import Call
 from collectives.backend.untraced import untraced
-from collectives.errors import CollectiveError, OpTimeout
+from collectives.errors import NarrowgaugeError, OpTimeout
 
 _ALWAYS = threading.Event()  # shared by finished works: one is made for every synchronous call
 _ALWAYS.set()
@@ -45,9 +45,79 @@ _OUTCOME = operator.methodcaller("outcome")
 """Calls the attribute `outcome` of a future, which is set just before the future is completed."""
 
 
-def _nothing() -> Generator[list[Tensor], None, None]:
+def _nothing() -> Generator[Any, None, None]:
     return
     yield
+
+
+def _raising(error: BaseException) -> Callable[[], Any]:
+    """What raises an error and has no frame."""
+    if isinstance(error, NarrowgaugeError):
+        error.__traceback__ = None  # frames of ours; its messages say more
+    over = _nothing()
+    next(over, None)
+    return functools.partial(over.throw, error)
+
+
+class Pending(Protocol):
+    """What a `Promise` can follow: a work, or another promise."""
+
+    def get_future(self) -> torch.futures.Future[Any]: ...
+
+    def exception(self) -> BaseException | None:
+        """The error, None if there is none so far."""
+
+
+@untraced
+class Promise:
+    """A future of a tensor that code of ours completes; it hands errors on as a work does, without frames."""
+
+    def __init__(self, result: Tensor) -> None:
+        self._result = result
+        self._error: BaseException | None = None
+        self._now: Any = future_of([result])
+        self._future: torch.futures.Future[Tensor] = self._now.then(_OUTCOME)
+
+    def get_future(self) -> torch.futures.Future[Tensor]:
+        return self._future
+
+    def exception(self) -> BaseException | None:
+        return self._error
+
+    def wait(self) -> None:
+        """Return when it is settled.
+
+        Raises:
+            Its error.
+        """
+        try:
+            self._future.wait()
+        except RuntimeError:
+            if self._error is None:
+                raise
+        if self._error is not None:
+            raise self._error
+
+    def settle(self, error: BaseException | None = None) -> None:
+        """Complete it, with an error if there is one; call it once, on the stream that has computed the result."""
+        self._error, result = error, self._result
+        self._now.outcome = (lambda: result) if error is None else _raising(error)
+        self._now.set_result(result)
+
+    def follow(self, pending: Pending, act: Callable[[], object]) -> Promise:
+        """Call `act` when something has ended well, and settle; an error of either is this one's. Returns itself."""
+
+        def ended(_: torch.futures.Future[Any]) -> None:
+            error = pending.exception()
+            if error is None:
+                try:
+                    act()
+                except BaseException as problem:  # for whoever waits; a callback has nobody else to report to
+                    error = problem
+            self.settle(error)
+
+        pending.get_future().then(ended)
+        return self
 
 
 @untraced
@@ -158,11 +228,7 @@ class NarrowgaugeWork(dist.Work):  # type: ignore[misc]
         if self._error is None:
             outputs = self._outputs  # not by way of self, which holds the future that will hold this
             return lambda: outputs
-        if isinstance(self._error, CollectiveError):
-            self._error.__traceback__ = None  # frames of the engine's; its messages say more
-        over = _nothing()
-        next(over, None)
-        return functools.partial(over.throw, self._error)
+        return _raising(self._error)
 
     def is_completed(self) -> bool:
         """Whether the op has ended, with or without an error."""

@@ -18,12 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from collectives.backend.staging import future_of
+from collectives.backend.work import Promise
 from collectives.errors import UsageError
 from collectives.training.error_feedback import Bucket
 
-Future = torch.futures.Future
-Reduce = Callable[[Bucket], "Future[Tensor]"]
+Reduce = Callable[[Bucket], Promise]
 
 
 class BucketLayout:
@@ -39,9 +38,9 @@ class BucketLayout:
         self._buckets: list[list[str]] = []
         self._num_bytes: list[int] = []
         self._saved: list[list[str]] | None = None
-        self._held: list[tuple[Bucket, Future[Tensor]]] = []
+        self._held: list[tuple[Bucket, Promise]] = []
 
-    def reduce(self, bucket: Bucket, reduce: Reduce) -> Future[Tensor]:
+    def reduce(self, bucket: Bucket, reduce: Reduce) -> Promise:
         """Reduce one of DDP's buckets; in the first step after a restart by the saved packing, see above.
 
         Args:
@@ -57,13 +56,12 @@ class BucketLayout:
             if bucket.is_last:
                 self._saved = None
             return reduce(bucket)
-        promise = future_of([bucket.flat])
+        promise = Promise(bucket.flat)
         self._held.append((bucket, promise))
         if bucket.is_last:
             self._reduce_held(self._saved[len(self._buckets) :], reduce)
             self._saved = None
-        # DDP takes this future now and waits for it after backward, when `_reduce_held` has completed it.
-        return promise.then(lambda _: bucket.flat)
+        return promise  # DDP takes its future now and waits for it after backward, when `_reduce_held` has settled it
 
     def _reduce_held(self, saved: Sequence[list[str]], reduce: Reduce) -> None:
         """Repack the held buckets, reduce them, and copy the results back.
@@ -84,14 +82,14 @@ class BucketLayout:
             parameters = [self._parameters[name] for name in names]
             repacked.append(Bucket(index, index + 1 == first + len(saved), parameters, flat))
         # All are started before the first is awaited, so that they overlap.
-        for bucket, future in [(bucket, reduce(bucket)) for bucket in repacked]:
-            future.wait()
+        for bucket, pending in [(bucket, reduce(bucket)) for bucket in repacked]:
+            pending.wait()
             for parameter, gradient in zip(bucket.parameters, bucket.split(bucket.flat), strict=True):
                 gradients[self._names[parameter]].copy_(gradient)
             self._buckets.append([self._names[parameter] for parameter in bucket.parameters])
             self._num_bytes.append(bucket.flat.nbytes)
-        for bucket, promise in self._held:
-            promise.set_result(bucket.flat)
+        for _, promise in self._held:
+            promise.settle()
 
     def bucket_bytes(self) -> list[int]:
         """Sizes of the last step's buckets in bytes."""

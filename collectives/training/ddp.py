@@ -11,7 +11,8 @@ that order is: all ops of `_begin_step` (codec auto's maximum, the sum of the we
 DDP's order, then low-rank's second messages. All of it runs on the thread of the backward pass, which DDP runs in the
 same order on every rank; callbacks of futures, which run at times of their own, start no ops.
 
-The error of an op comes out of its future, and so out of `backward()`, as a RuntimeError with our message.
+The error of an op comes out of its future, and so out of `backward()`, as a RuntimeError with our message, without
+frames of ours below it (`work.Promise`). What the hook itself raises comes out as it is.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from collectives import options
 from collectives.backend.c10d import all_reduce_options, dist
 from collectives.backend.process_group import NarrowgaugeGroup
 from collectives.backend.untraced import untraced
+from collectives.backend.work import Pending, Promise
 from collectives.errors import UsageError
 from collectives.options import CODECS
 from collectives.planning.planner import with_codec
@@ -45,7 +47,6 @@ logger = logging.getLogger(__name__)
 
 MEASURED_STEPS = 4  # before codec auto chooses for the first time
 RECHOOSE_STEPS = 500  # until it chooses again: links and speeds change
-Future = torch.futures.Future
 
 _attached: weakref.WeakSet[Attached] = weakref.WeakSet()
 
@@ -161,7 +162,9 @@ class Attached:
         model.module.register_forward_hook(untraced(lambda module, *_: self._forward_ended(module)))
         # DDP checks a hook's annotations and refuses strings, which `from __future__ import annotations` makes of them;
         # a lambda has none.
-        model.register_comm_hook(self, untraced(lambda attached, bucket: attached._bucket_ready(Bucket.of(bucket))))
+        model.register_comm_hook(
+            self, untraced(lambda attached, bucket: attached._bucket_ready(Bucket.of(bucket)).get_future())
+        )
         _attached.add(self)
 
     def set_weight(self, samples: float) -> None:
@@ -223,7 +226,7 @@ class Attached:
         if module.training and torch.is_grad_enabled():
             self._timer.forward_ended()
 
-    def _bucket_ready(self, bucket: Bucket) -> Future[Tensor]:
+    def _bucket_ready(self, bucket: Bucket) -> Promise:
         if bucket.index == 0:
             self._begin_step()
         if bucket.is_last:
@@ -239,31 +242,27 @@ class Attached:
         self._weights.begin_step()
         self._low_rank.begin_step()
 
-    def _reduce(self, bucket: Bucket) -> Future[Tensor]:
+    def _reduce(self, bucket: Bucket) -> Promise:
         """Begin to average a bucket of scaled gradients."""
         if self.codec in ("none", "auto") or not self._takes_codec(bucket.flat):
             if self._is_auto and bucket.flat.dtype == torch.float32:
                 # Auto may have dropped a codec; its residual goes into the first bucket that is sent whole.
                 self._residuals.settle(bucket, "none")
-            future: Future[Any] = self._average(bucket.flat).get_future()
+            pending: Pending = self._average(bucket.flat)
         elif self.codec == "low-rank":
-            future = self._low_rank.reduce(bucket, self._residuals.vector(bucket, bucket.flat.device))
+            pending = self._low_rank.reduce(bucket, self._residuals.vector(bucket, bucket.flat.device))
         else:
             assert self._group.engine is not None, "attach allows no codec on Gloo"
             # The plan follows from codec and topology, and with it which rank encodes which elements.
             self._residuals.settle(bucket, (self.codec, self._group.engine.topology))
             residual = self._residuals.vector(bucket, torch.device("cpu"))
-            future = self._group.all_reduce_coded(bucket.flat, "avg", self.codec, residual).get_future()
+            pending = self._group.all_reduce_coded(bucket.flat, "avg", self.codec, residual)
         if bucket.is_last:
             self._low_rank.end_step()
             self._residuals.end_step()
-        arrived: Future[Tensor] = future.then(functools.partial(self._arrived, bucket.flat))
-        return arrived
-
-    def _arrived(self, mean: Tensor, done: Future[Any]) -> Tensor:
-        done.value()  # raises the op's error
-        self._weights.correct(mean)  # perhaps on another stream than backward's; DDP, which waits, joins it
-        return mean
+        # Perhaps on another stream than backward's; DDP, which waits, joins it.
+        correct = functools.partial(self._weights.correct, bucket.flat)
+        return Promise(bucket.flat).follow(pending, correct)
 
     def _average(self, flat: Tensor) -> Any:
         return self._group.allreduce([flat], all_reduce_options(dist.ReduceOp.AVG))

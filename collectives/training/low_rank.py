@@ -25,13 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from collectives.backend.staging import future_of, used_on_this_stream
+from collectives.backend.staging import used_on_this_stream
 from collectives.backend.untraced import untraced
+from collectives.backend.work import Promise
 from collectives.errors import UsageError
 from collectives.training.error_feedback import Bucket, check_names
 
 RANK = 4
-Future = torch.futures.Future
 
 
 @dataclass
@@ -45,18 +45,17 @@ class _InFlight:
         names: of the matrices' parameters.
         message: the whole gradients, then each P.
         work: the first all-reduce.
-        done: completed with the bucket's vector when that has its result, or when `error` is set.
+        done: of the bucket's vector, settled when that has its result.
     """
 
     bucket: Bucket
-    done: Future[Tensor]
+    done: Promise
     whole: list[Tensor] = field(default_factory=list)
     matrices: list[Tensor] = field(default_factory=list)
     targets: list[Tensor] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     message: Tensor = field(default_factory=lambda: torch.empty(0))
     work: Any = None
-    error: BaseException | None = None
 
 
 @untraced
@@ -78,13 +77,13 @@ class LowRank:
         """Drop what a backward pass that failed has left behind."""
         self._in_flight = []
 
-    def reduce(self, bucket: Bucket, residual: Tensor) -> Future[Tensor]:
-        """Start the first message of a bucket; the future returns the bucket's averaged gradients.
+    def reduce(self, bucket: Bucket, residual: Tensor) -> Promise:
+        """Start the first message of a bucket; a promise of the bucket's averaged gradients.
 
         Args:
             residual: float32, laid out as `bucket.flat`; updated in place.
         """
-        flight = _InFlight(bucket, future_of([bucket.flat]))
+        flight = _InFlight(bucket, Promise(bucket.flat))
         parts = zip(bucket.parameters, bucket.split(bucket.flat), bucket.split(residual), strict=True)
         for parameter, gradient, left_out in parts:
             if _gets_smaller(parameter):
@@ -100,7 +99,7 @@ class LowRank:
         flight.message = torch.cat([part.reshape(-1) for part in (*flight.whole, *products)])
         flight.work = self._average(flight.message)
         self._in_flight.append(flight)
-        return flight.done.then(lambda _: _result(flight))
+        return flight.done
 
     def end_step(self) -> None:
         """Send the second messages, after the last bucket; waits for the first ones.
@@ -121,7 +120,7 @@ class LowRank:
         for gradient, part in zip(flight.whole, parts, strict=False):  # the whole gradients come first
             gradient.copy_(part.view(gradient.shape))
         if not flight.matrices:
-            flight.done.set_result(flight.bucket.flat)
+            flight.done.settle()
             return
         # All ranks orthonormalise the same mean, so the columns need not be sent.
         pairs = zip(parts[len(flight.whole) :], flight.matrices, strict=True)
@@ -129,18 +128,13 @@ class LowRank:
         bases = [matrix.T @ column for matrix, column in zip(flight.matrices, columns, strict=True)]
         message = torch.cat([basis.reshape(-1) for basis in bases])
 
-        def arrived(future: Future[list[Tensor]]) -> None:
-            try:
-                future.value()
-                means = torch.split(message, [basis.numel() for basis in bases])
-                shaped = [mean.view(basis.shape) for mean, basis in zip(means, bases, strict=True)]
-                used_on_this_stream(columns)  # those of the message are known to the future
-                self._finish(flight, columns, shaped)
-            except BaseException as error:  # raised again by `_result`, where C++ sees it
-                flight.error = error
-            flight.done.set_result(flight.bucket.flat)
+        def arrived() -> None:
+            means = torch.split(message, [basis.numel() for basis in bases])
+            shaped = [mean.view(basis.shape) for mean, basis in zip(means, bases, strict=True)]
+            used_on_this_stream(columns)  # those of the message are known to the future
+            self._finish(flight, columns, shaped)
 
-        self._average(message).get_future().then(arrived)
+        flight.done.follow(self._average(message), arrived)
 
     def _finish(self, flight: _InFlight, columns: list[Tensor], bases: list[Tensor]) -> None:
         """Write P Q^T to the bucket and leave M - P Q^T in the residual."""
@@ -188,9 +182,3 @@ def _gets_smaller(parameter: Tensor) -> bool:
 def _columns(matrix: Tensor) -> int:
     rows, columns = matrix.shape
     return min(RANK, rows, columns)
-
-
-def _result(flight: _InFlight) -> Tensor:
-    if flight.error is not None:
-        raise flight.error
-    return flight.bucket.flat

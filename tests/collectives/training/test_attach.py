@@ -6,6 +6,7 @@ import copy
 import itertools
 import logging
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
@@ -460,11 +461,12 @@ def test_saved_state_gives_the_same_next_steps(codec: str) -> None:
             assert without > 0
 
 
-def lost_peer(rank: int, size: int, store: Any) -> str:
+def lost_peer(rank: int, size: int, store: Any, codec: str, weight: float | None) -> str:
     """What backward says when another rank dies in the middle of training."""
+    collectives.configure(host=f"host-{rank}", topology="equal")
     dist.init_process_group("narrowgauge", store=store, rank=rank, world_size=size)
     model = DistributedDataParallel(small_model(), bucket_cap_mb=SMALL)
-    collectives.attach(model, "low-rank", weight=1)
+    collectives.attach(model, codec, weight=weight)
     inputs, targets = data(6)
     for step in itertools.count():
         if step == 2 and rank == 1:
@@ -472,11 +474,14 @@ def lost_peer(rank: int, size: int, store: Any) -> str:
         try:
             nn.functional.cross_entropy(model(inputs), targets).backward()
         except Exception as error:
-            return str(error)
+            return f"{type(error).__name__}: {error}"
     raise AssertionError
 
 
-def test_a_dead_peer_comes_out_of_backward() -> None:
-    results = run(lost_peer, 3, may_die=[1])
+@pytest.mark.parametrize(("codec", "weight"), [("none", None), ("low-rank", 1.0), ("int8", 1.0)])
+def test_a_dead_peer_comes_out_of_backward(codec: str, weight: float | None) -> None:
+    results = run(lost_peer, 3, codec, weight, may_die=[1])
     for rank in (0, 2):
-        assert "PeerLost" in results[rank] or "rank 1" in results[rank]
+        assert re.search(r"(PeerLost|CollectiveError): .*rank 1 \(", results[rank], re.DOTALL), results[rank]
+        assert "\nAt:" not in results[rank], "our message comes last"
+        assert results[rank].count("error when running the callback") <= 1

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from collectives.backend.c10d import all_reduce_options
+from collectives.backend.work import Promise
 from collectives.training.bucket_layout import BucketLayout
-from collectives.training.ddp import Attached
 from collectives.training.error_feedback import Bucket
 from collectives.training.low_rank import LowRank
 from tests.collectives.backend.test_staging import needs_fake_device
@@ -30,10 +30,9 @@ def average(flat: torch.Tensor) -> Any:
     return dist.group.WORLD.allreduce([flat], all_reduce_options(dist.ReduceOp.AVG))  # type: ignore[union-attr]
 
 
-def corrected(flat: torch.Tensor, future: Any) -> Any:
-    attached = Attached.__new__(Attached)
-    attached._weights = Halving()  # type: ignore[assignment]
-    return future.then(functools.partial(attached._arrived, flat))
+def corrected(flat: torch.Tensor, pending: Any) -> Promise:
+    """As the hook does it."""
+    return Promise(flat).follow(pending, functools.partial(Halving().correct, flat))
 
 
 def on_streams(rank: int, size: int, store: Any) -> list[str]:
@@ -44,7 +43,7 @@ def on_streams(rank: int, size: int, store: Any) -> list[str]:
         # the average, with a correction in a callback
         flat = StreamTensor(torch.ones(1207))
         flat.mul_(2.0)
-        corrected(flat, average(flat).get_future()).wait()
+        corrected(flat, average(flat)).wait()
         flat.add_(1.0)
         assert flat.host.tolist() == [2.0] * 1207
         # low-rank, whose second message is finished in a callback
@@ -66,7 +65,7 @@ def on_streams(rank: int, size: int, store: Any) -> list[str]:
         layout.load_state_dict([["vector", "matrix"]])
         flat = StreamTensor(torch.ones(1207))
         bucket = Bucket(0, True, list(names), flat)
-        layout.reduce(bucket, lambda each: corrected(each.flat, average(each.flat).get_future())).wait()
+        layout.reduce(bucket, lambda each: corrected(each.flat, average(each.flat))).wait()
         flat.mul_(2.0)
         assert flat.host.tolist() == [1.0] * 1207
         gc.collect()
