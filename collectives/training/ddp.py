@@ -36,6 +36,7 @@ from collectives.backend.work import Pending, Promise
 from collectives.errors import UsageError
 from collectives.options import CODECS
 from collectives.planning.planner import with_codec
+from collectives.schedule.codec import CODECS as ENGINE_CODECS
 from collectives.training import auto_codec
 from collectives.training.bucket_layout import BucketLayout
 from collectives.training.error_feedback import Bucket, Residuals
@@ -45,6 +46,7 @@ from collectives.training.step_timer import StepTimer
 
 logger = logging.getLogger(__name__)
 
+LOSSY = [name for name in ENGINE_CODECS if name != "none"]  # these encode on network links alone
 MEASURED_STEPS = 4  # before codec auto chooses for the first time
 RECHOOSE_STEPS = 500  # until it chooses again: links and speeds change
 
@@ -101,6 +103,12 @@ def attach(model: DistributedDataParallel, codec: str | None = None, weight: flo
             stacklevel=2,
         )
         chosen = "none"
+    if group.engine is not None and chosen in LOSSY and len(group.engine.topology.hosts) == 1:
+        logger.log(
+            logging.WARNING if group.rank() == 0 else logging.DEBUG,
+            "codec %s has nothing to do: all ranks are on one machine (%s), so no gradient crosses a network link",
+            *(chosen, group.engine.topology.hosts[0].name),
+        )
     # The sum of weights is on the CPU, yet it must keep its place among the gradients: all go to the part of the model.
     return Attached(model, group._get_backend(model.device), chosen, weight)
 

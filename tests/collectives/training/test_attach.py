@@ -312,6 +312,33 @@ def test_gloo_has_no_codecs_and_says_so() -> None:
         assert any("this group runs on Gloo, which has no codecs: codec int8 is not used" in each for each in warned)
 
 
+def on_one_machine(rank: int, size: int, store: Any) -> dict[str, list[str]]:
+    """By codec, what attaching with it logs."""
+    dist.init_process_group("narrowgauge", store=store, rank=rank, world_size=size)
+    said: dict[str, list[str]] = {}
+    for codec in ("none", "int8", "narrow-bf16", "low-rank", "auto"):
+        texts = said[codec] = []
+        handler = logging.Handler(logging.WARNING)
+        handler.emit = lambda record, texts=texts: texts.append(record.getMessage())  # type: ignore[method-assign,misc]
+        logging.getLogger("collectives").addHandler(handler)
+        collectives.attach(DistributedDataParallel(nn.Linear(3, 3)), codec)
+        logging.getLogger("collectives").removeHandler(handler)
+    dist.destroy_process_group()
+    return said
+
+
+def test_a_codec_that_has_nothing_to_do_is_reported_once() -> None:
+    first, second = run(on_one_machine, 2)
+    for codec in ("int8", "narrow-bf16"):
+        (text,) = first.pop(codec)
+        assert re.fullmatch(
+            rf"codec {codec} has nothing to do: all ranks are on one machine \(.+\), so no gradient crosses a "
+            "network link",
+            text,
+        )
+    assert [each for each in (*first.values(), *second.values()) if each] == []
+
+
 def fed_back(rank: int, size: int, store: Any, codec: str) -> tuple[float, float]:
     """The same gradients 50 times, of unequal shares: how far the first coded one is off, and how far the mean is."""
     collectives.configure(host=f"host-{rank}", topology=links(codec))
