@@ -194,7 +194,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     def allreduce_coalesced(self, given: list[Tensor], opts: Any) -> NarrowgaugeWork:
         reduction = _reduction(opts)
         calls = (
-            self._all_reduce(*given, reduction) if len(given) == 1 else tensors.all_reduce_coalesced(given, reduction)
+            self._all_reduce(given[0], reduction) if len(given) == 1 else tensors.all_reduce_coalesced(given, reduction)
         )
         return self._submit(calls, opts, "all_reduce", given)
 
