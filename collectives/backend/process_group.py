@@ -190,7 +190,8 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         listed = _listed(given)
         if listed and listed[0].is_sparse:
             return self._all_reduce_sparse(listed, opts)
-        return self._submit(self._all_reduce(listed, _reduction(opts)), opts, "all_reduce", listed)
+        tensor = _only("all_reduce", listed, "allreduce_coalesced")
+        return self._submit(self._all_reduce(tensor, _reduction(opts)), opts, "all_reduce", listed)
 
     def all_reduce_coded(
         self, given: Tensor, op: str, codec: str, residual: Tensor | None = None, async_op: bool = True
@@ -207,15 +208,17 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     @overloaded(c10d.AllreduceCoalescedOptions, ["tensors"])
     def allreduce_coalesced(self, given: list[Tensor], opts: Any) -> NarrowgaugeWork:
-        return self._submit(self._all_reduce(given, _reduction(opts)), opts, "all_reduce", given)
+        reduction = _reduction(opts)
+        calls = (
+            self._all_reduce(given[0], reduction) if len(given) == 1 else tensors.all_reduce_coalesced(given, reduction)
+        )
+        return self._submit(calls, opts, "all_reduce", given)
 
-    def _all_reduce(self, given: list[Tensor], reduction: str) -> list[Call]:
-        if len(given) != 1:
-            return tensors.all_reduce_coalesced(given, reduction)
+    def _all_reduce(self, given: Tensor, reduction: str) -> list[Call]:
         # If any rank has an accelerator, all ranks cut alike: an op on one rank must be the same op on every other.
         if self._devices:
-            return tensors.all_reduce_in_chunks(given[0], reduction, CHUNK_BYTES)
-        return [tensors.all_reduce(given[0], reduction)]
+            return tensors.all_reduce_in_chunks(given, reduction, CHUNK_BYTES)
+        return [tensors.all_reduce(given, reduction)]
 
     def _all_reduce_sparse(self, given: list[Tensor], opts: Any) -> NarrowgaugeWork:
         if len(given) != 1:
@@ -227,19 +230,22 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     @overloaded(c10d.ReduceOptions, ["tensors/tensor"], ["root", "op", "timeout"])
     def reduce(self, given: Tensor | list[Tensor], opts: Any) -> NarrowgaugeWork:
-        calls = [tensors.reduce(each, _reduction(opts), opts.rootRank, self._rank) for each in _listed(given)]
-        return self._submit(calls, opts, "reduce", given)
+        _check_root_tensor("reduce", opts.rootTensor)
+        call = tensors.reduce(_only("reduce", given), _reduction(opts), opts.rootRank, self._rank)
+        return self._submit([call], opts, "reduce", given)
 
     @overloaded(c10d.BroadcastOptions, ["tensors/tensor"], ["root", "timeout"])
     def broadcast(self, given: Tensor | list[Tensor], opts: Any) -> NarrowgaugeWork:
-        calls = [tensors.broadcast(each, opts.rootRank, self._rank) for each in _listed(given)]
-        return self._submit(calls, opts, "broadcast", given)
+        _check_root_tensor("broadcast", opts.rootTensor)
+        call = tensors.broadcast(_only("broadcast", given), opts.rootRank, self._rank)
+        return self._submit([call], opts, "broadcast", given)
 
     @overloaded(c10d.AllgatherOptions, ["output_tensors", "input_tensors/input_tensor"], ["timeout"])
     def allgather(self, outputs: list[Any], given: Tensor | list[Tensor], opts: Any) -> NarrowgaugeWork:
-        pairs = zip([outputs] if isinstance(given, Tensor) else outputs, _listed(given), strict=True)
-        calls = [tensors.all_gather(outs, each, self._rank, self._size) for outs, each in pairs]
-        return self._submit(calls, opts, "all_gather", given)
+        tensor = _only("all_gather", given, "allgather_coalesced")
+        outs = outputs if isinstance(given, Tensor) else _only("all_gather", outputs)
+        call = tensors.all_gather(outs, tensor, self._rank, self._size)
+        return self._submit([call], opts, "all_gather", given)
 
     @overloaded(c10d.AllgatherOptions, ["output_lists", "input_list"])
     def allgather_coalesced(self, outputs: list[list[Tensor]], given: list[Tensor], opts: Any) -> NarrowgaugeWork:
@@ -267,9 +273,10 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     @overloaded(c10d.ReduceScatterOptions, ["output_tensors/output", "input_tensors/input"], ["op", "timeout"])
     def reduce_scatter(self, outputs: Any, given: list[Any], opts: Any) -> NarrowgaugeWork:
-        pairs = zip(_listed(outputs), [given] if isinstance(outputs, Tensor) else given, strict=True)
-        calls = [tensors.reduce_scatter(out, ins, _reduction(opts), self._rank, self._size) for out, ins in pairs]
-        return self._submit(calls, opts, "reduce_scatter", given)
+        output = _only("reduce_scatter", outputs, "reduce_scatter_tensor_coalesced")
+        ins = given if isinstance(outputs, Tensor) else _only("reduce_scatter", given)
+        call = tensors.reduce_scatter(output, ins, _reduction(opts), self._rank, self._size)
+        return self._submit([call], opts, "reduce_scatter", given)
 
     @overloaded(c10d.ReduceScatterOptions, ["outputTensor", "inputTensor"])
     def reduce_scatter_single(self, output: Tensor, given: Tensor, opts: Any) -> NarrowgaugeWork:
@@ -303,7 +310,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     @overloaded(c10d.GatherOptions, ["output_tensors", "input_tensors/input_tensor"], ["root", "timeout"])
     def gather(self, outputs: list[Any], given: Any, opts: Any) -> NarrowgaugeWork:
         lists = outputs if not outputs or isinstance(outputs[0], (list, tuple)) else [outputs]
-        (tensor,) = _listed(given)
+        tensor = _only("gather", given)
         call = tensors.gather(lists[0] if lists else [], tensor, opts.rootRank, self._rank, self._size)
         return self._submit([call], opts, "gather", given)
 
@@ -317,7 +324,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     @overloaded(c10d.ScatterOptions, ["output_tensors/output_tensor", "input_tensors"], ["root", "timeout"])
     def scatter(self, outputs: Any, given: list[Any], opts: Any) -> NarrowgaugeWork:
         lists = given if not given or isinstance(given[0], (list, tuple)) else [given]
-        (output,) = _listed(outputs)
+        output = _only("scatter", outputs)
         call = tensors.scatter(output, lists[0] if lists else [], opts.rootRank, self._rank, self._size)
         return self._submit([call], opts, "scatter", given)
 
@@ -328,6 +335,8 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     def _submit(self, calls: list[Call], opts: Any, op: str, given: Any) -> NarrowgaugeWork:
         """Start the calls, and await them unless the options say otherwise. `op` and `given` are for a profiler."""
         self._check_open()
+        if not calls:
+            raise UsageError(f"{op}: got an empty list of tensors; wanted at least one, as on the other ranks")
         timeout_s = opts.timeout.total_seconds()
         if timeout_s <= 0:  # torch's default stands for "not given"
             timeout_s = self._timeout_s
@@ -590,6 +599,28 @@ def _reduction(opts: Any) -> str:
     if name is None:
         raise UsageError(f"reduction {op.name} is not supported; use one of {', '.join(REDUCTION.values())}")
     return name
+
+
+def _only(op: str, given: Any, coalesced: str | None = None) -> Any:
+    """The one item of a list. c10d's lists are for the several devices of a rank, and a rank of ours has one.
+
+    Args:
+        coalesced: the method for several tensors of one device, if there is one; the error names it.
+
+    Raises:
+        UsageError: more or fewer than one.
+    """
+    if isinstance(given, Tensor):
+        return given
+    if len(given) != 1:
+        several = f"{coalesced} takes several" if coalesced else "several take a call each"
+        raise UsageError(f"{op}: got a list of {len(given)}; wanted one of each rank; {several}")
+    return given[0]
+
+
+def _check_root_tensor(op: str, place: int) -> None:
+    if place != 0:
+        raise UsageError(f"{op}: the root tensor is number {place} of the root's list; wanted 0, its only one")
 
 
 def _listed(given: Tensor | list[Tensor]) -> list[Tensor]:

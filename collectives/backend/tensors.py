@@ -250,6 +250,7 @@ def all_to_all_single(
 
 def gather(outputs: Sequence[Tensor], tensor: Tensor, root: int, rank: int, size: int) -> Call:
     """``outputs[i]`` on `root` gets rank i's `tensor`; other ranks pass no outputs. Runs as a sparse all-to-all."""
+    _check_root("gather", root, size)
     _check_length("gather", "output tensors", outputs, size if rank == root else 0)
     _check_alike("gather", [*outputs, tensor])
     sent = tuple(tensor.nbytes if peer == root else 0 for peer in range(size))
@@ -269,6 +270,7 @@ def gather_single(output: Tensor, tensor: Tensor, root: int, rank: int, size: in
 
 def scatter(output: Tensor, tensors: Sequence[Tensor], root: int, rank: int, size: int) -> Call:
     """`output` gets ``tensors[rank]`` of `root`; other ranks pass no tensors. Runs as a sparse all-to-all."""
+    _check_root("scatter", root, size)
     _check_length("scatter", "input tensors", tensors, size if rank == root else 0)
     _check_alike("scatter", [output, *tensors])
     received = tuple(output.nbytes if peer == root else 0 for peer in range(size))
@@ -355,6 +357,12 @@ def _apart(source: Tensor, target: Tensor, shared_at: int | None) -> Tensor:
 def _check_length(collective: str, what: str, tensors: Sequence[Tensor], wanted: int) -> None:
     if len(tensors) != wanted:
         raise UsageError(f"{collective}: got {len(tensors)} {what}; wanted {wanted}")
+
+
+def _check_root(collective: str, root: int, size: int) -> None:
+    """For collectives that run as one without a root; the others' is checked with their spec."""
+    if not 0 <= root < size:
+        raise UsageError(f"{collective}: root is {root}; this group has ranks 0 to {size - 1}")
 
 
 def _check_alike(collective: str, tensors: Sequence[Tensor]) -> None:

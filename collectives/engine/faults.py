@@ -192,7 +192,8 @@ def _unreadable(where: str, peer: RankInfo, table: Table, net: Net) -> ProtocolE
     )
     return ProtocolError(
         f"{where}: {peer.describe()} announced a slice that does not belong here: got {got}; this rank is at op "
-        f"{int(run['op'])} generation {int(run['generation'])}. Do all ranks run the same version of narrowgauge?",
+        f"{int(run['op'])} generation {int(run['generation'])}. Do the sizes that ranks pass to each other match, "
+        "and do all ranks run the same version of narrowgauge?",
         peer.rank,
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.__main__ import failing, report, run
+from tests.conformance.__main__ import compare_files, failing, report, run
 
 CHOSEN = {
     "narrowgauge": [
@@ -48,6 +48,61 @@ def test_chosen(executor: str, tmp_path: Path) -> None:
 def test_a_broken_suite_is_an_error_with_its_log(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)its log ends so:.*test_no_such_thing"):
         run("gloo", ["test_no_such_thing"], tmp_path / "log")
+
+
+A_FILE = """
+import os
+import torch
+import torch.distributed as c10d
+from torch.testing._internal.common_distributed import MultiProcessTestCase
+from torch.testing._internal.common_utils import TestCase
+
+class GroupTest(MultiProcessTestCase):
+    world_size = 2
+
+    def setUp(self):
+        super().setUp()
+        self._spawn_processes()
+
+    def test_sum(self):
+        group = c10d.ProcessGroupGloo(c10d.FileStore(self.file_name, 2), self.rank, 2)
+        tensor = torch.ones(3)
+        group.allreduce([tensor]).wait()
+        self.assertEqual(tensor, torch.full((3,), 2.0))
+
+    def test_name(self):
+        c10d.init_process_group("gloo", store=c10d.FileStore(self.file_name, 2), rank=self.rank, world_size=2)
+        self.assertEqual(c10d.group.WORLD.name(), "gloo")
+
+class CrashTest(TestCase):
+    def test_crash(self):
+        os.abort()
+"""
+
+
+@pytest.mark.slow
+def test_a_file_on_both_executors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("expecttest", reason="torch's test suites need it: pip install 'narrowgauge[test]'")
+    (tmp_path / "test_small.py").write_text(A_FILE)
+    assert not compare_files(tmp_path / "test_small.py", "test_", tmp_path)
+    printed = capsys.readouterr().out
+    assert "gloo            2 passed    1 failed    0 skipped" in printed
+    assert "replaced        1 passed    2 failed    0 skipped" in printed
+    assert printed.count("NOT EXCUSED") == 1
+    assert "NOT EXCUSED, on replaced: test_small.GroupTest.test_name" in printed
+    assert "1 of the 1 that passed on replaced made a group of ours" in printed
+
+
+@pytest.mark.slow
+def test_a_file_that_torch_cannot_run_is_said_and_is_no_difference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "test_broken.py").write_text("from torch.distributed import no_such_thing")
+    assert compare_files(tmp_path / "test_broken.py", "test_", tmp_path)
+    assert "not run: " in (printed := capsys.readouterr().out)
+    assert "no_such_thing" in printed
+    assert compare_files(tmp_path, "test_", tmp_path)
+    assert "not there: " in capsys.readouterr().out
 
 
 def test_what_counts_as_a_difference(capsys: pytest.CaptureFixture[str]) -> None:

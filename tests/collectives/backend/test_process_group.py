@@ -40,6 +40,12 @@ def full(rank: int, *shape: int) -> Tensor:
     return torch.full(shape, float(rank + 1))
 
 
+def with_root_tensor(kind: Any) -> Any:
+    options = kind()
+    options.rootTensor = 1
+    return options
+
+
 TOTAL = float(sum(range(1, SIZE + 1)))
 
 
@@ -197,6 +203,27 @@ def refusals_leave_the_group_whole(rank: int) -> None:
         ("add up to 8", lambda: dist.all_to_all_single(torch.ones(8), torch.ones(8), [2, 2, 2, 1], [2, 2, 2, 2])),
         ("split evenly", lambda: dist.all_to_all_single(torch.ones(8), torch.ones(7))),
         ("got a str as op", lambda: world().allreduce([torch.ones(1)], "sum")),
+        # c10d's lists are for several devices of a rank, and Gloo adds up the tensors of one; NCCL refuses them, too.
+        ("list of 2; .* allreduce_coalesced takes several", lambda: world().allreduce([torch.ones(1), torch.ones(1)])),
+        ("reduce: got a list of 2", lambda: world().reduce([torch.ones(1), torch.ones(1)], root=0)),
+        ("broadcast: got a list of 2", lambda: world().broadcast([torch.ones(1), torch.ones(1)])),
+        ("all_gather: got a list of 2", lambda: world().allgather([[torch.ones(1)] * 8] * 2, [torch.ones(1)] * 2)),
+        ("reduce_scatter: got a list of 2", lambda: world().reduce_scatter([torch.ones(1)] * 2, [[torch.ones(1)]] * 2)),
+        ("gather: root is 4; this group has ranks 0 to 3", lambda: world().gather([], [torch.ones(1)], root=4)),
+        ("scatter: root is -1; this group has ranks", lambda: world().scatter([torch.ones(1)], [], root=-1)),
+        (
+            "reduce: the root tensor is number 1",
+            lambda: world().reduce([torch.ones(1)], with_root_tensor(c10d.ReduceOptions)),
+        ),
+        (
+            "broadcast: the root tensor is number 1",
+            lambda: world().broadcast([torch.ones(1)], with_root_tensor(c10d.BroadcastOptions)),
+        ),
+        ("gather: got a list of 0", lambda: world().gather([], [])),
+        ("scatter: got a list of 2", lambda: world().scatter([torch.ones(1)] * 2, [])),
+        ("all_reduce: got a list of 0", lambda: world().allreduce([])),
+        ("all_reduce: got an empty list", lambda: dist.all_reduce_coalesced([])),
+        ("all_gather: got a list of 0", lambda: world().allgather([], [])),
     ]
     for words, call in refused:
         with pytest.raises(ValueError, match=words):

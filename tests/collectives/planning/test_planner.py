@@ -468,7 +468,7 @@ def test_the_summary_tells_links_and_shares() -> None:
 
 
 def test_noise_in_latencies_of_a_local_network_does_not_choose_the_trees() -> None:
-    """Where several shares are as fast, as with one slow host among fast ones, the plan is the even one in every run."""
+    """Where several shares are as fast, as with one slow host among fast ones, every run takes the same."""
     rates = [484e6, 176e6, 109e6, 231e6, 168e6, 523e6]
     draw = random.Random(0)
     shares = []
