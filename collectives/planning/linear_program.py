@@ -7,10 +7,11 @@ Shares, for a message of one byte (T is the busiest link's seconds):
                 the shares of each chunk's trees add up to 1 / (number of chunks)
                 share_t >= 0
 
-Of its many optima we want the one with the most even shares and the shallowest trees, so the objective has small terms
-for these. Without them the solver would return a corner of the optimal face: few trees with odd shares. Latencies count
-as well, but those of a local network hardly: they are measured to a tenth at best, and would otherwise decide by chance
-which of the optima is taken. Few trees leave connections idle that could have kept a slow link busy.
+Of its many optima we want one whose other links have something to spare: a link that is as busy as the slowest passes
+every hiccup on to all. Of these the one with the most even shares and the shallowest trees. So the objective has small
+terms for all three. Without them the solver would return a corner of the optimal face: few trees with odd shares.
+Latencies count as well, but those of a local network hardly: they are measured to a tenth at best, and would otherwise
+decide by chance which of the optima is taken.
 
 Trees, by column generation. All spanning trees are too many to list, so the program starts with those of the algorithms
 and asks for more. Its dual values are prices of links, at least 0, with sum 1. Since a mean is at most the maximum, for
@@ -42,7 +43,10 @@ from collectives.schedule.specification import SPECIFICATIONS, Specification
 from collectives.schedule.tree import Tree
 from collectives.topology import Topology
 
-EVEN, SHALLOW = 1e-3, 3e-3  # weights of the small terms; the objective is scaled so that T with equal shares is 1
+# Weights of the small terms; the objective is scaled so that T with equal shares is 1. BEYOND is that of all links
+# together: below 1, so that no time is given away for it.
+EVEN, SHALLOW, BEYOND = 1e-3, 3e-3, 0.3
+SPARE = 0.3  # part of the time that links are to be idle which need not be as busy as the slowest one
 LONG_S = 10e-3  # latency of a tree that counts in full beside one without any
 MIN_SHARE = 0.01  # of an equal share; a smaller one is not worth a tree's messages
 SHARE_DIGITS = 6
@@ -81,15 +85,23 @@ def solve_shares(topology: Topology, collective: Collective, trees: Sequence[Tre
     depths = passage.depths / max(passage.depths.max(), 1)
     column = coo_array((np.ones(links), (range(links), [0] * links)), shape=(links, 1))
     ones = coo_array((np.ones(count), (range(count), [0] * count)), shape=(count, 1))
-    # Variables: the shares, T, the largest share. Rows: busy_l <= T of each link, share_t <= the largest of each tree.
-    rows = block_array([[busy / unit, -column, None], [eye_array(count), None, -ones]], format="csr")
+    # Variables: shares, T, the largest share, and of each link what it is busy beyond (1 - SPARE) T. Rows: busy_l <= T
+    # of each link, share_t <= the largest of each tree, busy_l <= (1 - SPARE) T + what it is busy beyond.
+    rows = block_array(
+        [
+            [busy / unit, -column, None, None],
+            [eye_array(count), None, -ones, None],
+            [busy / unit, -(1 - SPARE) * column, None, -eye_array(links)],
+        ],
+        format="csr",
+    )
     found = linprog(
-        c=np.concatenate([SHALLOW * (depths + latencies), [1.0, EVEN]]),
+        c=np.concatenate([SHALLOW * (depths + latencies), [1.0, EVEN], np.full(links, BEYOND / links)]),
         A_ub=rows,
-        b_ub=np.zeros(links + count),
-        A_eq=_chunk_rows(chunk, 2),
+        b_ub=np.zeros(2 * links + count),
+        A_eq=_chunk_rows(chunk, 2 + links),
         b_eq=np.full(max(chunk) + 1, 1 / (max(chunk) + 1)),
-        bounds=[(0, 0 if tree in dead else 1) for tree in range(count)] + [(0, None), (0, 1)],
+        bounds=[(0, 0 if tree in dead else 1) for tree in range(count)] + [(0, None), (0, 1)] + [(0, None)] * links,
         method="highs",
     )
     if not found.success:

@@ -482,3 +482,15 @@ def test_noise_in_latencies_of_a_local_network_does_not_choose_the_trees() -> No
     assert all(each.keys() == {0, 1, 3, 4, 5} for each in shares)
     for root in shares[0]:
         assert max(each[root] for each in shares) == pytest.approx(min(each[root] for each in shares), rel=1e-3)
+
+
+def test_only_the_slowest_host_is_busy_all_the_time() -> None:
+    """It takes as long as the slow host's links need, and the others have something to spare."""
+    rates = [484e6, 176e6, 109e6, 231e6, 168e6, 523e6]
+    hosts = tuple(Host(f"h{rank}", (rank,), rate / 8, rate / 8) for rank, rate in enumerate(rates))
+    made = plan(Topology(hosts), "all_reduce", LARGE)
+    assert made.bound_s is not None
+    assert made.predicted_s < 1.02 * made.bound_s
+    busy = {link["name"]: link["busy_s"] / made.bound_s for link in made.summary()["links"]}
+    assert {name for name, part in busy.items() if part > 0.99} == {"up of h2", "down of h2"}
+    assert max(part for name, part in busy.items() if not name.endswith("h2")) < 0.75
