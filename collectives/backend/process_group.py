@@ -309,9 +309,8 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     @overloaded(c10d.GatherOptions, ["output_tensors", "input_tensors/input_tensor"], ["root", "timeout"])
     def gather(self, outputs: list[Any], given: Any, opts: Any) -> NarrowgaugeWork:
-        lists = outputs if not outputs or isinstance(outputs[0], (list, tuple)) else [outputs]
-        tensor = _only("gather", given)
-        call = tensors.gather(lists[0] if lists else [], tensor, opts.rootRank, self._rank, self._size)
+        tensor, outs = _only("gather", given), _only_list("gather", outputs)
+        call = tensors.gather(outs, tensor, opts.rootRank, self._rank, self._size)
         return self._submit([call], opts, "gather", given)
 
     @overloaded(c10d.GatherOptions, ["output", "input"])
@@ -323,9 +322,8 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     @overloaded(c10d.ScatterOptions, ["output_tensors/output_tensor", "input_tensors"], ["root", "timeout"])
     def scatter(self, outputs: Any, given: list[Any], opts: Any) -> NarrowgaugeWork:
-        lists = given if not given or isinstance(given[0], (list, tuple)) else [given]
-        output = _only("scatter", outputs)
-        call = tensors.scatter(output, lists[0] if lists else [], opts.rootRank, self._rank, self._size)
+        output, ins = _only("scatter", outputs), _only_list("scatter", given)
+        call = tensors.scatter(output, ins, opts.rootRank, self._rank, self._size)
         return self._submit([call], opts, "scatter", given)
 
     @overloaded(c10d.BarrierOptions, [], ["timeout"])
@@ -616,6 +614,11 @@ def _only(op: str, given: Any, coalesced: str | None = None) -> Any:
         several = f"{coalesced} takes several" if coalesced else "several take a call each"
         raise UsageError(f"{op}: got a list of {len(given)}; wanted one of each rank; {several}")
     return given[0]
+
+
+def _only_list(op: str, given: Any) -> Any:
+    """The one list of tensors in a list of lists. c10d also passes it alone, and nothing on ranks that have none."""
+    return _only(op, given) if given and isinstance(given[0], (list, tuple)) else given
 
 
 def _check_root_tensor(op: str, place: int) -> None:

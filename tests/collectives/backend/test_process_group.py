@@ -219,6 +219,8 @@ def refusals_leave_the_group_whole(rank: int) -> None:
             "broadcast: the root tensor is number 1",
             lambda: world().broadcast([torch.ones(1)], with_root_tensor(c10d.BroadcastOptions)),
         ),
+        ("^gather: got a list of 2", lambda: world().gather([[torch.ones(1)] * 4] * 2, [torch.ones(1)], root=rank)),
+        ("^scatter: got a list of 2", lambda: world().scatter([torch.ones(1)], [[torch.ones(1)] * 4] * 2, root=rank)),
         ("gather: got a list of 0", lambda: world().gather([], [])),
         ("scatter: got a list of 2", lambda: world().scatter([torch.ones(1)] * 2, [])),
         ("all_reduce: got a list of 0", lambda: world().allreduce([])),
