@@ -111,7 +111,7 @@ class GlooExecutor:
     def _begin(self, call: Call, timeout_s: float) -> Begun:
         if self._gloo is None:
             raise GroupClosed(f"{call.spec}: the group was destroyed")
-        call.spec.check(self._size)
+        call.spec.check(self._size, self._rank)
         return getattr(self, f"_{call.spec.collective}")(self._gloo, call, timedelta(seconds=timeout_s))  # type: ignore[no-any-return]
 
     def _all_reduce(self, gloo: GlooGroup, call: Call, timeout: timedelta) -> Begun:

@@ -181,7 +181,7 @@ class Engine:
             UsageError: the spec cannot be carried out. Nothing was queued.
             GroupClosed: `close` was called. Nothing was queued.
         """
-        spec.check(self.size)
+        spec.check(self.size, self.rank)
         self._queue.start(spec, source, target, timeout_s or self._timeout_s, residual, done, caller)
 
     def run(self, spec: OpSpec, source: int, target: int, timeout_s: float | None = None, residual: int = 0) -> None:
@@ -192,7 +192,7 @@ class Engine:
             CollectiveError: the op failed, or one before it.
         """
         if spec not in self._tables:  # a spec that has a table has been checked
-            spec.check(self.size)
+            spec.check(self.size, self.rank)
         self._queue.run(spec, source, target, timeout_s or self._timeout_s, residual)
 
     def plan(

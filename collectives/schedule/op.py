@@ -76,8 +76,8 @@ class OpSpec:
         counts = () if self.specification.counts_are_private else self.counts
         return zlib.crc32(repr((self.collective, self.dtype, self.reduction, self.root, counts, self.codec)).encode())
 
-    def check(self, size: int) -> None:
-        """Check that the op is valid in a group of `size` ranks.
+    def check(self, size: int, rank: int) -> None:
+        """Check that the op is valid on a rank of a group of `size` ranks.
 
         Raises:
             UsageError: an unknown dtype or codec, a reduction that the dtype lacks, a root outside the group, wrong
@@ -105,6 +105,9 @@ class OpSpec:
         num_counts = self.specification.num_counts(size)
         if len(self.counts) != num_counts or min(self.counts) < 0:
             raise UsageError(f"{self.collective}: counts {self.counts}; wanted {num_counts} numbers of at least 0")
+        if self.specification.pairwise and self.counts[rank] != self.counts[size + rank]:
+            sent, room = (count * self.item_size for count in (self.counts[rank], self.counts[size + rank]))
+            raise UsageError(f"{self}: rank {rank} has {sent} bytes for itself, and room for {room}; wanted the same")
 
     def _check_reduction(self, reduction: str) -> None:
         if reduction not in REDUCTIONS:

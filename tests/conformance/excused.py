@@ -29,7 +29,8 @@ EXCUSED_IN_FILES: dict[str, tuple[str, ...]] = {
     ),
     "passes several tensors of one rank, as if it had several devices; ours refuses that, as NCCL does": _of(
         _GROUPS,
-        "allgather_basics allgather_inference_mode allgather_noncontiguous_input allreduce_basics broadcast_basics",
+        "allgather_basics allgather_inference_mode allgather_noncontiguous_input allreduce_basics broadcast_basics "
+        "sparse_allreduce_basics",
     ),
     "calls what only ProcessGroupGloo has: create_device, or options with a _timeout": (
         *_of("test_c10d_gloo.CommTest", "broadcast_coalesced_gloo_cpu"),

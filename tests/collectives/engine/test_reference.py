@@ -119,13 +119,14 @@ def test_fold_order_is_hosts_of_ranks() -> None:
         (OpSpec("broadcast", "float32", None, None, (1,)), "root is None"),
         (OpSpec("all_gather", "float32", None, None, (1,)), "wanted 4 numbers"),
         (OpSpec("all_to_all", "float32", None, None, (1, 1, 1, 1, 1, 1, 1, -1)), "at least 0"),
+        (OpSpec("all_to_all", "float32", None, None, (1, 1, 1, 1, 1, 1, 1, 2)), "4 bytes for itself, and room for 8"),
     ],
 )
 def test_a_spec_that_cannot_be_is_refused(spec: OpSpec, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        spec.check(4)
+        spec.check(4, rank=3)
 
 
 def test_every_reduction_has_a_name_in_the_error() -> None:
     with pytest.raises(UsageError, match=", ".join(REDUCTIONS)):
-        OpSpec("all_reduce", "float32", "none", None, (1,)).check(2)
+        OpSpec("all_reduce", "float32", "none", None, (1,)).check(2, rank=0)

@@ -279,8 +279,8 @@ def test_what_a_codec_cannot_do_is_refused() -> None:
         OpSpec("reduce", "float32", "sum", 0, (8,), "bf16"),
     ):
         with pytest.raises(UsageError, match="codecs are for sums and averages of float32 by all_reduce"):
-            spec.check(4)
+            spec.check(4, rank=0)
     with pytest.raises(
         UsageError, match="codec is 'int7'; wanted one of none, narrow-bf16, bf16, narrow-int8, int8, narrow-int4, int4"
     ):
-        OpSpec("all_reduce", "float32", "sum", None, (8,), "int7").check(4)
+        OpSpec("all_reduce", "float32", "sum", None, (8,), "int7").check(4, rank=0)
