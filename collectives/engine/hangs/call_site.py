@@ -87,5 +87,8 @@ def _name(code: CodeType) -> str:
 
 
 def _short(path: str) -> str:
-    here = os.path.join(os.path.abspath(os.curdir), "")
+    try:
+        here = os.path.join(os.getcwd(), "")
+    except OSError:  # the working directory has been removed
+        return path
     return path.removeprefix(here)
