@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import select
 import socket
@@ -24,9 +25,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-TEXT_LIMIT = 2000
+TEXT_LIMIT = 2000  # bytes, as all limits here
 _FRAME_LIMIT = 16 * 1024
+_MAX_CHARACTER = 6  # of a message: JSON's escapes, as \u001b
 _PATIENCE_S = 0.5
+logger = logging.getLogger(__name__)
 _NO_ANSWER = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
@@ -125,20 +128,25 @@ class ControlChannel:
         self._send_last({"goodbye": True})
 
     def send_abort(self, kind: str, culprit: int | None, text: str) -> None:
-        self._send_last({"kind": kind, "culprit": culprit, "text": text[:TEXT_LIMIT]})
+        self._send_last({"kind": kind, "culprit": culprit, "text": cut(text, TEXT_LIMIT)})
 
     def send_word(self, rank: int, word: Mapping[str, object]) -> bool:
-        """Send a rank a message that is not the last.
+        """Send a rank a message that is not the last; without its stack if it is too long with it.
 
         Returns:
-            False if this rank or that one has sent its last, or the connection takes nothing.
+            False if this rank or that one has sent its last, or the connection takes nothing, or it is too long.
         """
-        connection = self._control.get(rank)
+        connection, payload = self._control.get(rank), _encoded(word)
+        if len(payload) > _FRAME_LIMIT:
+            payload = _encoded({**word, "stack": ""})
+        if len(payload) > _FRAME_LIMIT:
+            logger.debug("a word of %d bytes was not sent", len(payload))
+            return False
         with self._sending:
             if connection is None or self._sent or rank in self._full or self.has_ended(rank):
                 return False
             try:
-                _send_frame(connection, json.dumps(word).encode())
+                _send_frame(connection, payload)
             except OSError:
                 self._full.add(rank)
                 return False
@@ -153,7 +161,8 @@ class ControlChannel:
                 message = _receive_frame(self._control[rank])
                 if message is not None and "word" not in message:
                     self._note_last(rank, message)
-            except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            except (OSError, EOFError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError,
+                    RecursionError) as error:  # fmt: skip
                 self._note_end(rank, error)
                 return
         if message is not None and "word" in message:
@@ -249,11 +258,25 @@ class ControlChannel:
             if self._sent:
                 return
             self._sent = True
-            payload = json.dumps(message).encode()
+            payload = _encoded(message)
             for rank, connection in self._control.items():
                 if rank not in self._full:
                     with contextlib.suppress(OSError):  # a peer that is gone needs no message
                         _send_frame(connection, payload)
+
+
+def cut(text: str, limit: int, keep_end: bool = False) -> str:
+    """As much of the beginning of a text, or of its end, as takes at most `limit` bytes in a message."""
+    kept = text[-limit:] if keep_end else text[:limit]
+    while (excess := len(_encoded(kept)) - 2 - limit) > 0:  # two quotes
+        fewer = len(kept) - -(-excess // _MAX_CHARACTER)
+        kept = kept[len(kept) - fewer :] if keep_end else kept[:fewer]
+    return kept
+
+
+def _encoded(message: object) -> bytes:
+    """Lone surrogates, as in names of files that are no UTF-8, become JSON's escapes for them."""
+    return json.dumps(message, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def _send_frame(connection: socket.socket, payload: bytes) -> None:

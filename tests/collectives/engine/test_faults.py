@@ -112,7 +112,9 @@ def test_a_diagnosis_that_fails_does_not_hide_the_error(counts: tuple[int, int |
         for engine in group:
             assert engine._watch is not None
             engine._watch.whereabouts = lost
-        errors = errors_of(2, lambda rank: all_reduce(group[rank], count, timeout_s=2) if (count := counts[rank]) else 0)
+        errors = errors_of(
+            2, lambda rank: all_reduce(group[rank], count, timeout_s=2) if (count := counts[rank]) else 0
+        )
     wanted = OpTimeout if counts[1] is None else OpMismatch
     assert any(isinstance(error, wanted) for error in errors), errors
     assert all(error is None or isinstance(error, CollectiveError) for error in errors), errors
