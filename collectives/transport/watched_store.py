@@ -238,7 +238,13 @@ class WatchedStore:
         """
         started, wanted = time.monotonic(), wanted or polled
         while not self._has(polled):
-            self.check(wanted)
+            try:
+                self.check(wanted)
+            except RendezvousError:
+                # A rank that has left may have published this just before, and nothing more is asked of it here.
+                if self.failure() is not None or not self._has(polled):
+                    raise
+                return
             now = time.monotonic()
             if now > self.deadline:
                 raise self._not_come(wanted)

@@ -25,7 +25,7 @@ from collectives.errors import PlanError, RendezvousError, UsageError
 from collectives.options import Options, current_token
 from collectives.schedule.op import OpSpec
 from collectives.topology import Host, Topology
-from collectives.transport import acceptor, connecting, rank_info, rendezvous, tcp
+from collectives.transport import acceptor, connecting, control, rank_info, rendezvous, tcp
 from collectives.transport.connecting import Patience
 from collectives.transport.watched_store import WatchedStore
 from tests.collectives.engine.group import AT_ONCE_S, MemoryStore, connect_all, engines, errors_of, on_all
@@ -216,6 +216,21 @@ def test_a_rank_that_stops_halfway_is_named_with_how_far_it_came() -> None:
 
     error, _ = errors_of(2, join)
     assert "rank 1 (h1) came as far as 'about' and did not publish 'listens' within 2 s" in str(error)
+
+
+def test_what_a_rank_published_just_before_it_ended_counts() -> None:
+    store = MemoryStore()
+    first, second = (WatchedStore(store, rank, 2, "test", 0, None, TIMEOUT_S, f"h{rank}") for rank in range(2))
+
+    def endings() -> dict[int, control.Ending]:
+        """Asked after the store was, which is when the rank publishes and ends."""
+        first.publish("word", "of 0")
+        return {0: control.DIED}
+
+    second.watch(endings)
+    assert second.read("word", 0) == "of 0"
+    with pytest.raises(RendezvousError, match=r"rank 0 died"):
+        second.read("another", 0)
 
 
 @pytest.mark.parametrize(
