@@ -35,11 +35,13 @@ _NO_ANSWER = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 @dataclass(frozen=True)
 class Abort:
-    """Why a peer gave up: the name of its error's type, its text, and the rank at fault as far as it knew."""
+    """Why a peer gave up: the name of its error's type, its text, the rank at fault as far as it knew, and whether its
+    process ends."""
 
     kind: str
     culprit: int | None
     text: str
+    ends: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,13 @@ class Ending:
     Attributes:
         text: what to say of it after its name.
         is_error: it did not say goodbye.
+        is_abort: it said why it gave up this group; its process may go on, and have a part in others.
         unreachable: the kernel's error for a host that does not answer; it reports it once.
     """
 
     text: str
     is_error: bool = True
+    is_abort: bool = False
     unreachable: str | None = None
 
 
@@ -92,10 +96,14 @@ def _ending_in(said: bytes) -> Ending | None:
             if message.get("goodbye"):
                 return LEFT
             if "kind" in message:
-                return Ending(f"gave up: {message['text']}")
+                return _gave_up(message["text"], bool(message.get("ends")))
         except (ValueError, RecursionError, AttributeError, TypeError, KeyError):
             return None
     return None
+
+
+def _gave_up(text: object, ends: bool) -> Ending:
+    return Ending(f"gave up: {text}", is_abort=not ends)
 
 
 def _unreachable(reason: str) -> Ending:
@@ -127,8 +135,12 @@ class ControlChannel:
     def send_goodbye(self) -> None:
         self._send_last({"goodbye": True})
 
-    def send_abort(self, kind: str, culprit: int | None, text: str) -> None:
-        self._send_last({"kind": kind, "culprit": culprit, "text": cut(text, TEXT_LIMIT)})
+    def send_abort(self, kind: str, culprit: int | None, text: str, ends: bool = False) -> None:
+        """
+        Args:
+            ends: the process is about to end, so that nothing more is to be expected of it in any group.
+        """
+        self._send_last({"kind": kind, "culprit": culprit, "text": cut(text, TEXT_LIMIT), "ends": ends})
 
     def send_word(self, rank: int, word: Mapping[str, object]) -> bool:
         """Send a rank a message that is not the last; without its stack if it is too long with it.
@@ -219,7 +231,7 @@ class ControlChannel:
     def ending(self, rank: int) -> Ending | None:
         """How a rank left, or None if it has not. Reads nothing, so any thread may ask."""
         if rank in self.aborted:
-            return Ending(f"gave up: {self.aborted[rank].text}")
+            return _gave_up(self.aborted[rank].text, self.aborted[rank].ends)
         if rank in self.unreachable:
             return _unreachable(self.unreachable[rank])
         if rank in self.died:
@@ -230,6 +242,12 @@ class ControlChannel:
         if found is not None and found.unreachable is not None:
             self.unreachable[rank] = found.unreachable
         return found
+
+    def departure(self, rank: int) -> Ending | None:
+        """As `ending`, but None also for a rank that has given up this group and is still there: it keeps its control
+        connections open until it closes the group, or its process ends."""
+        found = self.ending(rank)
+        return found if found is None or not found.is_abort or _is_closed(self._control[rank]) else None
 
     def has_ended(self, rank: int) -> bool:
         """Whether a rank's last message or end has been read."""
@@ -244,7 +262,8 @@ class ControlChannel:
         else:
             culprit = message["culprit"]
             culprit = None if culprit is None else int(culprit)
-            self.aborted[rank] = Abort(str(message["kind"]), culprit, str(message["text"]))
+            ends = bool(message.get("ends"))
+            self.aborted[rank] = Abort(str(message["kind"]), culprit, str(message["text"]), ends)
 
     def _note_end(self, rank: int, error: Exception) -> None:
         if isinstance(error, OSError) and error.errno in _NO_ANSWER:
@@ -263,6 +282,16 @@ class ControlChannel:
                 if rank not in self._full:
                     with contextlib.suppress(OSError):  # a peer that is gone needs no message
                         _send_frame(connection, payload)
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Whether the peer has closed a connection, on which something may still be unread."""
+    poll = select.poll()
+    try:
+        poll.register(connection, select.POLLRDHUP)
+    except ValueError:  # this end is closed
+        return False
+    return any(events & (select.POLLRDHUP | select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
 
 
 def cut(text: str, limit: int, keep_end: bool = False) -> str:

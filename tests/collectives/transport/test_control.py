@@ -176,3 +176,41 @@ def test_what_is_cut_is_as_long_as_it_may_be(text: str) -> None:
 
 def size(text: str) -> int:
     return len(json.dumps(text, ensure_ascii=False).encode("utf-8", "backslashreplace")) - 2
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_a_rank_that_gave_up_is_there_until_its_connection_ends(pair: Any, is_read: bool) -> None:
+    near, far, _ = pair
+    near.send_abort("OpMismatch", 1, "text")
+    if is_read:
+        far.read(0)
+    assert far.ending(0) == control.Ending("gave up: text", is_abort=True)
+    assert far.departure(0) is None
+    near._control[1].close()
+    assert far.departure(0) == far.ending(0) == control.Ending("gave up: text", is_abort=True)
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_a_rank_whose_process_is_about_to_end_is_not_waited_for(pair: Any, is_read: bool) -> None:
+    """Its connection may stay for long: its other threads may wait for somebody."""
+    near, far, _ = pair
+    near.send_abort("CollectiveError", 0, "ended with ValueError", ends=True)
+    if is_read:
+        far.read(0)
+    assert far.departure(0) == control.Ending("gave up: ended with ValueError")
+
+
+def test_a_death_and_a_goodbye_are_departures(pair: Any) -> None:
+    near, far, _ = pair
+    assert far.departure(0) is None
+    near.send_goodbye()
+    assert far.departure(0) == control.LEFT
+    near._control[1].close()
+    assert far.departure(0) == control.LEFT
+    assert near.departure(1) is None, "this end is closed"
+
+
+def test_an_end_without_a_message_is_a_departure(pair: Any) -> None:
+    near, far, _ = pair
+    near._control[1].close()
+    assert far.departure(0) == control.DIED
