@@ -263,6 +263,26 @@ def test_what_a_stranger_writes_under_a_ranks_name_is_not_believed() -> None:
     assert all("under 'near' of rank 1 (h1) is not signed" in error for error in errors)
 
 
+def test_what_was_passed_on_at_an_earlier_meeting_is_not_believed() -> None:
+    """Before the ranks know each other, signatures are the same at all meetings of a group."""
+
+    def meeting(store: MemoryStore, rank: int, nonce: str) -> list[object]:
+        return WatchedStore(store, rank, 2, "test", 0, TOKEN, TIMEOUT_S, f"h{rank}").gather("about", f"{nonce} {rank}")
+
+    earlier, now = MemoryStore(), MemoryStore()
+    assert on_all(2, lambda rank: meeting(earlier, rank, "old")) == [["old 0", "old 1"]] * 2
+    now.set("about.together/0", earlier.get("about.together/0").decode())
+    with pytest.raises(RendezvousError, match=r"rank 1 \(h1\), .* 'about.together' of rank 0 is of an earlier meeting"):
+        meeting(now, 1, "new")
+
+
+def test_bytes_of_a_stranger_that_are_no_text_are_refused_as_unsigned() -> None:
+    store = MemoryStore()
+    store._values["about/1"] = b"\xff\xfe"
+    with pytest.raises(RendezvousError, match=r"what the store has under 'about' of rank 1 is not signed"):
+        WatchedStore(store, 0, 2, "test", 0, TOKEN, TIMEOUT_S, "h0").gather("about", "me")
+
+
 def test_tokens_are_long_enough_and_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"token has 5 characters; wanted at least 16.*secrets\.token_hex") as caught:
         Options(token="horse")
