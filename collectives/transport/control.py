@@ -81,6 +81,8 @@ def ending(connection: socket.socket) -> Ending | None:
     except BlockingIOError:
         return None
     except OSError as error:
+        if error.errno == errno.EBADF:  # another thread has closed this end meanwhile
+            return None
         return _unreachable(os.strerror(error.errno)) if error.errno in _NO_ANSWER else DIED
     except ValueError:  # this end is closed
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import threading
 import time
@@ -214,3 +215,11 @@ def test_an_end_without_a_message_is_a_departure(pair: Any) -> None:
     near, far, _ = pair
     near._control[1].close()
     assert far.departure(0) == control.DIED
+
+
+def test_an_end_that_this_process_closed_says_nothing_of_the_peer() -> None:
+    near, far = socket.socketpair()
+    with far:
+        os.close(near.fileno())  # as another thread does between the look at the descriptor and the read
+        assert control.ending(near) is None
+        near.detach()
