@@ -99,16 +99,16 @@ def test_another_version_of_this_package_on_one_host(monkeypatch: pytest.MonkeyP
 def test_another_version_of_scipy_matters_if_it_makes_other_plans(
     plans_differ: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    version, plan = metadata.version, bootstrap.plan
+    real, plan = rank_info.math_versions, bootstrap.plan
 
-    def versions(name: str) -> str:
-        return "0.1" if name == "scipy" and OF_RANK.rank == 1 else version(name)
+    def versions() -> dict[str, str]:
+        return {**real(), **({"scipy": "0.1"} if OF_RANK.rank == 1 else {})}
 
     class Plan:
         def fingerprint(self) -> int:
             return int(OF_RANK.rank)
 
-    monkeypatch.setattr(metadata, "version", versions)
+    monkeypatch.setattr(rank_info, "math_versions", versions)
     if plans_differ:
         monkeypatch.setattr(bootstrap, "plan", lambda *arguments: Plan())
     errors = form(on_rank_1())
@@ -118,6 +118,14 @@ def test_another_version_of_scipy_matters_if_it_makes_other_plans(
     else:
         assert errors == ["", "", ""]
     assert plan is not None
+
+
+def test_a_program_packed_into_one_file_has_versions_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", nowhere)
+    assert rank_info.own_info(0, Options(host="h0"), None).versions["numpy"] == np.__version__
 
 
 def test_the_number_of_streams_is_decided_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
