@@ -485,6 +485,16 @@ def test_two_machines_of_one_name_are_two_hosts() -> None:
     assert rendezvous.host_names([info(0, "m1", True), info(1, "m2", True)]) == ["ubuntu", "ubuntu"]
 
 
+def test_a_plan_error_stays_one_while_ranks_exchange_words() -> None:
+    store, (near, far) = MemoryStore(), socket.socketpair()
+    watched, other = (WatchedStore(store, rank, 2, "test", 0, None, TIMEOUT_S, f"h{rank}") for rank in range(2))
+    other.announce(PlanError("no such file"))
+    formed = rendezvous.Rendezvous(watched, Options(host="h0"))
+    formed.connections.control[1] = near
+    with near, far, pytest.raises(PlanError, match=r"rank 1 \(h1\): no such file"):
+        formed.exchange([1], "words")
+
+
 def test_a_plan_error_stays_one_on_all_ranks() -> None:
     store = MemoryStore()
 
