@@ -27,6 +27,7 @@ from collectives.schedule.op import OpSpec
 from collectives.topology import Host, Topology
 from collectives.transport import acceptor, connecting, control, rank_info, rendezvous, tcp
 from collectives.transport.connecting import Patience
+from collectives.transport.handshake import Hello, Secret, introduce
 from collectives.transport.watched_store import WatchedStore
 from tests.collectives.engine.group import AT_ONCE_S, MemoryStore, connect_all, engines, errors_of, on_all
 
@@ -451,6 +452,37 @@ def test_silent_strangers_take_no_more_places_than_there_are(monkeypatch: pytest
         connection.close()
     assert len(silent) == 3 * acceptor.MAX_PENDING
     assert max(most) == acceptor.MAX_PENDING
+
+
+def test_who_has_gone_before_it_is_admitted_is_not_taken() -> None:
+    """The kernel keeps the hello of a rank that lost patience; its next connection is the one to take."""
+    servers, secret, key = connecting.listen(["127.0.0.1"]), Secret(TOKEN.encode(), b""), (1, 1)
+    admits = acceptor.Acceptor(servers, "test", 0, 0, 2, secret)
+
+    def come(patience_s: float) -> socket.socket:
+        connection = socket.create_connection(servers[0].getsockname())
+        connection.setblocking(False)
+        try:
+            if not admits.is_alive():
+                admits._accept(servers[0])
+            introduce(connection, Hello("test", 0, 1, 0, 1), secret, Patience(time.monotonic() + patience_s))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    try:
+        with pytest.raises(TimeoutError):
+            come(0.2)
+        (pending,) = admits._pending.values()
+        admits._receive(pending)
+        assert admits.missing({key}) == [1]
+        assert admits.strangers.count == 0
+        admits.start()
+        with come(100) as theirs, admits.take({key}, Patience(time.monotonic() + 100))[key] as ours:
+            assert ours.getpeername() == theirs.getsockname()
+    finally:
+        admits.close()
 
 
 def test_the_descriptor_limit_is_raised_to_the_hard_one() -> None:
