@@ -21,6 +21,7 @@ from collectives.backend.messages import Messages
 from collectives.backend.tensors import Call, Done, Executor
 from collectives.errors import RendezvousError
 from collectives.options import Options
+from collectives.transport.control import ControlChannel
 from collectives.transport.rendezvous import Rendezvous, meet
 from collectives.transport.watched_store import Endings
 
@@ -107,6 +108,8 @@ def choose(
         on_gloo, accelerators = _agree(meeting, settings)
         meeting.store.renew(forming_s)
         if on_gloo:
+            # A goodbye: a peer that has not yet read what was agreed on must not take this for a death.
+            ControlChannel(meeting.connections.control).send_goodbye()
             meeting.connections.close()
             group = gloo.connect(dist.PrefixStore("gloo", store), rank, size, op_timeout_s, settings)
             return Chosen(gloo.GlooExecutor(group, rank, size), group, accelerators)

@@ -472,14 +472,17 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         return part
 
     def endings_among(self, ranks: Sequence[int]) -> Endings | None:
-        """For a group of some of this group's ranks: which of them have left this one, by their positions there."""
+        """For a group of some of this group's ranks: which of them have left this one, by their positions there.
+
+        A rank that only gave up an op of this one has not: its process lives, and may form other groups.
+        """
         engine = self.engine
         if engine is None:
             return None
         position = {rank: index for index, rank in enumerate(ranks)}
 
         def endings() -> dict[int, Ending]:
-            return {position[rank]: ending for rank, ending in engine.endings().items() if rank in position}
+            return {position[rank]: ending for rank, ending in engine.departures().items() if rank in position}
 
         return endings
 

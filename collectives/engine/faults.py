@@ -14,8 +14,10 @@ fault; if all have, the ranks that wait form a chain, and the one at its end is 
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from collectives.engine.compiled.connections import BATCH, HEADER_BYTES, Net
 from collectives.engine.compiled.status import BAD_HEADER, OP_MISMATCH, PEER_CLOSED, SOCKET_ERROR, TIMEOUT
@@ -26,6 +28,8 @@ from collectives.schedule.op import OpSpec
 from collectives.transport.control import ControlChannel
 from collectives.transport.rendezvous import RankInfo
 
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 _RANKS_NAMED = 6
 _GAVE_UP = " gave up: "
 CLOSED = "Connection closed by peer"  # Gloo's words for it, which scripts search for
@@ -112,8 +116,9 @@ def lost(
 
 def _mismatch(where: str, peer: RankInfo, control: ControlChannel, watch: Watch | None) -> OpMismatch:
     """Ask the peer where it is, send it where this rank is, and show both."""
-    answer = watch.ask([peer.rank])[peer.rank] if watch is not None else None
-    called = f", called at {watch.whereabouts().line}" if watch is not None else ""
+    answer = _attempt(lambda: watch.ask([peer.rank])[peer.rank]) if watch is not None else None
+    here = _attempt(watch.whereabouts) if watch is not None else None
+    called = f", called at {here.line}" if here is not None else ""
     text = f"{where}{called}: {peer.describe()} is in another collective at the same place"
     if answer is not None:
         text += f" (it is {answer.describe()})"
@@ -134,7 +139,7 @@ def _timed_out(
 ) -> OpTimeout:
     """Who has not come, as far as the ranks' answers show; else who is at the end of the chain of those that wait."""
     names = [rank_info.describe() for rank_info in rank_infos]
-    found = watch.diagnose() if watch is not None else None
+    found = _attempt(watch.diagnose) if watch is not None else None
     waited_for, _ = missing(table)
     culprit = found.culprit if found is not None else None
     if culprit is None:
@@ -153,6 +158,15 @@ def _timed_out(
     control.send_abort(OpTimeout.__name__, culprit, f"{where}: {text}")
     log = _log_of(rank_infos[culprit]) if culprit is not None else ""
     return OpTimeout(f"{where}: {text} {advice}{log}", culprit)
+
+
+def _attempt(ask: Callable[[], T]) -> T | None:
+    """What the watch finds out; None if it fails, which must not hide the error that is to be explained."""
+    try:
+        return ask()
+    except Exception as error:
+        logger.debug("no diagnosis: %r", error)
+        return None
 
 
 def _end_of_chain(waited_for: Sequence[int], waits: Mapping[int, Sequence[int]]) -> int | None:

@@ -213,9 +213,10 @@ class Engine:
         """The last report of a hang that this rank has made, see `stats`."""
         return self._watch.last if self._watch is not None else None
 
-    def endings(self) -> dict[int, control.Ending]:
-        """How ranks left that have. Any thread may ask, whatever the engine does meanwhile."""
-        found = {other: self._control.ending(other) for other in range(self.size) if other != self.rank}
+    def departures(self) -> dict[int, control.Ending]:
+        """How ranks left that have; one that has only given up is not among them. Any thread may ask, whatever the
+        engine does meanwhile."""
+        found = {other: self._control.departure(other) for other in range(self.size) if other != self.rank}
         return {other: ending for other, ending in found.items() if ending is not None}
 
     def close(self) -> None:
@@ -245,7 +246,7 @@ class Engine:
             self._control.send_goodbye()
         else:
             text = f"rank {self.rank} ended with {type(error).__name__}: {error}. {CLOSED}"
-            self._control.send_abort(CollectiveError.__name__, self.rank, text)
+            self._control.send_abort(CollectiveError.__name__, self.rank, text, ends=True)
 
     def abandon(self) -> None:
         """In a forked child: close its copies of the sockets and send nothing. Ops raise GroupClosed."""

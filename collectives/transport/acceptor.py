@@ -213,6 +213,9 @@ class Acceptor(threading.Thread):
             if not rank < hello.rank < self._size or not 0 <= hello.stream <= MAX_STREAM or key in self._taken:
                 raise pending.admission.refusal(f"rank {hello.rank} stream {hello.stream} is not expected")
             self._forget(pending)
+            if _is_gone(pending.connection):  # it lost patience, and comes again
+                pending.connection.close()
+                return
             pending.connection.send(pending.admission.answer())
             # A rank that did not get the answer in time comes again: the later connection is the one that it uses.
             before = self._admitted.pop(key, None)
@@ -229,6 +232,14 @@ class Acceptor(threading.Thread):
     def _forget(self, pending: _Pending) -> None:
         if self._pending.pop(pending.connection, None) is not None:
             self._selector.unregister(pending.connection)
+
+
+def _is_gone(connection: socket.socket) -> bool:
+    """Whether the peer has closed a connection on which all that it sent has been read."""
+    try:
+        return not connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
 
 
 def no_descriptors(error: OSError, who: str) -> RendezvousError:

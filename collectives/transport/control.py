@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import select
 import socket
@@ -24,19 +25,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-TEXT_LIMIT = 2000
+TEXT_LIMIT = 2000  # bytes, as all limits here
 _FRAME_LIMIT = 16 * 1024
+_MAX_CHARACTER = 6  # of a message: JSON's escapes, as \u001b
 _PATIENCE_S = 0.5
+logger = logging.getLogger(__name__)
 _NO_ANSWER = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 @dataclass(frozen=True)
 class Abort:
-    """Why a peer gave up: the name of its error's type, its text, and the rank at fault as far as it knew."""
+    """Why a peer gave up: the name of its error's type, its text, the rank at fault as far as it knew, and whether its
+    process ends."""
 
     kind: str
     culprit: int | None
     text: str
+    ends: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,13 @@ class Ending:
     Attributes:
         text: what to say of it after its name.
         is_error: it did not say goodbye.
+        is_abort: it said why it gave up this group; its process may go on, and have a part in others.
         unreachable: the kernel's error for a host that does not answer; it reports it once.
     """
 
     text: str
     is_error: bool = True
+    is_abort: bool = False
     unreachable: str | None = None
 
 
@@ -74,6 +81,8 @@ def ending(connection: socket.socket) -> Ending | None:
     except BlockingIOError:
         return None
     except OSError as error:
+        if error.errno == errno.EBADF:  # another thread has closed this end meanwhile
+            return None
         return _unreachable(os.strerror(error.errno)) if error.errno in _NO_ANSWER else DIED
     except ValueError:  # this end is closed
         return None
@@ -89,10 +98,14 @@ def _ending_in(said: bytes) -> Ending | None:
             if message.get("goodbye"):
                 return LEFT
             if "kind" in message:
-                return Ending(f"gave up: {message['text']}")
+                return _gave_up(message["text"], bool(message.get("ends")))
         except (ValueError, RecursionError, AttributeError, TypeError, KeyError):
             return None
     return None
+
+
+def _gave_up(text: object, ends: bool) -> Ending:
+    return Ending(f"gave up: {text}", is_abort=not ends)
 
 
 def _unreachable(reason: str) -> Ending:
@@ -124,21 +137,30 @@ class ControlChannel:
     def send_goodbye(self) -> None:
         self._send_last({"goodbye": True})
 
-    def send_abort(self, kind: str, culprit: int | None, text: str) -> None:
-        self._send_last({"kind": kind, "culprit": culprit, "text": text[:TEXT_LIMIT]})
+    def send_abort(self, kind: str, culprit: int | None, text: str, ends: bool = False) -> None:
+        """
+        Args:
+            ends: the process is about to end, so that nothing more is to be expected of it in any group.
+        """
+        self._send_last({"kind": kind, "culprit": culprit, "text": cut(text, TEXT_LIMIT), "ends": ends})
 
     def send_word(self, rank: int, word: Mapping[str, object]) -> bool:
-        """Send a rank a message that is not the last.
+        """Send a rank a message that is not the last; without its stack if it is too long with it.
 
         Returns:
-            False if this rank or that one has sent its last, or the connection takes nothing.
+            False if this rank or that one has sent its last, or the connection takes nothing, or it is too long.
         """
-        connection = self._control.get(rank)
+        connection, payload = self._control.get(rank), _encoded(word)
+        if len(payload) > _FRAME_LIMIT:
+            payload = _encoded({**word, "stack": ""})
+        if len(payload) > _FRAME_LIMIT:
+            logger.debug("a word of %d bytes was not sent", len(payload))
+            return False
         with self._sending:
             if connection is None or self._sent or rank in self._full or self.has_ended(rank):
                 return False
             try:
-                _send_frame(connection, json.dumps(word).encode())
+                _send_frame(connection, payload)
             except OSError:
                 self._full.add(rank)
                 return False
@@ -153,7 +175,8 @@ class ControlChannel:
                 message = _receive_frame(self._control[rank])
                 if message is not None and "word" not in message:
                     self._note_last(rank, message)
-            except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            except (OSError, EOFError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError,
+                    RecursionError) as error:  # fmt: skip
                 self._note_end(rank, error)
                 return
         if message is not None and "word" in message:
@@ -210,7 +233,7 @@ class ControlChannel:
     def ending(self, rank: int) -> Ending | None:
         """How a rank left, or None if it has not. Reads nothing, so any thread may ask."""
         if rank in self.aborted:
-            return Ending(f"gave up: {self.aborted[rank].text}")
+            return _gave_up(self.aborted[rank].text, self.aborted[rank].ends)
         if rank in self.unreachable:
             return _unreachable(self.unreachable[rank])
         if rank in self.died:
@@ -221,6 +244,12 @@ class ControlChannel:
         if found is not None and found.unreachable is not None:
             self.unreachable[rank] = found.unreachable
         return found
+
+    def departure(self, rank: int) -> Ending | None:
+        """As `ending`, but None also for a rank that has given up this group and is still there: it keeps its control
+        connections open until it closes the group, or its process ends."""
+        found = self.ending(rank)
+        return found if found is None or not found.is_abort or _is_closed(self._control[rank]) else None
 
     def has_ended(self, rank: int) -> bool:
         """Whether a rank's last message or end has been read."""
@@ -235,7 +264,8 @@ class ControlChannel:
         else:
             culprit = message["culprit"]
             culprit = None if culprit is None else int(culprit)
-            self.aborted[rank] = Abort(str(message["kind"]), culprit, str(message["text"]))
+            ends = bool(message.get("ends"))
+            self.aborted[rank] = Abort(str(message["kind"]), culprit, str(message["text"]), ends)
 
     def _note_end(self, rank: int, error: Exception) -> None:
         if isinstance(error, OSError) and error.errno in _NO_ANSWER:
@@ -249,11 +279,35 @@ class ControlChannel:
             if self._sent:
                 return
             self._sent = True
-            payload = json.dumps(message).encode()
+            payload = _encoded(message)
             for rank, connection in self._control.items():
                 if rank not in self._full:
                     with contextlib.suppress(OSError):  # a peer that is gone needs no message
                         _send_frame(connection, payload)
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Whether the peer has closed a connection, on which something may still be unread."""
+    poll = select.poll()
+    try:
+        poll.register(connection, select.POLLRDHUP)
+    except ValueError:  # this end is closed
+        return False
+    return any(events & (select.POLLRDHUP | select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
+
+
+def cut(text: str, limit: int, keep_end: bool = False) -> str:
+    """As much of the beginning of a text, or of its end, as takes at most `limit` bytes in a message."""
+    kept = text[-limit:] if keep_end else text[:limit]
+    while (excess := len(_encoded(kept)) - 2 - limit) > 0:  # two quotes
+        fewer = len(kept) - -(-excess // _MAX_CHARACTER)
+        kept = kept[len(kept) - fewer :] if keep_end else kept[:fewer]
+    return kept
+
+
+def _encoded(message: object) -> bytes:
+    """Lone surrogates, as in names of files that are no UTF-8, become JSON's escapes for them."""
+    return json.dumps(message, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def _send_frame(connection: socket.socket, payload: bytes) -> None:

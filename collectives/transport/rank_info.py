@@ -6,7 +6,6 @@ import secrets
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from typing import Any
 
 from collectives.errors import RendezvousError
@@ -79,9 +78,17 @@ def own_info(rank: int, options: Options, store_host: str | None) -> RankInfo:
         log=options.log,
         max_in_flight=tcp.max_bytes_in_flight(),
         backend=options.backend,
-        versions={"protocol": PROTOCOL, "narrowgauge": __version__} | {name: metadata.version(name) for name in MATH},
+        versions={"protocol": PROTOCOL, "narrowgauge": __version__} | math_versions(),
         nonce=secrets.token_hex(16),
     )
+
+
+def math_versions() -> dict[str, str]:
+    """As the modules have them: in a program that was packed into one file nothing is known of their installation."""
+    import numpy
+    import scipy
+
+    return {"numpy": numpy.__version__, "scipy": scipy.__version__}
 
 
 def read_info(fields: object, rank: int, who: str) -> RankInfo:

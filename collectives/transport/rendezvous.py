@@ -186,6 +186,8 @@ class Rendezvous:
                 connection.setblocking(False)
                 try:
                     do(peer, connection, payload, heard)
+                except NarrowgaugeError:  # what another rank failed with; some are ValueErrors
+                    raise
                 except (OSError, ValueError, RecursionError) as error:
                     who, other = self.store.names[self.rank], self.store.names[peer]
                     raise RendezvousError(f"{who}: lost {other} while the group formed: {error}") from None

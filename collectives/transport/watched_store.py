@@ -118,19 +118,28 @@ class WatchedStore:
         """Publish a value; those of all ranks, in their order.
 
         Rank 0 waits for all and publishes them as one value, as they were signed, so that each other rank writes one
-        key and reads one.
+        key and reads one. What comes from rank 0 must quote this rank as it is: before `bind` a signature proves a
+        token, but no time, and a stranger may have kept what was passed on at an earlier meeting.
 
         Raises:
-            As `read`.
+            As `read`. Unsigned: what came was not passed on at this meeting.
         """
         self.publish(key, value)
         ranks, together = range(self.size), f"{key}{_TOGETHER}"
         if self.rank == 0:
             self._wait([(key, author) for author in ranks])
             # Before they are verified: a rank with another token must see that it is not alone in being refused.
-            self.publish(together, [self._text(key, author).decode() for author in ranks])
+            # Bytes of a stranger's that are no text are refused as unsigned like any other.
+            self.publish(together, [self._text(key, author).decode(errors="replace") for author in ranks])
         texts = self._of_all(key, together)
-        return [self._verified(key, author, text.encode()) for author, text in enumerate(texts)]
+        values = [self._verified(key, author, text.encode(errors="replace")) for author, text in enumerate(texts)]
+        if texts[self.rank] != self._signed(key, self.rank, value):
+            raise Unsigned(
+                f"{self._where()}: what the store has under {together!r} of {self.names[0]} is of an earlier meeting: "
+                f"it quotes this rank with another {key!r} than it published; a stranger wrote it, or the store was "
+                "used before for a group of this name"
+            )
+        return values
 
     def decide(self, key: str, make: Callable[[], Any]) -> Any:
         """What rank 0 makes, on all ranks.
@@ -238,7 +247,13 @@ class WatchedStore:
         """
         started, wanted = time.monotonic(), wanted or polled
         while not self._has(polled):
-            self.check(wanted)
+            try:
+                self.check(wanted)
+            except RendezvousError:
+                # A rank that has left may have published this just before, and nothing more is asked of it here.
+                if self.failure() is not None or not self._has(polled):
+                    raise
+                return
             now = time.monotonic()
             if now > self.deadline:
                 raise self._not_come(wanted)

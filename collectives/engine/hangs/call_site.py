@@ -14,10 +14,12 @@ import threading
 import traceback
 from types import CodeType, FrameType
 
+from collectives.transport.control import cut
+
 LIBRARIES = frozenset({"collectives", "torch", "threading", "concurrent"})
 """Packages whose frames are not the user's."""
 STACK_FRAMES = 12
-STACK_LIMIT = 2400
+STACK_LIMIT = 4800  # bytes
 
 
 CallSite = tuple[CodeType, int]
@@ -71,7 +73,7 @@ def _of_library(frame: FrameType) -> bool:
 
 
 def main_stack() -> str:
-    """Where the main thread is now, the innermost frame last: lines of text, at most STACK_LIMIT characters."""
+    """Where the main thread is now, the innermost frame last: lines of text, at most STACK_LIMIT bytes."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     if frame is None:
         return "the main thread has ended"
@@ -79,7 +81,7 @@ def main_stack() -> str:
         f"{_short(each.filename)}:{each.lineno} in {each.name}{': ' if each.line else ''}{each.line}"
         for each in traceback.extract_stack(frame, STACK_FRAMES)
     ]
-    return "\n".join(lines)[-STACK_LIMIT:]
+    return cut("\n".join(lines), STACK_LIMIT, keep_end=True)
 
 
 def _name(code: CodeType) -> str:
@@ -87,5 +89,8 @@ def _name(code: CodeType) -> str:
 
 
 def _short(path: str) -> str:
-    here = os.path.join(os.path.abspath(os.curdir), "")
+    try:
+        here = os.path.join(os.getcwd(), "")
+    except OSError:  # the working directory has been removed
+        return path
     return path.removeprefix(here)

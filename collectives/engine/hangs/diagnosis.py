@@ -12,6 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from collectives.transport.control import TEXT_LIMIT, cut
+
 MAX_SHOWN = 8
 
 
@@ -38,7 +40,9 @@ class Whereabouts:
     stack: str
 
     def to_message(self) -> dict[str, object]:
-        return asdict(self)
+        """Short enough to be sent: a path or a list of tensors may have any length."""
+        line, doing = cut(self.line, TEXT_LIMIT, keep_end=True), cut(self.doing, TEXT_LIMIT)
+        return {**asdict(self), "line": line, "doing": doing}
 
     @classmethod
     def from_message(cls, message: Mapping[str, Any]) -> Whereabouts:

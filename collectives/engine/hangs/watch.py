@@ -121,8 +121,8 @@ class Watch:
                         self._changed.notify_all()
 
     def _on_word(self, rank: int, message: Mapping[str, Any]) -> None:
-        """Called on whichever thread has read it. A word that is not known, or lacks something, is of another version:
-        it is ignored."""
+        """Called on whichever thread has read it, so nothing that goes wrong here may reach the op of that thread. A
+        word that is not known, or lacks something, is of another version: it is ignored."""
         try:
             word = message["word"]
             if word == "where":
@@ -140,7 +140,7 @@ class Watch:
                 with self._changed:
                     self._noted = max(self._noted, int(message["op"]))
                     self._changed.notify_all()
-        except (KeyError, TypeError, ValueError) as error:
+        except Exception as error:
             logger.debug("%s sent %r on its control connection: %r", self._names[rank], message, error)
 
     def _begin_report(self, op: int) -> None:
@@ -148,13 +148,24 @@ class Watch:
             if op <= self._reported or self._closing or (self._reporter is not None and self._reporter.is_alive()):
                 return
             self._reported = op
-            self._reporter = threading.Thread(
+            reporter = threading.Thread(
                 target=self._report, args=(op,), name=f"narrowgauge report of group {self._group}", daemon=True
             )
-            self._reporter.start()
+            try:
+                reporter.start()
+            except RuntimeError as error:  # the limit of threads, or the end of the interpreter
+                logger.warning("group %s: op %d waits, and there is no report of it: %r", self._group, op, error)
+                return
+            self._reporter = reporter
 
     def _report(self, op: int) -> None:
         """The reporter, a thread for as long as it takes: the op goes on beside it, if it can."""
+        try:
+            self._find_and_log(op)
+        except Exception as error:
+            logger.warning("group %s: op %d waits, and there is no report of it: %r", self._group, op, error)
+
+    def _find_and_log(self, op: int) -> None:
         if self._rank != 0 and self._channel.send_word(0, {"word": "stalled", "op": op}):
             with self._changed:
                 if self._changed.wait_for(lambda: self._closing or self._noted >= op, ANSWER_S):

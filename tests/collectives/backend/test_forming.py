@@ -168,6 +168,40 @@ def test_a_mistake_in_new_group_is_what_all_report() -> None:
     assert all("interface 'eth77' is not here" in error and seconds < AT_ONCE_S for error, seconds in results)
 
 
+def after_a_broken_op(rank: int, size: int, store: Any, rank_2_dies: bool) -> tuple[str, float]:
+    """The default group breaks. Its processes live, and form new groups; unless one of them ends after all."""
+    init(rank, size, store)
+    with pytest.raises(collectives.CollectiveError):
+        dist.all_reduce(torch.ones(3 + (rank == 2)))
+    store.set(f"broken/{rank}", "")
+    store.wait([f"broken/{other}" for other in range(size)], timedelta(seconds=100))
+    if rank == 2 and rank_2_dies:
+        die()
+    members = [0, 1, 2] if rank_2_dies else [0, 1]
+
+    def form() -> None:
+        group = dist.new_group(members)
+        if rank in members:
+            tensor = torch.ones(1)
+            dist.all_reduce(tensor, group=group)
+            assert tensor.item() == 2
+
+    said = outcome(form)
+    store.set(f"over/{rank}", "")
+    store.wait([f"over/{other}" for other in range(3 - rank_2_dies)], timedelta(seconds=100))
+    return said
+
+
+def test_ranks_whose_default_group_broke_form_a_new_one() -> None:
+    assert [error for error, _ in run(after_a_broken_op, 3, False)] == ["", "", ""]
+
+
+def test_a_rank_that_dies_after_the_default_group_broke_is_noticed_at_once() -> None:
+    for error, seconds in run(after_a_broken_op, 3, True, may_die={2})[:2]:
+        assert re.search(r"rank 2( \([^)]*\))? gave up", error), error
+        assert seconds < AT_ONCE_S
+
+
 def without_descriptors(rank: int, size: int, store: Any, culprit: int, spare: int) -> tuple[str, float]:
     if rank == culprit:
         used = {int(name) for name in os.listdir("/proc/self/fd")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 import torch.distributed as dist
 
 import collectives
+from collectives.transport.control import LEFT, Ending, ending
+from collectives.transport.rendezvous import Connections
 from tests.processes import run
 
 
@@ -80,3 +83,25 @@ def test_asking_on_all_ranks_is_no_reason_to_warn() -> None:
 
 def test_native_is_the_rule() -> None:
     assert run(outcome, 2) == [(True, [])] * 2
+
+
+def how_rank_0_went(rank: int, size: int, store: Any) -> Ending | None:
+    """Rank 0 closes its control connections for Gloo; what rank 1 sees of that before it closes its own."""
+    if rank == 0:
+        collectives.configure(backend="gloo")
+    close, seen = Connections.close, list[Ending]()
+
+    def looking(connections: Connections) -> None:
+        deadline = time.monotonic() + 60
+        while rank == 1 and not seen and time.monotonic() < deadline:
+            seen.extend(filter(None, [ending(connections.control[0])]))
+            time.sleep(0.01)
+        close(connections)
+
+    Connections.close = looking  # type: ignore[method-assign]
+    outcome(rank, size, store)
+    return next(iter(seen), None)
+
+
+def test_a_rank_that_goes_on_with_gloo_has_not_died() -> None:
+    assert run(how_rank_0_went, 2) == [None, LEFT]

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from collectives.engine.compiled.connections import HEADER
+from collectives.engine.hangs.diagnosis import Whereabouts
 from collectives.engine.runner import Engine
 from collectives.errors import (
     CollectiveError,
@@ -100,6 +101,23 @@ def test_a_host_that_does_not_answer_is_named_on_all_others(number: int) -> None
             assert error.culprit == 2
             assert f"rank 2 (farm-b) does not answer any more ({os.strerror(number)})" in str(error)
             assert "its host or the link to it is down; see logs/rank.log" in str(error)
+
+
+@pytest.mark.parametrize("counts", [(100, None), (100, 200)], ids=["timeout", "mismatch"])
+def test_a_diagnosis_that_fails_does_not_hide_the_error(counts: tuple[int, int | None]) -> None:
+    def lost() -> Whereabouts:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    with engines(HOSTS[:2]) as group:
+        for engine in group:
+            assert engine._watch is not None
+            engine._watch.whereabouts = lost
+        errors = errors_of(
+            2, lambda rank: all_reduce(group[rank], count, timeout_s=2) if (count := counts[rank]) else 0
+        )
+    wanted = OpTimeout if counts[1] is None else OpMismatch
+    assert any(isinstance(error, wanted) for error in errors), errors
+    assert all(error is None or isinstance(error, CollectiveError) for error in errors), errors
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,12 @@ SAID = {
     "goodbye": ([frame(b'{"goodbye": true}')], True, control.LEFT),
     "another message, then goodbye": ([frame(b"{}"), frame(b'{"goodbye": true}')], True, control.LEFT),
     "an abort": (
-        [frame(b'{"kind": "PeerLost", "culprit": 3, "text": "no data"}')], True, control.Ending("gave up: no data"),
+        [frame(b'{"kind": "PeerLost", "culprit": 3, "text": "no data"}')], True,
+        control.Ending("gave up: no data", is_abort=True),
+    ),
+    "an abort of a process that ends": (
+        [frame(b'{"kind": "PeerLost", "culprit": 3, "text": "no data", "ends": true}')], True,
+        control.Ending("gave up: no data"),
     ),
 }  # fmt: skip
 

@@ -25,8 +25,9 @@ from collectives.errors import PlanError, RendezvousError, UsageError
 from collectives.options import Options, current_token
 from collectives.schedule.op import OpSpec
 from collectives.topology import Host, Topology
-from collectives.transport import acceptor, connecting, rank_info, rendezvous, tcp
+from collectives.transport import acceptor, connecting, control, rank_info, rendezvous, tcp
 from collectives.transport.connecting import Patience
+from collectives.transport.handshake import Hello, Secret, introduce
 from collectives.transport.watched_store import WatchedStore
 from tests.collectives.engine.group import AT_ONCE_S, MemoryStore, connect_all, engines, errors_of, on_all
 
@@ -99,16 +100,16 @@ def test_another_version_of_this_package_on_one_host(monkeypatch: pytest.MonkeyP
 def test_another_version_of_scipy_matters_if_it_makes_other_plans(
     plans_differ: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    version, plan = metadata.version, bootstrap.plan
+    real, plan = rank_info.math_versions, bootstrap.plan
 
-    def versions(name: str) -> str:
-        return "0.1" if name == "scipy" and OF_RANK.rank == 1 else version(name)
+    def versions() -> dict[str, str]:
+        return {**real(), **({"scipy": "0.1"} if OF_RANK.rank == 1 else {})}
 
     class Plan:
         def fingerprint(self) -> int:
             return int(OF_RANK.rank)
 
-    monkeypatch.setattr(metadata, "version", versions)
+    monkeypatch.setattr(rank_info, "math_versions", versions)
     if plans_differ:
         monkeypatch.setattr(bootstrap, "plan", lambda *arguments: Plan())
     errors = form(on_rank_1())
@@ -118,6 +119,14 @@ def test_another_version_of_scipy_matters_if_it_makes_other_plans(
     else:
         assert errors == ["", "", ""]
     assert plan is not None
+
+
+def test_a_program_packed_into_one_file_has_versions_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", nowhere)
+    assert rank_info.own_info(0, Options(host="h0"), None).versions["numpy"] == np.__version__
 
 
 def test_the_number_of_streams_is_decided_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -218,6 +227,21 @@ def test_a_rank_that_stops_halfway_is_named_with_how_far_it_came() -> None:
     assert "rank 1 (h1) came as far as 'about' and did not publish 'listens' within 2 s" in str(error)
 
 
+def test_what_a_rank_published_just_before_it_ended_counts() -> None:
+    store = MemoryStore()
+    first, second = (WatchedStore(store, rank, 2, "test", 0, None, TIMEOUT_S, f"h{rank}") for rank in range(2))
+
+    def endings() -> dict[int, control.Ending]:
+        """Asked after the store was, which is when the rank publishes and ends."""
+        first.publish("word", "of 0")
+        return {0: control.DIED}
+
+    second.watch(endings)
+    assert second.read("word", 0) == "of 0"
+    with pytest.raises(RendezvousError, match=r"rank 0 died"):
+        second.read("another", 0)
+
+
 @pytest.mark.parametrize(
     ("tokens", "words"),
     [
@@ -246,6 +270,26 @@ def test_what_a_stranger_writes_under_a_ranks_name_is_not_believed() -> None:
     real, fresh.set = fresh.set, overwrite  # type: ignore[method-assign]
     errors = form(lambda rank: Options(host=f"h{rank}", token=TOKEN), store=fresh)
     assert all("under 'near' of rank 1 (h1) is not signed" in error for error in errors)
+
+
+def test_what_was_passed_on_at_an_earlier_meeting_is_not_believed() -> None:
+    """Before the ranks know each other, signatures are the same at all meetings of a group."""
+
+    def meeting(store: MemoryStore, rank: int, nonce: str) -> list[object]:
+        return WatchedStore(store, rank, 2, "test", 0, TOKEN, TIMEOUT_S, f"h{rank}").gather("about", f"{nonce} {rank}")
+
+    earlier, now = MemoryStore(), MemoryStore()
+    assert on_all(2, lambda rank: meeting(earlier, rank, "old")) == [["old 0", "old 1"]] * 2
+    now.set("about.together/0", earlier.get("about.together/0").decode())
+    with pytest.raises(RendezvousError, match=r"rank 1 \(h1\), .* 'about.together' of rank 0 is of an earlier meeting"):
+        meeting(now, 1, "new")
+
+
+def test_bytes_of_a_stranger_that_are_no_text_are_refused_as_unsigned() -> None:
+    store = MemoryStore()
+    store._values["about/1"] = b"\xff\xfe"
+    with pytest.raises(RendezvousError, match=r"what the store has under 'about' of rank 1 is not signed"):
+        WatchedStore(store, 0, 2, "test", 0, TOKEN, TIMEOUT_S, "h0").gather("about", "me")
 
 
 def test_tokens_are_long_enough_and_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,6 +454,37 @@ def test_silent_strangers_take_no_more_places_than_there_are(monkeypatch: pytest
     assert max(most) == acceptor.MAX_PENDING
 
 
+def test_who_has_gone_before_it_is_admitted_is_not_taken() -> None:
+    """The kernel keeps the hello of a rank that lost patience; its next connection is the one to take."""
+    servers, secret, key = connecting.listen(["127.0.0.1"]), Secret(TOKEN.encode(), b""), (1, 1)
+    admits = acceptor.Acceptor(servers, "test", 0, 0, 2, secret)
+
+    def come(patience_s: float) -> socket.socket:
+        connection = socket.create_connection(servers[0].getsockname())
+        connection.setblocking(False)
+        try:
+            if not admits.is_alive():
+                admits._accept(servers[0])
+            introduce(connection, Hello("test", 0, 1, 0, 1), secret, Patience(time.monotonic() + patience_s))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    try:
+        with pytest.raises(TimeoutError):
+            come(0.2)
+        (pending,) = admits._pending.values()
+        admits._receive(pending)
+        assert admits.missing({key}) == [1]
+        assert admits.strangers.count == 0
+        admits.start()
+        with come(100) as theirs, admits.take({key}, Patience(time.monotonic() + 100))[key] as ours:
+            assert ours.getpeername() == theirs.getsockname()
+    finally:
+        admits.close()
+
+
 def test_the_descriptor_limit_is_raised_to_the_hard_one() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
@@ -440,6 +515,16 @@ def test_two_machines_of_one_name_are_two_hosts() -> None:
     names = rendezvous.host_names([info(0, "m1"), info(1, "m2"), info(2, "m1")])
     assert names == ["ubuntu", "ubuntu#2", "ubuntu"]
     assert rendezvous.host_names([info(0, "m1", True), info(1, "m2", True)]) == ["ubuntu", "ubuntu"]
+
+
+def test_a_plan_error_stays_one_while_ranks_exchange_words() -> None:
+    store, (near, far) = MemoryStore(), socket.socketpair()
+    watched, other = (WatchedStore(store, rank, 2, "test", 0, None, TIMEOUT_S, f"h{rank}") for rank in range(2))
+    other.announce(PlanError("no such file"))
+    formed = rendezvous.Rendezvous(watched, Options(host="h0"))
+    formed.connections.control[1] = near
+    with near, far, pytest.raises(PlanError, match=r"rank 1 \(h1\): no such file"):
+        formed.exchange([1], "words")
 
 
 def test_a_plan_error_stays_one_on_all_ranks() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from collectives.engine.hangs.call_site import CallSite, call_site, call_site_of_thread, describe, main_stack
 
@@ -49,3 +52,12 @@ def test_the_main_threads_stack_ends_where_it_is() -> None:
     thread.start()
     thread.join()
     assert any(HERE in line and "thread." in line for line in stacks[0].splitlines()), stacks
+
+
+def test_a_working_directory_that_was_removed_hides_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert f"{HERE}:" in describe(user(3))
+    assert HERE in main_stack()
