@@ -45,15 +45,6 @@ def _pytorch_examples() -> Iterator[Program]:
         device="accelerator",
     )
     yield Program(
-        "example-ddp-tutorial-4",
-        "multinode.py",
-        tutorial,
-        4,
-        clone=_examples("ddp-tutorial-series"),
-        device="accelerator",
-        tolerance=1e-5,
-    )
-    yield Program(
         "example-minGPT-ddp", "main.py",
         (
             "data_config.path=made.txt", "data_config.truncate=1.0", "data_config.block_size=32",
@@ -80,16 +71,19 @@ def _pytorch_examples() -> Iterator[Program]:
 
 
 def _gpts() -> Iterator[Program]:
-    yield Program(
-        "nanoGPT", "train.py",
-        (
-            "--dataset=made", "--compile=False", "--dtype=float32", "--n_layer=2", "--n_head=2", "--n_embd=32",
-            "--block_size=32", "--batch_size=4", "--gradient_accumulation_steps=4", "--max_iters=20", "--eval_iters=2",
-            "--eval_interval=10", "--warmup_iters=5",
-        ),
-        packages=("numpy",), clone=Clone("nanoGPT", "https://github.com/karpathy/nanoGPT"), prepare=_tokens,
-        device="accelerator", prints=r"^(?:iter|step) \d+: (?:loss (\d\S+), time|train loss (\S+), val loss (\S+))",
-    )  # fmt: skip
+    for name, processes, tolerance in (("nanoGPT", 2, 0.0), ("nanoGPT-4", 4, 1e-4)):
+        yield Program(
+            name, "train.py",
+            (
+                "--dataset=made", "--compile=False", "--dtype=float32", "--n_layer=2", "--n_head=2", "--n_embd=32",
+                "--block_size=32", "--batch_size=4", "--gradient_accumulation_steps=4", "--max_iters=20",
+                "--eval_iters=2", "--eval_interval=10", "--warmup_iters=5",
+            ),
+            processes=processes, packages=("numpy",), prepare=_tokens, device="accelerator",
+            clone=Clone("nanoGPT", "https://github.com/karpathy/nanoGPT"),
+            prints=r"^(?:iter|step) \d+: (?:loss (\d\S+), time|train loss (\S+), val loss (\S+))",
+            tolerance=tolerance,
+        )  # fmt: skip
     yield Program(
         "minGPT", "own:mingpt_adder.py", clone=Clone("minGPT", "https://github.com/karpathy/minGPT"), prints=LOSS
     )
@@ -124,11 +118,9 @@ def _torch() -> Iterator[Program]:
 
 def _libraries() -> Iterator[Program]:
     yield Program("accelerate", "accelerate_loop.py", packages=("accelerate",), prints=LINES)
-    for variant in ("ddp", "fsdp"):
-        yield Program(
-            f"transformers-trainer-{variant}", "transformers_trainer.py", (variant,),
-            packages=("transformers", "accelerate"), prints=LINES,
-        )  # fmt: skip
+    yield Program(
+        "transformers-trainer", "transformers_trainer.py", packages=("transformers", "accelerate"), prints=LINES
+    )  # fmt: skip
     yield Program("lightning", "lightning_fit.py", packages=("lightning",), prints=LINES)
     yield Program("torchmetrics", "torchmetrics_sync.py", packages=("torchmetrics",), prints=LINES)
     yield Program(

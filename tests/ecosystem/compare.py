@@ -85,11 +85,16 @@ def _close(one: Any, other: Any, tolerance: float) -> bool:
     if one is None or other is None:
         return False
     if isinstance(one, str):
-        try:
-            return math.isclose(float(one), float(other), rel_tol=tolerance, abs_tol=0.0)
-        except ValueError:
-            return False
+        words = list(zip_longest(one.split(), other.split(), fillvalue=""))
+        return all(left == right or _close_numbers(left, right, tolerance) for left, right in words)
     return tolerance > 0 and all(math.isclose(a, b, rel_tol=tolerance) for a, b in zip(one[1:], other[1:], strict=True))
+
+
+def _close_numbers(one: str, other: str, tolerance: float) -> bool:
+    try:
+        return math.isclose(float(one), float(other), rel_tol=tolerance)
+    except ValueError:
+        return False
 
 
 def _compared(outcome: Outcome) -> str:

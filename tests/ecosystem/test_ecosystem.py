@@ -71,6 +71,8 @@ def test_rounding_is_allowed_where_a_program_says_so() -> None:
     assert compare(gloo, ours).equal is Equal.NO
     assert compare(gloo, ours, tolerance=1e-5).equal is Equal.ROUNDED
     assert compare(gloo, outcome("1.6", steps=(("cd", 1.0, 2.0),)), tolerance=1e-5).equal is Equal.NO
+    assert compare(outcome("weight a 1"), outcome("weight a 1.000001"), tolerance=1e-5).equal is Equal.ROUNDED
+    assert compare(outcome("weight a 1"), outcome("weight b 1"), tolerance=1e-5).equal is Equal.NO
     assert compare(outcome("a"), outcome("b"), tolerance=1.0).equal is Equal.NO
     assert compare(outcome("1"), outcome(), tolerance=1.0).equal is Equal.NO
 

@@ -1,4 +1,4 @@
-"""FSDP2's fully_shard on all ranks, or HSDP on a 2 x 2 mesh of replicas and shards; in float32 or mixed with bfloat16."""
+"""FSDP2: fully_shard on all ranks, or HSDP on a 2 x 2 mesh of replicas and shards; float32, or mixed with bfloat16."""
 
 import sys
 
