@@ -31,7 +31,6 @@ def pretend() -> None:
         setattr(torch.accelerator, name, _for_the_script(getattr(torch.accelerator, name), answer))
     for name in ("set_device", "synchronize"):
         setattr(torch.cuda, name, lambda *_arguments, **_named: None)
-    torch.backends.cuda.enable_flash_sdp(False)  # DTensor has no rule for the one of CPUs
     torch.Tensor.pin_memory = lambda self, *_device: self  # type: ignore[method-assign]
     for owner in (torch.Tensor, torch.nn.Module):
         owner.to = _on_cpu(owner.to)  # type: ignore[method-assign]

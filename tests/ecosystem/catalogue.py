@@ -61,13 +61,6 @@ def _pytorch_examples() -> Iterator[Program]:
         yield Program(
             f"example-{name}", f"{name}_example.py", clone=_examples("tensor_parallelism"), device="accelerator"
         )
-    yield Program(
-        "example-fsdp-tp",
-        "fsdp_tp_example.py",
-        processes=4,
-        clone=_examples("tensor_parallelism"),
-        device="accelerator",
-    )
 
 
 def _gpts() -> Iterator[Program]:
@@ -107,7 +100,8 @@ def _torch() -> Iterator[Program]:
     yield Program("fsdp1-HYBRID_SHARD", "fsdp1.py", ("HYBRID_SHARD",), 4, prints=LINES, tolerance=1e-5)
     yield Program("fsdp2", "fsdp2.py", prints=LINES)
     yield Program("fsdp2-bfloat16", "fsdp2.py", ("bfloat16",), prints=LINES)
-    yield Program("fsdp2-hsdp", "fsdp2.py", ("hsdp",), 4, prints=LINES)
+    for mesh in ("hsdp", "tp"):
+        yield Program(f"fsdp2-{mesh}", "fsdp2.py", (mesh,), 4, prints=LINES)
     yield Program("dtensor", "dtensor.py", (), 4, prints=LINES)
     for schedule in ("GPipe", "1F1B"):
         yield Program(f"pipelining-{schedule}", "pipelining.py", (schedule,), 4, prints=LINES)
