@@ -17,6 +17,7 @@ import dataclasses
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -67,6 +68,12 @@ def status(rows: Sequence[Mapping[str, Any]]) -> int:
     return 1 if Equal.NO.value in found else 2 if Equal.BROKEN.value in found else 0
 
 
+def named(part: str, programs: Sequence[Program]) -> list[Program]:
+    """The program of this name, or else those whose names begin so."""
+    exactly = [program for program in programs if program.name == part]
+    return exactly or [program for program in programs if program.name.startswith(part)]
+
+
 def main(programs: Sequence[Program] = PROGRAMS, arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these programs alone; NAME may be how names begin")
@@ -82,10 +89,10 @@ def main(programs: Sequence[Program] = PROGRAMS, arguments: Sequence[str] | None
     clones = options.programs.resolve() if options.programs else None
     if clones and not clones.is_dir():
         parser.error(f"--programs {options.programs}: no such folder")
-    chosen = [one for one in programs if not options.only or any(one.name.startswith(part) for part in options.only)]
-    unknown = [part for part in options.only or () if not any(one.name.startswith(part) for one in programs)]
+    unknown = [part for part in options.only or () if not named(part, programs)]
     if unknown:
         parser.error(f"--only {' '.join(unknown)}: no program of that name; --list shows all")
+    chosen = [one for one in programs if not options.only or any(one in named(part, programs) for part in options.only)]
     if options.list:
         print("\n".join(f"{program.name:32} {program.missing(clones) or 'is there'}" for program in chosen))
         return 0
@@ -130,4 +137,5 @@ def _versions() -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the program that runs, too
     sys.exit(main())

@@ -58,8 +58,8 @@ def compare(
     if ours.problem is not None:
         return Verdict(Equal.NO, _compared(gloo), _last(gloo), "failed", f"ours {ours.problem}")
     all_differences = list(_differences(gloo, ours))
-    differences = [item for item in all_differences if item[1] not in excused]
-    reasons = [f"{one}: {excused[one]}" for _, one, _ in all_differences if one in excused]
+    differences = [item for item in all_differences if str(item[1]) not in excused]
+    reasons = [f"{one}: {excused[one]}" for _, one, _ in all_differences if str(one) in excused]
     close = all(_close(one, other, tolerance) for _, one, other in differences)
     verdict = Equal.YES if not differences else Equal.ROUNDED if close else Equal.NO
     why = "; ".join(reasons)

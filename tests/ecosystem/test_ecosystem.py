@@ -38,7 +38,7 @@ def program(folder: Path, name: str, text: str, processes: int = 1, timeout_s: f
 
 
 def outcome(*values: str, steps: tuple[tuple[str, float, float], ...] = (), problem: str | None = None) -> Outcome:
-    return Outcome(problem, [values], [steps])
+    return Outcome(problem, [values], [[list(step) for step in steps]])  # lists, as JSON gives them
 
 
 def test_equal_results_are_equal() -> None:
@@ -120,7 +120,9 @@ def test_mistakes_in_the_command_line_are_messages(tmp_path: Path, capsys: pytes
         assert ended.value.code == 2
         assert message in capsys.readouterr().err
     assert command.main(arguments=["--list", "--only", "fsdp2"]) == 0
-    assert "fsdp2-hsdp" in capsys.readouterr().out
+    assert capsys.readouterr().out.split()[0::3] == ["fsdp2"]
+    assert command.main(arguments=["--list", "--only", "fsdp2-", "dtensor"]) == 0
+    assert capsys.readouterr().out.split()[0::3] == ["fsdp2-bfloat16", "fsdp2-hsdp", "fsdp2-tp", "dtensor"]
 
 
 def test_the_catalogue_is_sound() -> None:
