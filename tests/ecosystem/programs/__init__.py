@@ -1,0 +1,1 @@
+"""What torchrun starts: short programs around a library, for those that are no programs by themselves."""
