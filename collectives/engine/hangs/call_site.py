@@ -20,6 +20,7 @@ LIBRARIES = frozenset({"collectives", "torch", "threading", "concurrent"})
 """Packages whose frames are not the user's."""
 STACK_FRAMES = 12
 STACK_LIMIT = 4800  # bytes
+CODE_SHOWN = 200  # characters of a line
 
 
 CallSite = tuple[CodeType, int]
@@ -78,7 +79,7 @@ def main_stack() -> str:
     if frame is None:
         return "the main thread has ended"
     lines = [
-        f"{_short(each.filename)}:{each.lineno} in {each.name}{': ' if each.line else ''}{each.line}"
+        f"{_short(each.filename)}:{each.lineno} in {each.name}{f': {each.line[:CODE_SHOWN]}' if each.line else ''}"
         for each in traceback.extract_stack(frame, STACK_FRAMES)
     ]
     return cut("\n".join(lines), STACK_LIMIT, keep_end=True)

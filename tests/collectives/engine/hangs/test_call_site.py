@@ -61,3 +61,13 @@ def test_a_working_directory_that_was_removed_hides_no_line(tmp_path: Path, monk
     gone.rmdir()
     assert f"{HERE}:" in describe(user(3))
     assert HERE in main_stack()
+
+
+def test_a_long_line_of_code_hides_no_place_in_the_stack(tmp_path: Path) -> None:
+    path = tmp_path / "long.py"
+    path.write_text("def wait(call):\n    x = call(), '" + "\N{GRINNING FACE}" * 5000 + "'\n    return x[0]\n", "utf-8")
+    names: dict[str, Any] = {}
+    exec(compile(path.read_text("utf-8"), str(path), "exec"), names)
+    stack = names["wait"](main_stack)
+    assert f"{path}:2 in wait: x = call(), '\N{GRINNING FACE}" in stack
+    assert f"{HERE}:" in stack
