@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import collectives
+from collectives.backend import messages
 from collectives.backend.messages import MessageWork
 from tests.paths import REPOSITORY
 from tests.processes import Died, run
@@ -380,6 +381,45 @@ def forked(rank: int, size: int, store: Any) -> int:
 
 def test_a_forked_child_is_no_member() -> None:
     assert run(forked, 2) == [7, 7]
+
+
+def copied_by_two(rank: int, size: int, store: Any) -> tuple[int, list[float]]:
+    """A future's callback has begun to copy a message to its tensor when `wait` is called, and is held up.
+
+    Returns:
+        How often it was copied, and what is in the tensor after the caller wrote sevens to it.
+    """
+    join(store, rank, size)
+    received = torch.zeros(8)[::2]
+    if rank == 1:
+        dist.send(torch.ones(4), 0)
+    else:
+        begun, go_on, copies = threading.Event(), threading.Event(), []
+        copy = messages.from_host
+
+        def slowly(host: Tensor, tensor: Tensor) -> None:
+            copies.append(threading.current_thread().name)
+            if len(copies) == 1:
+                begun.set()
+                go_on.wait()
+            copy(host, tensor)
+
+        messages.from_host = slowly
+        work: Any = dist.irecv(received, 1)
+        future = work.get_future()
+        begun.wait()
+        threading.Timer(0.5, go_on.set).start()
+        work.wait()
+        received.fill_(7)
+        go_on.set()
+        future.wait()
+        counted = len(copies)
+    dist.destroy_process_group()
+    return (0, []) if rank else (counted, received.tolist())
+
+
+def test_a_message_is_copied_to_its_tensor_once() -> None:
+    assert run(copied_by_two, 2)[0] == (1, [7.0] * 4)
 
 
 def counted(rank: int, size: int, store: Any) -> tuple[float, dict[str, float]]:
