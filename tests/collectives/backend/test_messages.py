@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from datetime import timedelta
 from typing import Any
 
@@ -420,6 +422,34 @@ def copied_by_two(rank: int, size: int, store: Any) -> tuple[int, list[float]]:
 
 def test_a_message_is_copied_to_its_tensor_once() -> None:
     assert run(copied_by_two, 2)[0] == (1, [7.0] * 4)
+
+
+def kept_alive(rank: int, size: int, store: Any) -> int:
+    """How many works of finished messages live on, with their tensors, while Python's collector is off."""
+    join(store, rank, size)
+    gc.disable()
+    works = []
+    for _ in range(10):
+        tensor = torch.ones(1000)
+        work: Any = dist.irecv(tensor, 0) if rank == 1 else None
+        future = work.get_future() if rank == 1 else None
+        dist.barrier()  # the future is taken before the message comes
+        work = work or dist.isend(tensor, 1)
+        work.wait()
+        if future is not None:
+            future.wait()
+        works.append(weakref.ref(work))
+        del work, future
+    deadline = time.monotonic() + 20
+    while any(work() is not None for work in works) and time.monotonic() < deadline:
+        time.sleep(0.01)  # a helper drops the last reference a moment later
+    left = sum(work() is not None for work in works)
+    dist.destroy_process_group()
+    return left
+
+
+def test_a_finished_message_with_a_future_is_freed_at_once() -> None:
+    assert run(kept_alive, 2) == [0, 0]
 
 
 def counted(rank: int, size: int, store: Any) -> tuple[float, dict[str, float]]:
