@@ -77,6 +77,37 @@ def test_destroy_leaves_nothing_behind(backend: str) -> None:
     assert run(come_and_go, 3, backend) == [[]] * 3
 
 
+def threads_of_groups() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if "narrowgauge" in thread.name}
+
+
+def destroy_in_a_callback(rank: int, size: int, store: Any) -> tuple[list[str], set[str]]:
+    """What `destroy_process_group` raised in a future's callback, and the threads that it left."""
+    join(store, rank, size)
+    raised = []
+
+    def leave(_: object) -> None:
+        try:
+            dist.destroy_process_group()
+        except BaseException as error:
+            raised.append(repr(error))
+
+    work: Any = dist.all_reduce(torch.ones(3), async_op=True)
+    work.get_future().then(leave).wait()
+    deadline = time.monotonic() + 60
+    while (
+        left := {thread.name for thread in threading.enumerate() if "narrowgauge" in thread.name}
+    ) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return raised, left
+
+
+@pytest.mark.parametrize("backend", ["narrowgauge", "gloo"])
+def test_destroy_in_a_futures_callback(backend: str) -> None:
+    for raised, left in run(destroy_in_a_callback, 2, environment={"NARROWGAUGE_BACKEND": backend}):
+        assert (raised, left) == ([], set())
+
+
 def reduce_until(tensor: torch.Tensor, deadline: float) -> None:
     while time.monotonic() < deadline:
         dist.all_reduce(tensor, dist.ReduceOp.AVG)
