@@ -506,11 +506,14 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         In a future's callback it does not wait for the helper thread that runs it, which ends after the callback.
 
         A group whose last reference goes is left, too; unfinished ops hold it until they have ended.
+
+        Raises:
+            GroupClosed: a signal handler called this on top of a synchronous op; see `Engine.close`.
         """
         self._is_open = False
-        self._unattended.detach()
         self._messages.close()
         self._executor.close()  # first: it fails the ops that the two pools below still wait for
+        self._unattended.detach()
         if self._staging_thread is not None:
             self._staging_thread.shutdown()  # before the helpers: what it could not start is reported through them
         self._helpers.shutdown(wait=threading.get_ident() not in self._helper_threads)  # else: in a future's callback

@@ -221,7 +221,20 @@ class Engine:
 
     def close(self) -> None:
         """Say goodbye to the peers, end the threads, close all sockets. Ops and messages that still wait raise
-        GroupClosed."""
+        GroupClosed.
+
+        Raises:
+            GroupClosed: this thread runs an op of the group, on top of which a signal handler has called this. Nothing
+                is closed beneath the op. The error ends it, if the handler lets it pass; then call this again.
+        """
+        if self._queue.runs_in_this_thread():
+            self._queue.refuse()
+            raise GroupClosed(
+                f"rank {self.rank}: group {self.name} was destroyed in a signal handler, while the same thread ran "
+                f"{self._latest[0] if self._latest is not None else 'an op'}. That op ends with this error; to release "
+                "what the group holds, call destroy_process_group again when it has",
+                self.rank,
+            )
         if not self._queue.close(lambda: self._wake.send(b"x")):
             return
         self.messages.close()
