@@ -7,6 +7,7 @@ dtype, but the shape may differ, as over Gloo. uint8 stands for plain bytes and 
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -142,6 +143,7 @@ class MessageWork(dist.Work):  # type: ignore[misc]
         self._messenger, self._request, self._tensor, self._host = messenger, request, tensor, host
         self._timeout_s, self._helpers, self._held = timeout_s, helpers, held
         self._future: torch.futures.Future[list[Tensor]] | None = None
+        self._copying = threading.RLock()  # a signal handler may wait for the message whose copy it interrupts
         self._event = event
         if event is not None:  # on a helper, since a thread that waits may also be the one that moves the bytes
             messenger.when_done(request, lambda: self._complete(event.end))
@@ -178,8 +180,10 @@ class MessageWork(dist.Work):  # type: ignore[misc]
         if self._request.error is not None:
             raise self._request.error
         if not self._request.is_send and self._host is not self._tensor:
-            from_host(self._host, self._tensor)
-            self._host = self._tensor
+            with self._copying:  # `wait` and a future's callback may come at once, and who has waited may write to it
+                if self._host is not self._tensor:
+                    from_host(self._host, self._tensor)
+                    self._host = self._tensor
 
     def get_future(self) -> torch.futures.Future[list[Tensor]]:
         """A future of the tensor in a list; C++ sees a failure, too, as a RuntimeError with our message."""

@@ -6,6 +6,7 @@ time would count the same second several times.
 
 from __future__ import annotations
 
+import os
 import threading
 from time import perf_counter
 
@@ -45,6 +46,10 @@ class Meter:
         self._handed_out = 0
         self._tail_from = 0.0
         self._blocked_before_tail_s = 0.0
+
+    def renew_lock(self) -> None:
+        """In a forked child: a thread that exists in the parent only may have held it."""
+        self._lock = threading.Lock()
 
     def op_started(self, num_bytes: int) -> None:
         with self._lock:
@@ -108,6 +113,7 @@ class Meter:
 
 
 METER = Meter()
+os.register_at_fork(after_in_child=METER.renew_lock)
 
 TRAINING = {"steps": 0.0, "samples": 0.0, "compute_s": 0.0}
 """Of all attached models of this process: steps, samples (weights that were set), seconds of forward and backward."""

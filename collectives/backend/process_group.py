@@ -21,6 +21,7 @@ Messages between two ranks (send, recv) go beside the ops, see `messages.py`.
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -169,7 +170,10 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
         self._settings = settings
         self._shown_as: Mapping[str, str] = {"cpu": BACKEND}  # see `show_as`
         self._ops = 0
-        self._helpers = ThreadPoolExecutor(MAX_HELPERS, f"narrowgauge-{name}-futures")
+        self._helper_threads: set[int] = set()  # by identifier
+        self._helpers = ThreadPoolExecutor(
+            MAX_HELPERS, f"narrowgauge-{name}-futures", _note_this_thread, (self._helper_threads,)
+        )
         self._staging_thread: ThreadPoolExecutor | None = None  # started by the first call that waits for a device
         self._executor, on_gloo, self.accelerators = choose(store, rank, size, name, timeout_s, settings, parent)
         self._devices = any(self.accelerators)
@@ -499,15 +503,20 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     def shutdown(self) -> None:
         """Leave the group: no thread, socket or shared memory of it remains. Unfinished ops raise GroupClosed.
 
+        In a future's callback it does not wait for the helper thread that runs it, which ends after the callback.
+
         A group whose last reference goes is left, too; unfinished ops hold it until they have ended.
+
+        Raises:
+            GroupClosed: a signal handler called this on top of a synchronous op; see `Engine.close`.
         """
         self._is_open = False
-        self._unattended.detach()
         self._messages.close()
         self._executor.close()  # first: it fails the ops that the two pools below still wait for
+        self._unattended.detach()
         if self._staging_thread is not None:
             self._staging_thread.shutdown()  # before the helpers: what it could not start is reported through them
-        self._helpers.shutdown()
+        self._helpers.shutdown(wait=threading.get_ident() not in self._helper_threads)  # else: in a future's callback
 
     abort = shutdown
 
@@ -592,6 +601,10 @@ def native_group(group: object, purpose: str) -> NarrowgaugeGroup:
     if not isinstance(chosen, NarrowgaugeGroup):
         raise UsageError(f"{purpose} needs a group of backend {BACKEND}; got a {type(chosen).__name__}")
     return chosen
+
+
+def _note_this_thread(threads: set[int]) -> None:
+    threads.add(threading.get_ident())
 
 
 def _reduction(opts: Any) -> str:

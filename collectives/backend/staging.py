@@ -91,9 +91,20 @@ def room_for(tensor: Tensor) -> Tensor:
         raise UsageError(f"got {kind} of shape {tuple(tensor.shape)}; collectives take dense tensors with data")
     if not _pins(tensor.device.type):
         return torch.empty(tensor.shape, dtype=tensor.dtype)
-    # Kernels that the caller has queued may still read the tensor; the result must not overwrite it before they ran.
-    _side_stream(tensor.device, "in").wait_stream(torch.accelerator.current_stream(tensor.device))
+    _let_the_caller_go_first(tensor.device)
     return _page_locked(tensor.shape, tensor.dtype)
+
+
+def let_callers_go_first(outputs: Sequence[Tensor]) -> None:
+    """Call in the caller's thread for tensors that get results by `from_host` from memory that `room_for` did not make:
+    the copies then come after what the caller has queued."""
+    for device in {tensor.device for tensor in outputs if not is_plain(tensor) and _pins(tensor.device.type)}:
+        _let_the_caller_go_first(device)
+
+
+def _let_the_caller_go_first(device: torch.device) -> None:
+    # Kernels that the caller has queued may still read a tensor; the result must not overwrite it before they ran.
+    _side_stream(device, "in").wait_stream(torch.accelerator.current_stream(device))
 
 
 def from_host(host: Tensor, tensor: Tensor) -> None:
@@ -104,7 +115,7 @@ def from_host(host: Tensor, tensor: Tensor) -> None:
         with writing_to(tensor):
             tensor.copy_(host)
         return
-    stream = _side_stream(tensor.device, "in")  # `room_for` made it wait for the caller's stream
+    stream = _side_stream(tensor.device, "in")  # `room_for` or `let_callers_go_first` made it wait for the caller's
     with stream, writing_to(tensor):
         tensor.copy_(host, non_blocking=True)
     _wait_for_copy(stream.record_event(), host)

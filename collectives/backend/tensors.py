@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from collectives.backend.staging import as_bytes, from_host, is_plain, leaving, room_for, to_host
+from collectives.backend.staging import as_bytes, from_host, is_plain, leaving, let_callers_go_first, room_for, to_host
 from collectives.engine.hangs.call_site import CallSite
 from collectives.errors import UsageError
 from collectives.schedule.op import Collective, OpSpec
@@ -292,6 +292,7 @@ def _movement(collective: Collective, counts: tuple[int, ...], source: Tensor, o
     if len(given) == 1 and is_plain(given[0]):
         return Call(spec, _apart(source, given[0], None), given[0], given)
     target = torch.empty(sum(output.nbytes for output in given), dtype=torch.uint8)
+    let_callers_go_first(given)
 
     def finish() -> None:
         for part, output in zip(torch.split(target, [output.nbytes for output in given]), given, strict=True):

@@ -7,11 +7,15 @@ run the same ops in the same order, so there is one line and no priorities.
     run     returns when the op is over. If the queue is idle the caller's own thread runs it: handing a small op to
             another thread and being woken again costs more than the op
 
-Whoever runs an op sets `_working` under the lock and clears it afterwards, so the thread and callers exclude each
+Whoever runs an op sets `_worker` under the lock and clears it afterwards, so the thread and callers exclude each
 other without holding the lock while an op runs. A small op takes the lock twice and allocates nothing here.
 
-After `close` nothing new is taken. The thread hands what still waits to `execute`, which refuses it, so that every
-`done` is called exactly once, and ends when the line is empty.
+After `refuse` nothing new is taken. The thread hands what still waits to `execute`, which refuses it, so that every
+`done` is called exactly once, and ends when the line is empty. `close` waits for that.
+
+A signal handler runs on top of what its thread was at, and that may be an op. There the end of the op cannot be waited
+for, only brought about: by an exception from the handler. Python calls handlers between two steps of any code, this
+too, so one attribute says whether the own thread runs an op, and it is cleared before anything else is called.
 """
 
 from __future__ import annotations
@@ -52,7 +56,7 @@ class OpQueue:
         refusal: the error for an op that comes after `close`.
 
     Attributes:
-        closing: `close` was called.
+        closing: `refuse` or `close` was called.
         caller: who started the op that the thread runs, or ran last.
     """
 
@@ -68,7 +72,8 @@ class OpQueue:
         self._name, self._execute, self._fail, self._refusal = name, execute, fail, refusal
         self._lock = threading.Condition()
         self._calls: collections.deque[_Call] = collections.deque()
-        self._working = False  # an op is being run, by the thread or by a caller
+        self._worker: int | None = None  # identifier of the thread that runs an op
+        self._has_closer = self._thread_ended = False
         self._thread = threading.Thread(target=self._serve, name=f"narrowgauge {name}", daemon=True)
         self._thread.start()
 
@@ -86,12 +91,13 @@ class OpQueue:
 
     def run(self, spec: OpSpec, source: int, target: int, timeout_s: float, residual: int) -> None:
         """Run an op in the caller's thread if the queue is idle, else in its turn; returns when it is over."""
-        inline = False
+        inline, here = False, threading.get_ident()
         try:
             with self._lock:
-                # `inline` is set first: an interrupt between the two lines must not leave `_working` set for ever.
-                inline = not self._working and not self._calls and not self.closing
-                self._working |= inline
+                # `inline` is set first: an interrupt between the two lines must not leave `_worker` set for ever.
+                inline = self._worker is None and not self._calls and not self.closing
+                if inline:
+                    self._worker = here
             if inline:
                 self._execute(spec, source, target, timeout_s, residual)
         except BaseException as error:
@@ -99,8 +105,9 @@ class OpQueue:
             raise
         finally:
             if inline:
+                if self._worker == here:
+                    self._worker = None  # before a call, in which a signal handler may want to close
                 with self._lock:
-                    self._working = False
                     if self._calls or self.closing:
                         self._lock.notify_all()
         if not inline:
@@ -110,26 +117,38 @@ class OpQueue:
         """Whether that is the queue's thread."""
         return self._thread.ident == identifier
 
+    def runs_in_this_thread(self) -> bool:
+        """Whether an op is under way in the calling thread, which then is in a signal handler."""
+        return self._worker == threading.get_ident()
+
+    def refuse(self) -> None:
+        """Take no more ops; those that wait are refused in turn. Returns at once."""
+        with self._lock:
+            self.closing = True
+            self._lock.notify_all()
+
     def close(self, interrupt: Callable[[], object]) -> bool:
-        """Take no more ops; returns when none runs and none waits. False if it was closed before.
+        """Take no more ops; returns when none runs and none waits. False if it was closed before, or another thread
+        does so. Not to be called where an op `runs_in_this_thread`.
 
         Args:
             interrupt: makes a running `execute` look up.
         """
+        self.refuse()
         with self._lock:
-            if self.closing:
+            if self._has_closer:
                 return False
-            self.closing = True
-            self._lock.notify_all()
+            self._has_closer = True
         interrupt()
+        with self._lock:  # beneath a signal handler this thread may hold it already: only a wait gives it up
+            self._lock.wait_for(lambda: self._thread_ended and self._worker is None)
         self._thread.join()
-        with self._lock:
-            self._lock.wait_for(lambda: not self._working)
         return True
 
     def abandon(self) -> None:
         """In a forked child, which has no such thread: take no more ops."""
-        self.closing = True
+        self.closing = self._has_closer = True
+        self._worker = None
         self._lock = threading.Condition()  # the old one may be held by a thread that exists in the parent only
 
     def _run_in_turn(self, spec: OpSpec, source: int, target: int, timeout_s: float, residual: int) -> None:
@@ -160,7 +179,7 @@ class OpQueue:
                 self._fail(caught)
                 error = caught
             with self._lock:
-                self._working = False
+                self._worker = None
                 self._lock.notify_all()
             try:
                 call.done(error)
@@ -170,10 +189,12 @@ class OpQueue:
     def _next(self) -> _Call | None:
         """Wait for the next op and claim the queue for it; None when the queue is closed and empty."""
         with self._lock:
-            self._lock.wait_for(lambda: not self._working if self._calls else self.closing)
+            self._lock.wait_for(lambda: self._worker is None if self._calls else self.closing)
             if not self._calls:
+                self._thread_ended = True
+                self._lock.notify_all()
                 return None
-            self._working = True
+            self._worker = threading.get_ident()
             call = self._calls.popleft()
             self.caller = call.caller
             return call

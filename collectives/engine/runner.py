@@ -12,6 +12,7 @@ The compiled loop runs without the GIL and comes back when the op is done or Pyt
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 import threading
@@ -82,7 +83,11 @@ def start(meeting: rendezvous.Rendezvous, options: Options, timeout_s: float) ->
     hosts = [joined.topology.host_index(each) for each in range(meeting.size)]
     shared = shared_memory.share(meeting, hosts, table.ARENA_BYTES, options.shared_memory)
     name, generation = meeting.store.group, meeting.store.generation
-    return Engine(meeting.rank, name, generation, joined, shared, options, timeout_s)
+    try:
+        return Engine(meeting.rank, name, generation, joined, shared, options, timeout_s)
+    except BaseException:
+        shared.close()
+        raise
 
 
 @dataclass
@@ -118,7 +123,7 @@ class Engine:
         self, rank: int, name: str, generation: int, joined: bootstrap.Joined, shared: shared_memory.SharedMemory,
         options: Options, timeout_s: float,
     ) -> None:  # fmt: skip
-        connections, topology = joined.connections, joined.topology
+        connections = joined.connections
         self.rank, self.size, self.name = rank, len(connections.rank_infos), name
         self.links_are_known = joined.is_known
         self.counters = Counters()
@@ -127,7 +132,19 @@ class Engine:
         self._running: RunningOp | None = None
         self._latest: RunningOp | None = None
         self._begun = 0  # ops so far; the number of the next
-        self._waker, self._wake = socket.socketpair()
+        with contextlib.ExitStack() as undo:  # if anything fails, such as for want of file descriptors
+            self._waker, self._wake = socket.socketpair()
+            undo.callback(self._close_waker)
+            self._assemble(generation, joined, options, undo)
+            undo.pop_all()
+        lifetime.joined(self)  # last: a fork on another thread may call `abandon` from now on
+
+    def _assemble(
+        self, generation: int, joined: bootstrap.Joined, options: Options, undo: contextlib.ExitStack
+    ) -> None:
+        """Make the parts; `undo` gets what ends those that need it."""
+        connections, topology, shared = joined.connections, joined.topology, self._shared
+        rank, name, timeout_s = self.rank, self.name, self._timeout_s
         self._control = control.ControlChannel(connections.control)
         self._net = make_net(
             [(peer, connection.fileno()) for peer, connection in connections.data],
@@ -141,8 +158,11 @@ class Engine:
         self._watch = (
             Watch(rank, name, names, self._control, self._whereabouts, options.hang_report_s) if self.size > 1 else None
         )
+        if self._watch is not None:
+            undo.callback(self._watch.close)
         self._faults = FaultPolicy(rank, connections, self._control, self._net, self._watch)
         self.messages = Messenger(rank, name, generation, connections, self._control, self._faults)
+        undo.callback(self.messages.close)
         self._trace = Trace(options.trace, name, rank, names, self._net) if options.trace else None
         is_watched = joined.is_known and len(topology.hosts) > 1
         self._monitors = MonitorRounds(
@@ -154,7 +174,6 @@ class Engine:
         self._queue = OpQueue(
             f"rank {rank}, group {name}", self._execute, self._faults.break_group, self._closed_before
         )
-        lifetime.joined(self)  # last: a fork on another thread may call `abandon` from now on
 
     @property
     def topology(self) -> Topology:
@@ -221,7 +240,20 @@ class Engine:
 
     def close(self) -> None:
         """Say goodbye to the peers, end the threads, close all sockets. Ops and messages that still wait raise
-        GroupClosed."""
+        GroupClosed.
+
+        Raises:
+            GroupClosed: this thread runs an op of the group, on top of which a signal handler has called this. Nothing
+                is closed beneath the op. The error ends it, if the handler lets it pass; then call this again.
+        """
+        if self._queue.runs_in_this_thread():
+            self._queue.refuse()
+            raise GroupClosed(
+                f"rank {self.rank}: group {self.name} was destroyed in a signal handler, while the same thread ran "
+                f"{self._latest[0] if self._latest is not None else 'an op'}. That op ends with this error; to release "
+                "what the group holds, call destroy_process_group again when it has",
+                self.rank,
+            )
         if not self._queue.close(lambda: self._wake.send(b"x")):
             return
         self.messages.close()

@@ -415,7 +415,8 @@ class Messenger:
             self._links[request.peer].requests.discard(request)
         request.done = True
         request.keep = None
-        for listener in request.listeners:
+        listeners, request.listeners = request.listeners, []  # they hold who holds the request
+        for listener in listeners:
             listener()
         self._wake()  # it may be the leader's own, ended by another thread
         if self._waiters > 1 or not self._leading or self._helper_leads:

@@ -77,6 +77,88 @@ def test_destroy_leaves_nothing_behind(backend: str) -> None:
     assert run(come_and_go, 3, backend) == [[]] * 3
 
 
+def destroy_in_a_handler(rank: int, size: int, store: Any, handler_catches: bool) -> tuple[list[str], set[str]]:
+    """Rank 0 destroys the group in a signal handler, which interrupts an op that waits for rank 1.
+
+    Returns:
+        What was said of it, and the threads that are left once the group has been destroyed again.
+    """
+    join(store, rank, size, "first")
+    said: list[str] = []
+
+    def handle(*_: object) -> None:
+        try:
+            dist.destroy_process_group()
+        except collectives.GroupClosed as error:
+            said.append(str(error))
+            if not handler_catches:
+                raise
+
+    if rank == 0:
+        signal.signal(signal.SIGALRM, handle)
+        behind: list[Any] = []  # waits in line behind the op that is interrupted
+        add = threading.Timer(0.5, lambda: behind.append(dist.all_reduce(torch.ones(3), async_op=True)))
+        add.start()
+        signal.setitimer(signal.ITIMER_REAL, 2)
+        with pytest.raises(collectives.GroupClosed) as caught:
+            dist.all_reduce(torch.ones(3))
+        said.append(str(caught.value))
+        add.join()
+        with pytest.raises(collectives.GroupClosed):
+            behind[0].wait()
+        store.set("left", "")
+    else:
+        store.wait(["left"], A_WHILE)
+        with pytest.raises(collectives.GroupClosed) as caught:
+            dist.all_reduce(torch.ones(3))
+        said.append(str(caught.value))
+    dist.destroy_process_group()
+    left = threads_of_groups()
+    join(store, rank, size, "second")
+    dist.all_reduce(torch.ones(3))
+    dist.destroy_process_group()
+    return said, left
+
+
+@pytest.mark.parametrize("handler_catches", [False, True])
+def test_destroy_in_a_signal_handler_ends_the_op_beneath_it(handler_catches: bool) -> None:
+    (said, left), (of_peer, left_of_peer) = run(destroy_in_a_handler, 2, handler_catches, deadline_s=100)
+    assert "call destroy_process_group again" in said[0]
+    assert "rank 0" in of_peer[0]
+    assert (left, left_of_peer) == (set(), set())
+
+
+def threads_of_groups() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if "narrowgauge" in thread.name}
+
+
+def destroy_in_a_callback(rank: int, size: int, store: Any) -> tuple[list[str], set[str]]:
+    """What `destroy_process_group` raised in a future's callback, and the threads that it left."""
+    join(store, rank, size)
+    raised = []
+
+    def leave(_: object) -> None:
+        try:
+            dist.destroy_process_group()
+        except BaseException as error:
+            raised.append(repr(error))
+
+    work: Any = dist.all_reduce(torch.ones(3), async_op=True)
+    work.get_future().then(leave).wait()
+    deadline = time.monotonic() + 60
+    while (
+        left := {thread.name for thread in threading.enumerate() if "narrowgauge" in thread.name}
+    ) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return raised, left
+
+
+@pytest.mark.parametrize("backend", ["narrowgauge", "gloo"])
+def test_destroy_in_a_futures_callback(backend: str) -> None:
+    for raised, left in run(destroy_in_a_callback, 2, environment={"NARROWGAUGE_BACKEND": backend}):
+        assert (raised, left) == ([], set())
+
+
 def reduce_until(tensor: torch.Tensor, deadline: float) -> None:
     while time.monotonic() < deadline:
         dist.all_reduce(tensor, dist.ReduceOp.AVG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import collectives
+from collectives.backend import messages
 from collectives.backend.messages import MessageWork
 from tests.paths import REPOSITORY
 from tests.processes import Died, run
@@ -380,6 +383,73 @@ def forked(rank: int, size: int, store: Any) -> int:
 
 def test_a_forked_child_is_no_member() -> None:
     assert run(forked, 2) == [7, 7]
+
+
+def copied_by_two(rank: int, size: int, store: Any) -> tuple[int, list[float]]:
+    """A future's callback has begun to copy a message to its tensor when `wait` is called, and is held up.
+
+    Returns:
+        How often it was copied, and what is in the tensor after the caller wrote sevens to it.
+    """
+    join(store, rank, size)
+    received = torch.zeros(8)[::2]
+    if rank == 1:
+        dist.send(torch.ones(4), 0)
+    else:
+        begun, go_on, copies = threading.Event(), threading.Event(), []
+        copy = messages.from_host
+
+        def slowly(host: Tensor, tensor: Tensor) -> None:
+            copies.append(threading.current_thread().name)
+            if len(copies) == 1:
+                begun.set()
+                go_on.wait()
+            copy(host, tensor)
+
+        messages.from_host = slowly
+        work: Any = dist.irecv(received, 1)
+        future = work.get_future()
+        begun.wait()
+        threading.Timer(0.5, go_on.set).start()
+        work.wait()
+        received.fill_(7)
+        go_on.set()
+        future.wait()
+        counted = len(copies)
+    dist.destroy_process_group()
+    return (0, []) if rank else (counted, received.tolist())
+
+
+def test_a_message_is_copied_to_its_tensor_once() -> None:
+    assert run(copied_by_two, 2)[0] == (1, [7.0] * 4)
+
+
+def kept_alive(rank: int, size: int, store: Any) -> int:
+    """How many works of finished messages live on, with their tensors, while Python's collector is off."""
+    join(store, rank, size)
+    gc.disable()
+    works = []
+    for _ in range(10):
+        tensor = torch.ones(1000)
+        work: Any = dist.irecv(tensor, 0) if rank == 1 else None
+        future = work.get_future() if rank == 1 else None
+        dist.barrier()  # the future is taken before the message comes
+        work = work or dist.isend(tensor, 1)
+        work.wait()
+        if future is not None:
+            future.wait()
+        works.append(weakref.ref(work))
+        del work, future
+    deadline = time.monotonic() + 20
+    while any(work() is not None for work in works) and time.monotonic() < deadline:
+        time.sleep(0.01)  # a helper drops the last reference a moment later
+    left = sum(work() is not None for work in works)
+    dist.destroy_process_group()
+    return left
+
+
+def test_a_finished_message_with_a_future_is_freed_at_once() -> None:
+    assert run(kept_alive, 2) == [0, 0]
 
 
 def counted(rank: int, size: int, store: Any) -> tuple[float, dict[str, float]]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import warnings
+
 import pytest
 
 from collectives.backend import meter
-from collectives.backend.meter import Meter
+from collectives.backend.meter import METER, Meter
 
 
 class Clock:
@@ -65,3 +70,27 @@ def test_figures(clock: Clock, name: str) -> None:
         clock.now = 100.0 + at_s
         getattr(meter, event)(*arguments)
     assert meter.read() == pytest.approx(wanted)
+
+
+def test_a_child_forked_while_another_thread_counts() -> None:
+    held, forked = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with METER._lock:
+            held.set()
+            forked.wait()
+
+    counter = threading.Thread(target=hold)
+    counter.start()
+    held.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that other threads are not in the child is the point
+        child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)
+        METER.read()
+        os._exit(0)
+    forked.set()
+    counter.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 
-from collectives.backend import process_group, staging
+from collectives.backend import process_group, staging, tensors
 from collectives.backend.staging import as_bytes, from_host, is_plain, room_for, to_host
 from collectives.errors import UsageError
 from tests.collectives.fake_streams import StreamFuture
@@ -231,6 +231,42 @@ def failing_copy(rank: int, size: int, store: Any) -> str:
 @needs_fake_device
 def test_a_broken_device_is_the_callers_error() -> None:
     assert run(failing_copy, 1) == ["the device fell off its bus"]
+
+
+class SideStream:
+    """Notes what it waits for."""
+
+    def __init__(self) -> None:
+        self.waited_for: list[object] = []
+
+    def wait_stream(self, other: object) -> None:
+        self.waited_for.append(other)
+
+
+ON_A_DEVICE = torch.zeros(8)[::2]  # stands for it: not plain
+PLAIN = [torch.zeros(4), torch.zeros(4)]
+CALLS: dict[str, Callable[[], object]] = {
+    "broadcast": lambda: tensors.broadcast(ON_A_DEVICE, 0, 1),
+    "all_gather": lambda: tensors.all_gather([ON_A_DEVICE] * 2, PLAIN[0], 1, 2),
+    "all_gather_single": lambda: tensors.all_gather_single(torch.zeros(16)[::2], PLAIN[0], 1, 2),
+    "reduce_scatter": lambda: tensors.reduce_scatter(ON_A_DEVICE, PLAIN, "sum", 1, 2),
+    "all_to_all": lambda: tensors.all_to_all([ON_A_DEVICE] * 2, PLAIN, 2),
+    "all_to_all_single": lambda: tensors.all_to_all_single(ON_A_DEVICE, PLAIN[0], [], [], 2),
+    "gather": lambda: tensors.gather([ON_A_DEVICE] * 2, PLAIN[0], 1, 1, 2),
+    "scatter": lambda: tensors.scatter(ON_A_DEVICE, [], 0, 1, 2),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_results_come_after_what_the_caller_has_queued(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only outputs are on a device, so nothing that goes in waits for it."""
+    streams: dict[str, SideStream] = {}
+    monkeypatch.setattr(staging, "_pins", lambda device_type: True)
+    monkeypatch.setattr(staging, "_page_locked", lambda shape, dtype: torch.empty(shape, dtype=dtype))
+    monkeypatch.setattr(staging, "_side_stream", lambda device, to: streams.setdefault(to, SideStream()))
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: "the caller's")
+    CALLS[name]()
+    assert streams["in"].waited_for == ["the caller's"]
 
 
 def test_plain_tensors_are_used_in_place() -> None:

@@ -12,10 +12,13 @@ import stat
 import sys
 import threading
 import time
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from collectives.engine import runner
 from collectives.engine.compiled.connections import HEADER
 from collectives.engine.hangs.diagnosis import Whereabouts
 from collectives.engine.runner import Engine
@@ -28,9 +31,10 @@ from collectives.errors import (
     ProtocolError,
     UsageError,
 )
+from collectives.options import Options
 from collectives.schedule.op import OpSpec
 from collectives.transport import control, tcp
-from tests.collectives.engine.group import AT_ONCE_S, engines, errors_of, on_all
+from tests.collectives.engine.group import AT_ONCE_S, MemoryStore, engines, errors_of, on_all
 
 HOSTS = ["farm-a", "farm-a", "farm-b"]
 
@@ -343,3 +347,29 @@ def test_an_interrupted_wait_ends_the_op_before_its_buffers_go(monkeypatch: pyte
         second[:] = 7.0
         assert isinstance(errors_of(1, lambda _: all_reduce(group[1], 10))[0], CollectiveError)
         np.testing.assert_array_equal(second, np.full(10, 7.0, np.float32))
+
+
+def own_sockets() -> set[str]:
+    """Those that are open in this process, and the arenas."""
+    names = set()
+    for entry in os.scandir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            names.add(os.readlink(entry.path))
+    return {name for name in names if name.startswith("socket:") or "narrowgauge" in name}
+
+
+@pytest.mark.parametrize("wanting", ["socketpair", "eventfd"])
+def test_an_engine_that_cannot_be_made_leaves_nothing(wanting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    if wanting == "eventfd":
+        monkeypatch.setattr(os, "eventfd", none_left)
+    else:
+        monkeypatch.setattr(runner, "socket", types.SimpleNamespace(socketpair=none_left))
+    before, store = own_sockets(), MemoryStore()
+    errors = errors_of(2, lambda rank: runner.connect(store, rank, 2, "test", AT_ONCE_S, Options(host="farm-a")))
+    assert all("too many open files" in str(error) for error in errors), errors
+    assert own_sockets() <= before
+    assert not [thread.name for thread in threading.enumerate() if "watch of group test" in thread.name]
+    assert "memfd:narrowgauge" not in Path("/proc/self/maps").read_text()
