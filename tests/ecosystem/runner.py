@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,11 +95,11 @@ def _run_to_end(command: Sequence[str], work: Path, timeout_s: float, log: int) 
     finally:
         if process.poll() is None:
             process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(END_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        with suppress(ProcessLookupError):  # what it has left behind, such as processes that its tests had started
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _environment(work: Path) -> dict[str, str]:

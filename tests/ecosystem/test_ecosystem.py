@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.ecosystem import __main__ as command
@@ -139,11 +140,19 @@ def test_ours_is_in_place_of_gloo(tmp_path: Path) -> None:
     assert found.printed == [["narrowgauge"]]
 
 
-def test_a_program_that_hangs_is_ended(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_program_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> None:
+    child = "import subprocess, sys, time; child = subprocess.Popen(['sleep', '600'])\n"
+    text = child + "open('pid', 'w').write(str(child.pid)); time.sleep(600)"
     began = time.monotonic()
-    found = run(program(tmp_path, "hangs", "import time; time.sleep(600)", timeout_s=1.0), GLOO, tmp_path / "run", None)
-    assert "still ran after 1 s" in str(found.problem)
-    assert time.monotonic() - began < 100
+    found = run(program(tmp_path, "hangs", text, timeout_s=30.0), GLOO, tmp_path / "run", None)
+    assert "still ran after 30 s" in str(found.problem)
+    assert time.monotonic() - began < 200
+    pid = int((tmp_path / "run" / "work" / "pid").read_text())
+    deadline = time.monotonic() + 30.0
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the program's child still runs"
+        time.sleep(0.1)
 
 
 @pytest.mark.slow
