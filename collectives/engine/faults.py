@@ -22,6 +22,7 @@ from typing import TypeVar
 from collectives.engine.compiled.connections import BATCH, HEADER_BYTES, Net
 from collectives.engine.compiled.status import BAD_HEADER, OP_MISMATCH, PEER_CLOSED, SOCKET_ERROR, TIMEOUT
 from collectives.engine.compiled.table import NO_PEER, UP, Table
+from collectives.engine.hangs.diagnosis import GONE
 from collectives.engine.hangs.watch import Watch
 from collectives.errors import CollectiveError, GroupClosed, OpMismatch, OpTimeout, PeerLost, ProtocolError
 from collectives.schedule.op import OpSpec
@@ -136,15 +137,22 @@ def _mismatch(where: str, peer: RankInfo, control: ControlChannel, watch: Watch 
 
 def _timed_out(
     where: str, rank_infos: Sequence[RankInfo], table: Table, control: ControlChannel, watch: Watch | None
-) -> OpTimeout:
+) -> CollectiveError:
     """Who has not come, as far as the ranks' answers show; else who is at the end of the chain of those that wait."""
     names = [rank_info.describe() for rank_info in rank_infos]
     found = _attempt(watch.diagnose) if watch is not None else None
     waited_for, _ = missing(table)
     culprit = found.culprit if found is not None else None
+    if found is not None and culprit is not None and found.missing.get(culprit) == GONE:
+        control.drain(culprit)  # all that are missing have given up, just before this rank: they know why
+        return lost("closed", where, rank_infos, culprit, _still_to_come(table, rank_infos), control)
     if culprit is None:
         culprit = _end_of_chain(waited_for, found.waits if found is not None else {})
     text = f"nothing moved for {int(table.run[0]['timeout_ns']) / 1e9:g} s. {_still_to_come(table, rank_infos)}"
+    if found is not None and found.sides:
+        text += f" The {found.difference(names)}"
+        control.send_abort(OpMismatch.__name__, culprit, f"{where}: {text}")
+        return OpMismatch(f"{where}: {text}; all ranks must call the same collectives in the same order", culprit)
     if found is not None and found.missing:
         shown = list(found.missing.items())[:_RANKS_NAMED]
         text += f" Not in this collective: {'; '.join(f'{names[rank]} {why}' for rank, why in shown)}."

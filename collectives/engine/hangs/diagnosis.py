@@ -4,6 +4,9 @@ The op in question is the latest that any rank is in. A rank is held up, and hea
 have not joined it: they do not answer, or are outside any collective, or still in an earlier one. Those in an earlier
 op wait for somebody themselves, so one of the first two kinds is the culprit, if there is any. One that has given up
 has blamed somebody, too.
+
+Ranks that call different collectives as the same op mostly notice it by the first header. Not if none is sent: a leaf
+of a broadcast waits for its parent, which waits for that rank's part of an all-reduce.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any
 from collectives.transport.control import TEXT_LIMIT, cut
 
 MAX_SHOWN = 8
+GONE = "has given up or left the group"
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class Diagnosis:
         stacks: of those that answered.
         culprit: the one that the others wait for; None if all have joined.
         waits: for each rank that is in an op, which ranks it waits for.
+        sides: if ranks called different collectives as this op, what they called and where: first one of those that
+            most called, then all others.
     """
 
     op: int
@@ -86,6 +92,14 @@ class Diagnosis:
     stacks: dict[int, str]
     culprit: int | None
     waits: dict[int, tuple[int, ...]]
+    sides: dict[int, str]
+
+    def difference(self, names: Sequence[str]) -> str:
+        """What the sides called, as a sentence; "" if all called the same."""
+        if not self.sides:
+            return ""
+        shown = "; ".join(f"{names[rank]}: {said}" for rank, said in list(self.sides.items())[:MAX_SHOWN])
+        return f"ranks have called different collectives. {shown}"
 
 
 def diagnose(
@@ -106,7 +120,7 @@ def diagnose(
     silent, outside, behind, gone = dict[int, str](), dict[int, str](), dict[int, str](), dict[int, str]()
     for rank, answer in sorted(answers.items()):
         if rank in left:
-            gone[rank] = "has given up or left the group"
+            gone[rank] = GONE
         elif answer is None:
             silent[rank] = (
                 "does not answer: it is stopped or swapped out, or in a C call that holds Python's lock, or the link "
@@ -117,21 +131,36 @@ def diagnose(
         elif answer.op is not None and answer.op < op:
             waits_for = f", and waits for {listed(answer.waits_for, names)}" if answer.waits_for else ""
             behind[rank] = f"is still in {answer.describe()}{waits_for}"
+    sides = _sides({rank: answer for rank, answer in inside.items() if answer.op == op})
     return Diagnosis(
         op,
         doing,
         max(answer.waited_s for answer in inside.values()),
         {**silent, **outside, **behind, **gone},
         {rank: answer.stack for rank, answer in answers.items() if answer is not None},
-        next(iter((*silent, *outside, *gone)), None),
+        next(iter((*silent, *outside, *list(sides)[1:], *gone)), None),
         {rank: answer.waits_for for rank, answer in inside.items()},
+        sides,
     )
+
+
+def _sides(answers: Mapping[int, Whereabouts]) -> dict[int, str]:
+    """`Diagnosis.sides` of the ranks in an op. Sizes may differ where they are a rank's own, names may not."""
+    names = {rank: answer.doing.partition(" ")[0] for rank, answer in sorted(answers.items())}
+    most = max(names.values(), key=list(names.values()).count)
+    others = [rank for rank, name in names.items() if name != most]
+    if not others:
+        return {}
+    first = next(rank for rank, name in names.items() if name == most)
+    return {rank: answers[rank].describe() for rank in (first, *others)}
 
 
 def report(diagnosis: Diagnosis, group: str, names: Sequence[str]) -> str:
     """What is logged: a line that names the op and who has not joined it, then each of these with its stack."""
     found, missing = diagnosis, diagnosis.missing
     head = f"group {group}: nothing has moved for {found.waited_s:.0f} s in {found.doing} (op {found.op})"
+    if found.sides:
+        return f"group {group}: nothing has moved for {found.waited_s:.0f} s, because {found.difference(names)}"
     if not missing:
         waits = "; ".join(
             f"{names[rank]} waits for {listed(waits_for, names)}"

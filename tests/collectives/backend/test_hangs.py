@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import os
 import signal
@@ -184,6 +185,25 @@ def test_a_mismatch_shows_both_lines(is_async: bool) -> None:
         assert "in mismatched.<locals>." in other
         assert ("left_branch" in one) != ("left_branch" in other)
         assert ("left_branch" in one) == ("sum of 11" in one)
+
+
+def mismatched_in_silence(rank: int, size: int, store: Any) -> tuple[str, int | None]:
+    """Rank 1 waits for the root of its broadcast, and the others for rank 1's part: nobody sends a header."""
+    join(store, rank, size, hang_report_s=0)
+    dist.group.WORLD.set_timeout(timedelta(seconds=3))
+    call = functools.partial(dist.broadcast, src=0) if rank == 1 else dist.all_reduce
+    with pytest.raises(collectives.OpMismatch) as caught:
+        call(torch.ones(1000))
+    return str(caught.value), caught.value.culprit
+
+
+def test_different_collectives_in_which_nobody_sends_a_header() -> None:
+    for text, culprit in run(mismatched_in_silence, 3):
+        assert culprit == 1, text
+        assert "called different collectives. rank 0" in text
+        assert "all_reduce sum of 1000 float32 (op 1)" in text
+        assert "broadcast of 4000 uint8" in text
+        assert "in mismatched_in_silence" in text
 
 
 def timed_out(rank: int, size: int, store: Any) -> tuple[str, int | None]:
