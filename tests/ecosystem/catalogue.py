@@ -121,8 +121,6 @@ def _libraries() -> Iterator[Program]:
         "torchft-process-groups", "torchft_tests.py", (), 1, ("torchft", "pytest", "parameterized"),
         prints=r"^test (\S+ (?:passed|failed))$", timeout_s=600.0,
         excused={
-            "ProcessGroupTest::test_gloo_timeout passed":
-            "wants Gloo's words after 10 ms; a group of ours waits at least 20 s for its ranks",
             "BabyGlooMultiPgTest::test_collective_with_resiliency_0_send_recv passed":
             "a group of ours breaks as a whole: a rank that dies ends a message of two others that is under way",
         },
