@@ -33,6 +33,7 @@ from torch import Tensor
 
 from collectives import options
 from collectives.backend import boxed_ops, builtin_hooks, profiled, tensors
+from collectives.backend.arguments import check_root_tensor, only, only_list, reduction_of
 from collectives.backend.c10d import Store, Work, all_reduce_options, c10d, dist
 from collectives.backend.executors import EngineExecutor, choose, close_unattended
 from collectives.backend.messages import EngineMessages, GlooMessages, Messages
@@ -56,18 +57,6 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 4 << 20  # crosses a PCIe bus in less than a millisecond, so the network waits no longer for the first
 MAX_HELPERS = 1000  # a thread is started only when none is idle; one or two are usual
-
-REDUCTION = {
-    dist.ReduceOp.SUM: "sum",
-    dist.ReduceOp.AVG: "avg",
-    dist.ReduceOp.MIN: "min",
-    dist.ReduceOp.MAX: "max",
-    dist.ReduceOp.PRODUCT: "product",
-    dist.ReduceOp.BAND: "band",
-    dist.ReduceOp.BOR: "bor",
-    dist.ReduceOp.BXOR: "bxor",
-}
-_REDUCTION_BY_VALUE = {int(op): name for op, name in REDUCTION.items()}  # torch's enum compares slowly
 
 
 def create(
@@ -191,11 +180,10 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     @overloaded(c10d.AllreduceOptions, ["tensors/tensor"], ["op", "timeout"])
     def allreduce(self, given: Tensor | list[Tensor], opts: Any) -> NarrowgaugeWork:
-        listed = _listed(given)
-        if listed and listed[0].is_sparse:
-            return self._all_reduce_sparse(listed, opts)
-        tensor = _only("all_reduce", listed, "allreduce_coalesced")
-        return self._submit(self._all_reduce(tensor, _reduction(opts)), opts, "all_reduce", listed)
+        tensor = only("all_reduce", given, "allreduce_coalesced")
+        if tensor.is_sparse:
+            return self._all_reduce_sparse(tensor, opts)
+        return self._submit(self._all_reduce(tensor, reduction_of(opts)), opts, "all_reduce", tensor)
 
     def all_reduce_coded(
         self, given: Tensor, op: str, codec: str, residual: Tensor | None = None, async_op: bool = True
@@ -212,7 +200,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     @overloaded(c10d.AllreduceCoalescedOptions, ["tensors"])
     def allreduce_coalesced(self, given: list[Tensor], opts: Any) -> NarrowgaugeWork:
-        reduction = _reduction(opts)
+        reduction = reduction_of(opts)
         calls = (
             self._all_reduce(given[0], reduction) if len(given) == 1 else tensors.all_reduce_coalesced(given, reduction)
         )
@@ -224,30 +212,28 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
             return tensors.all_reduce_in_chunks(given, reduction, CHUNK_BYTES)
         return [tensors.all_reduce(given, reduction)]
 
-    def _all_reduce_sparse(self, given: list[Tensor], opts: Any) -> NarrowgaugeWork:
-        if len(given) != 1:
-            raise UsageError(f"all_reduce: got {len(given)} sparse tensors; wanted one")
-        op = SparseAllReduce(given[0], _reduction(opts), self._rank, self._size)
+    def _all_reduce_sparse(self, given: Tensor, opts: Any) -> NarrowgaugeWork:
+        op = SparseAllReduce(given, reduction_of(opts), self._rank, self._size)
         at_once = all_reduce_options(async_op=False, timeout=opts.timeout)
         self._submit([op.sizes()], at_once, "all_reduce", [])
         return self._submit([op.rows()], opts, "all_reduce", given)
 
     @overloaded(c10d.ReduceOptions, ["tensors/tensor"], ["root", "op", "timeout"])
     def reduce(self, given: Tensor | list[Tensor], opts: Any) -> NarrowgaugeWork:
-        _check_root_tensor("reduce", opts.rootTensor)
-        call = tensors.reduce(_only("reduce", given), _reduction(opts), opts.rootRank, self._rank)
+        check_root_tensor("reduce", opts.rootTensor)
+        call = tensors.reduce(only("reduce", given), reduction_of(opts), opts.rootRank, self._rank)
         return self._submit([call], opts, "reduce", given)
 
     @overloaded(c10d.BroadcastOptions, ["tensors/tensor"], ["root", "timeout"])
     def broadcast(self, given: Tensor | list[Tensor], opts: Any) -> NarrowgaugeWork:
-        _check_root_tensor("broadcast", opts.rootTensor)
-        call = tensors.broadcast(_only("broadcast", given), opts.rootRank, self._rank)
+        check_root_tensor("broadcast", opts.rootTensor)
+        call = tensors.broadcast(only("broadcast", given), opts.rootRank, self._rank)
         return self._submit([call], opts, "broadcast", given)
 
     @overloaded(c10d.AllgatherOptions, ["output_tensors", "input_tensors/input_tensor"], ["timeout"])
     def allgather(self, outputs: list[Any], given: Tensor | list[Tensor], opts: Any) -> NarrowgaugeWork:
-        tensor = _only("all_gather", given, "allgather_coalesced")
-        outs = outputs if isinstance(given, Tensor) else _only("all_gather", outputs)
+        tensor = only("all_gather", given, "allgather_coalesced")
+        outs = outputs if isinstance(given, Tensor) else only("all_gather", outputs)
         call = tensors.all_gather(outs, tensor, self._rank, self._size)
         return self._submit([call], opts, "all_gather", given)
 
@@ -277,9 +263,9 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     @overloaded(c10d.ReduceScatterOptions, ["output_tensors/output", "input_tensors/input"], ["op", "timeout"])
     def reduce_scatter(self, outputs: Any, given: list[Any], opts: Any) -> NarrowgaugeWork:
-        output = _only("reduce_scatter", outputs, "reduce_scatter_tensor_coalesced")
-        ins = given if isinstance(outputs, Tensor) else _only("reduce_scatter", given)
-        call = tensors.reduce_scatter(output, ins, _reduction(opts), self._rank, self._size)
+        output = only("reduce_scatter", outputs, "reduce_scatter_tensor_coalesced")
+        ins = given if isinstance(outputs, Tensor) else only("reduce_scatter", given)
+        call = tensors.reduce_scatter(output, ins, reduction_of(opts), self._rank, self._size)
         return self._submit([call], opts, "reduce_scatter", given)
 
     @overloaded(c10d.ReduceScatterOptions, ["outputTensor", "inputTensor"])
@@ -292,7 +278,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
     def reduce_scatter_single_coalesced(self, outputs: list[Tensor], given: list[Tensor], opts: Any) -> NarrowgaugeWork:
         pairs = zip(outputs, given, strict=True)
         calls = [
-            tensors.reduce_scatter_single(out, each, _reduction(opts), self._rank, self._size) for out, each in pairs
+            tensors.reduce_scatter_single(out, each, reduction_of(opts), self._rank, self._size) for out, each in pairs
         ]
         return self._submit(calls, opts, "reduce_scatter", given)
 
@@ -313,7 +299,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     @overloaded(c10d.GatherOptions, ["output_tensors", "input_tensors/input_tensor"], ["root", "timeout"])
     def gather(self, outputs: list[Any], given: Any, opts: Any) -> NarrowgaugeWork:
-        tensor, outs = _only("gather", given), _only_list("gather", outputs)
+        tensor, outs = only("gather", given), only_list("gather", outputs)
         call = tensors.gather(outs, tensor, opts.rootRank, self._rank, self._size)
         return self._submit([call], opts, "gather", given)
 
@@ -326,7 +312,7 @@ class NarrowgaugeGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     @overloaded(c10d.ScatterOptions, ["output_tensors/output_tensor", "input_tensors"], ["root", "timeout"])
     def scatter(self, outputs: Any, given: list[Any], opts: Any) -> NarrowgaugeWork:
-        output, ins = _only("scatter", outputs), _only_list("scatter", given)
+        output, ins = only("scatter", outputs), only_list("scatter", given)
         call = tensors.scatter(output, ins, opts.rootRank, self._rank, self._size)
         return self._submit([call], opts, "scatter", given)
 
@@ -605,42 +591,3 @@ def native_group(group: object, purpose: str) -> NarrowgaugeGroup:
 
 def _note_this_thread(threads: set[int]) -> None:
     threads.add(threading.get_ident())
-
-
-def _reduction(opts: Any) -> str:
-    op = opts.reduceOp.op
-    name = _REDUCTION_BY_VALUE.get(int(op))
-    if name is None:
-        raise UsageError(f"reduction {op.name} is not supported; use one of {', '.join(REDUCTION.values())}")
-    return name
-
-
-def _only(op: str, given: Any, coalesced: str | None = None) -> Any:
-    """The one item of a list. c10d's lists are for the several devices of a rank, and a rank of ours has one.
-
-    Args:
-        coalesced: the method for several tensors of one device, if there is one; the error names it.
-
-    Raises:
-        UsageError: more or fewer than one.
-    """
-    if isinstance(given, Tensor):
-        return given
-    if len(given) != 1:
-        several = f"{coalesced} takes several" if coalesced else "several take a call each"
-        raise UsageError(f"{op}: got a list of {len(given)}; wanted one of each rank; {several}")
-    return given[0]
-
-
-def _only_list(op: str, given: Any) -> Any:
-    """The one list of tensors in a list of lists. c10d also passes it alone, and nothing on ranks that have none."""
-    return _only(op, given) if given and isinstance(given[0], (list, tuple)) else given
-
-
-def _check_root_tensor(op: str, place: int) -> None:
-    if place != 0:
-        raise UsageError(f"{op}: the root tensor is number {place} of the root's list; wanted 0, its only one")
-
-
-def _listed(given: Tensor | list[Tensor]) -> list[Tensor]:
-    return [given] if isinstance(given, Tensor) else list(given)

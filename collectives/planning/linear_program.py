@@ -8,10 +8,15 @@ Shares, for a message of one byte (T is the busiest link's seconds):
                 share_t >= 0
 
 Of its many optima we want one whose other links have something to spare: a link that is as busy as the slowest passes
-every hiccup on to all. Of these the one with the most even shares and the shallowest trees. So the objective has small
-terms for all three. Without them the solver would return a corner of the optimal face: few trees with odd shares.
-Latencies count as well, but those of a local network hardly: they are measured to a tenth at best, and would otherwise
-decide by chance which of the optima is taken.
+every hiccup on to all. Of these the one with the most even shares and the shallowest trees. So small terms are added to
+T, which is scaled to be 1 with equal shares:
+
+    BEYOND mean_l max(0, busy_l - (1 - SPARE) T)  +  EVEN max_t share_t
+    +  SHALLOW sum_t share_t (depth_t / largest depth + latency_t / max(largest latency, LONG_S))
+
+Without them the solver would return a corner of the optimal face: few trees with odd shares. A larger T lessens the
+first term by less than it costs, since BEYOND is below 1. LONG_S keeps the latencies of a local network from deciding:
+they are measured to a tenth at best, and chance would choose among the optima.
 
 Trees, by column generation. All spanning trees are too many to list, so the program starts with those of the algorithms
 and asks for more. Its dual values are prices of links, at least 0, with sum 1. Since a mean is at most the maximum, for
@@ -43,11 +48,9 @@ from collectives.schedule.specification import SPECIFICATIONS, Specification
 from collectives.schedule.tree import Tree
 from collectives.topology import Topology
 
-# Weights of the small terms; the objective is scaled so that T with equal shares is 1. BEYOND is that of all links
-# together: below 1, so that no time is given away for it.
-EVEN, SHALLOW, BEYOND = 1e-3, 3e-3, 0.3
+EVEN, SHALLOW, BEYOND = 1e-3, 3e-3, 0.3  # weights of the small terms
 SPARE = 0.3  # part of the time that links are to be idle which need not be as busy as the slowest one
-LONG_S = 10e-3  # latency of a tree that counts in full beside one without any
+LONG_S = 10e-3  # seconds; of trees whose latencies are all below, they count less
 MIN_SHARE = 0.01  # of an equal share; a smaller one is not worth a tree's messages
 SHARE_DIGITS = 6
 PRICE_DIGITS = 9  # ranks plan for themselves, and prices that differ in the last bits must not choose other trees

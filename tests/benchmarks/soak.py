@@ -83,16 +83,16 @@ def soak(seconds: float) -> None:
     memberships = [tuple(range(size)), tuple(range(size - 1)), (0, size - 1), tuple(range(1, size))]
     groups = {members: dist.new_group(list(members)) for members in memberships}
     in_flight: list[Running] = []
-    started, number, rounds, before = time.monotonic(), 0, 0, None
+    started, rounds, before = time.monotonic(), 0, None
     while True:
-        for number in range(number, number + ROUND):  # noqa: B020  goes on where the last round ended
+        for number in range(rounds * ROUND, (rounds + 1) * ROUND):
             case = draw(number, SEED, memberships)
             if rank not in case.members:
                 continue
             in_flight.append(Running(case, SEED, groups[case.members], case.members.index(rank)))
             while len(in_flight) > IN_FLIGHT or (in_flight and not case.asynchronous):
                 in_flight.pop(0).check()
-        number, rounds = number + 1, rounds + 1
+        rounds += 1
         while in_flight:
             in_flight.pop(0).check()
         message(rank, size, rounds)
@@ -109,7 +109,8 @@ def soak(seconds: float) -> None:
     for figures in (grown, now):
         dist.all_reduce(figures, dist.ReduceOp.MAX)
     if rank == 0:
-        print(f"{number} collectives on {size} ranks and {len(groups)} groups in {seconds / 60:g} minutes, wrong: 0")
+        took = f"{seconds / 60:g} minutes"
+        print(f"{rounds * ROUND} collectives on {size} ranks and {len(groups)} groups in {took}, wrong: 0")
         print(f"{rounds} messages from each rank, {rounds // ROUNDS_TO_GROUP} groups made and destroyed, wrong: 0")
         for name, more, whole in zip(
             ("MiB resident", "threads", "descriptors"), grown.tolist(), now.tolist(), strict=True

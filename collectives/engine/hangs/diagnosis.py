@@ -6,7 +6,8 @@ op wait for somebody themselves, so one of the first two kinds is the culprit, i
 has blamed somebody, too.
 
 Ranks that call different collectives as the same op mostly notice it by the first header. Not if none is sent: a leaf
-of a broadcast waits for its parent, which waits for that rank's part of an all-reduce.
+of a broadcast waits for its parent, which waits for that rank's part of an all-reduce. Such a difference comes before
+all else: whoever is late, this op cannot end well.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def diagnose(
         max(answer.waited_s for answer in inside.values()),
         {**silent, **outside, **behind, **gone},
         {rank: answer.stack for rank, answer in answers.items() if answer is not None},
-        next(iter((*silent, *outside, *list(sides)[1:], *gone)), None),
+        next(iter((*list(sides)[1:], *silent, *outside, *gone)), None),
         {rank: answer.waits_for for rank, answer in inside.items()},
         sides,
     )

@@ -73,15 +73,15 @@ def test_an_answer_reads_back_and_nonsense_does_not() -> None:
             Whereabouts.from_message({**answer.to_message(), **change})
 
 
-def test_ranks_in_different_collectives_are_told_apart() -> None:
+def test_ranks_in_different_collectives_are_named_with_their_lines() -> None:
     """Nobody has sent a header, so no rank could see the difference by itself."""
     summing, casting = (
         Whereabouts(1, 2, f"{name} of 4000 uint8", 31.0, waits_for, f"train.py:{line} in step", "a.py:1 in main")
         for name, waits_for, line in (("all_reduce", (1,), 7), ("broadcast", (0,), 9))
     )
-    found = diagnose({0: summing, 1: casting, 2: summing}, [], NAMES)
+    found = diagnose({0: summing, 1: casting, 2: summing, 3: outside(1)}, [], NAMES)
     assert found is not None
-    assert found.culprit == 1
+    assert found.culprit == 1, "whoever has not come, either"
     assert report(found, "dp", NAMES) == (
         "group dp: nothing has moved for 31 s, because ranks have called different collectives. rank 0 (host-0): "
         "all_reduce of 4000 uint8 (op 1), called at train.py:7 in step; rank 1 (host-1): broadcast of 4000 uint8 "
