@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,14 +11,14 @@ from tests.caches import new_cache
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _cache_of_its_own() -> Iterator[None]:
-    """For this process and all that it starts."""
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For this process and all that it starts.
+
+    Among pytest's own folders: one of `tempfile` would be removed by a forked child that ends as a process does.
+    """
     before = os.environ.get("XDG_CACHE_HOME")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_CACHE_HOME"] = str(new_cache(Path(folder)))
-        try:
-            yield
-        finally:
-            del os.environ["XDG_CACHE_HOME"]
-            if before is not None:
-                os.environ["XDG_CACHE_HOME"] = before
+    os.environ["XDG_CACHE_HOME"] = str(new_cache(tmp_path_factory.mktemp("cache")))
+    yield
+    del os.environ["XDG_CACHE_HOME"]
+    if before is not None:
+        os.environ["XDG_CACHE_HOME"] = before
