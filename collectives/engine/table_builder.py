@@ -40,7 +40,7 @@ from collectives.engine.compiled.table import (
     Table,
     TableLayout,
 )
-from collectives.planning.window import MAX_WINDOW_BYTES, tree_slots
+from collectives.planning.window import MAX_WINDOW_BYTES, slice_elems, tree_slots
 from collectives.schedule.codec import RAW, Codec, codec_of
 from collectives.schedule.forest import Forest
 from collectives.schedule.op import OpSpec
@@ -69,7 +69,7 @@ def build(
 
     Args:
         homes: for each rank the index of its site and of its host, see `Topology.homes`.
-        slice_bytes: bytes of a slice in the op's dtype, a multiple of 64.
+        slice_bytes: bytes of a slice in the op's dtype, a multiple of 64; encoded slices may be longer.
         window_bytes: bytes of the message that may be in flight at a time (at least two slices a tree); bounds
             scratch and arena to about as much, twice for a forest with inner nodes, twice again for partial sums of
             16-bit types.
@@ -129,10 +129,12 @@ class _Node:
     parent: int | None
     children: tuple[int, ...]
     count: int  # elements
+    slice_elems: int
     num_slices: int
     slots: int
     slot_elems: int  # elements that all slots together hold
-    code_room: int  # bytes that all slots together hold, encoded; 0 if no edge of the tree is
+    code_bytes: int  # of a slice, encoded; 0 if no edge of the tree is
+    code_room: int  # bytes that all slots together hold, encoded
     coded_parent: bool
 
 
@@ -146,8 +148,7 @@ class _Builder:
         self.forest, self.spec, self.rank, self.homes, self.wires = forest, spec, rank, homes, wires
         self.slice_bytes, self.window_bytes = slice_bytes, window_bytes
         self.up, self.down = forest.specification.up, forest.specification.down
-        self.slice_elems = slice_bytes // spec.item_size
-        self.code_bytes = wires.codec.num_bytes(self.slice_elems)
+        self.plain_slice_elems = slice_bytes // spec.item_size
         self.acc_size = 4 if spec.dtype in ("bfloat16", "float16") else spec.item_size
         self.total_count = sum(spec.counts)
 
@@ -176,7 +177,7 @@ class _Builder:
         node = self._node(tree, parent, children, count)
         row: Row = {"id": index, "parent": NO_PEER if parent is None else parent}
         row |= {"up": self.up, "down": self.down, "near_parent": self._is_near(parent)}
-        row |= {"count": count, "slice_elems": self.slice_elems, "num_slices": node.num_slices, "slots": node.slots}
+        row |= {"count": count, "slice_elems": node.slice_elems, "num_slices": node.num_slices, "slots": node.slots}
         row |= {"first_slot": self.num_slots, "first_slice": self.num_slices}
         row |= {"source_offset": source_offset, "target_offset": target_offset}
         row |= self._add_edges(tree, node)
@@ -212,17 +213,21 @@ class _Builder:
         return TableLayout(table, self.scratch.end)
 
     def _node(self, tree: Tree, parent: int | None, children: tuple[int, ...], count: int) -> _Node:
-        num_slices = math.ceil(count / self.slice_elems)
-        slots = min(num_slices, tree_slots(count / self.total_count, self.slice_bytes, self.window_bytes))
         coded = any(self.wires.is_coded(*edge) for edge in tree.edges)
+        length = slice_elems(count, self.plain_slice_elems, self.wires.codec) if coded else self.plain_slice_elems
+        num_slices = math.ceil(count / length)
+        slots = min(num_slices, tree_slots(count / self.total_count, length * self.spec.item_size, self.window_bytes))
+        code_bytes = self.wires.codec.num_bytes(length) if coded else 0
         return _Node(
             parent,
             children,
             count,
+            length,
             num_slices,
             slots,
-            slot_elems=min(count, slots * self.slice_elems),
-            code_room=slots * self.code_bytes if coded else 0,
+            slot_elems=min(count, slots * length),
+            code_bytes=code_bytes,
+            code_room=slots * code_bytes,
             coded_parent=parent is not None and self.wires.is_coded(self.rank, parent),
         )
 
@@ -233,8 +238,9 @@ class _Builder:
             near, coded = self._is_near(child), self.wires.is_coded(child, self.rank)
             wire_size = self.acc_size if tree.children_of(child) else self.spec.item_size
             row: Row = {"peer": child, "near": near, "coded": coded, "wire_size": wire_size}
-            row["code_offset"] = self.scratch.take(node.code_room if coded else 0)
-            row["scratch_offset"] = self.scratch.take(node.slot_elems * wire_size if self.up and not near else 0)
+            row["slot_bytes"] = node.code_bytes if coded else node.slice_elems * wire_size
+            room = node.code_room if coded else node.slot_elems * wire_size
+            row["scratch_offset"] = self.scratch.take(room if self.up and not near else 0)
             row["first_seen"] = self.num_seen
             self.edges.append(row)
             self.num_seen += node.slots
@@ -263,9 +269,9 @@ class _Builder:
             "partial_offset": self.scratch.take(sum_bytes if self.up and is_inner and not near_parent else 0),
             "arena_up": self.arena_up.take(sum_bytes if self.up and near_parent else 0),
             "arena_down": self.arena_down.take(node.slot_elems * item_size if self.down and num_near else 0),
-            "coded": node.code_room > 0,
+            "coded": node.code_bytes > 0,
             "coded_parent": node.coded_parent,
-            "code_bytes": self.code_bytes,
+            "code_bytes": node.code_bytes,
             "code_up": self.scratch.take(node.code_room if node.coded_parent else 0),
             "code_down": self.scratch.take(node.code_room),
         }

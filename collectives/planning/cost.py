@@ -33,6 +33,7 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 
 from collectives.options import Options
+from collectives.planning.window import MIN_CODED_SLICES, longest_slice
 from collectives.schedule.codec import PLAIN, Codec, codec_of
 from collectives.schedule.forest import Forest
 from collectives.schedule.op import Collective
@@ -56,16 +57,19 @@ class Idle:
     Attributes:
         latency_s: for slices without bytes.
         s_per_byte: for each byte of the message, as long as a tree's part of it is shorter than a slice.
-        slice_s: at most so much for bytes, since longer parts are cut into slices.
+        slice_s: at most so much for bytes, since longer parts are cut into slices,
+        long_slice_s: which grow up to this in long messages if they are encoded, see `window.slice_elems`.
     """
 
     latency_s: float
     s_per_byte: float
     slice_s: float
+    long_slice_s: float
 
     def seconds(self, num_bytes: int) -> float:
         """For a message of `num_bytes`."""
-        return self.latency_s + min(self.s_per_byte * num_bytes, self.slice_s)
+        whole_s = self.s_per_byte * num_bytes
+        return self.latency_s + min(whole_s, max(self.slice_s, min(whole_s / MIN_CODED_SLICES, self.long_slice_s)))
 
 
 @dataclass(frozen=True)
@@ -126,13 +130,14 @@ def forest_cost(
     crossed = np.asarray(passage.loads @ parts)
     with np.errstate(divide="ignore", invalid="ignore"):  # a dead link: infinitely busy if it is crossed, else 0
         busy = np.where(crossed > 0, crossed / capacity, 0.0)
-    # Three runs of the same model give the three terms of `Idle`: empty slices, the parts of a one-byte message as
-    # slices, and slices of full length.
-    latency = _FirstSlices(passage)
-    short = _FirstSlices(passage, parts)
-    full = _FirstSlices(passage, np.full(len(parts), float(slice_bytes)))
-    idle = tuple(map(Idle, latency.idle_s.tolist(), short.idle_s.tolist(), full.idle_s.tolist()))
-    way = Idle(latency.longest_s, short.longest_s, full.longest_s)
+    # Runs of the same model give the terms of `Idle`: empty slices, the parts of a one-byte message as slices, slices
+    # of full length, and the longest of those that are encoded.
+    longest = longest_slice(slice_bytes, codec)
+    runs = [_FirstSlices(passage), _FirstSlices(passage, parts)]
+    runs += [_FirstSlices(passage, np.full(len(parts), float(each))) for each in dict.fromkeys((slice_bytes, longest))]
+    runs += [runs[-1]] * (longest == slice_bytes)
+    idle = tuple(map(Idle, *(run.idle_s.tolist() for run in runs)))
+    way = Idle(*(run.longest_s for run in runs))
     edges = passage.edges
     edges_at_busiest_rank = int(np.bincount(np.concatenate([edges.child, edges.parent]), minlength=1).max())
     messages = forest.specification.messages_per_edge * (edges_at_busiest_rank + int(edges.depth.max(initial=0)))

@@ -2,7 +2,8 @@
 
 A fold reads the contributions of one slice (own and children's), runs the tree's steps on them and writes one result.
 It goes chunk by chunk, small enough that all intermediate values stay in the first-level cache, so each contribution
-is read from memory once and the result written once, however many there are.
+is read from memory once and the result written once, however many there are. Encoded slices are decoded chunk by
+chunk, too: as numbers they would fill the cache several times.
 
 16-bit floats are widened to float32 on reading; a partial sum that travels further stays float32; only the root rounds.
 MIN and MAX of floats hand NaN on. Integers wrap around; their average is the (wrapped) sum divided, toward zero.
@@ -17,7 +18,9 @@ import numba
 import numpy as np
 from numba import types
 
-from collectives.engine.compiled.jit import compiled_address, jit, void_pointer
+from collectives.engine.compiled.codecs import C_CODE, C_CODEC, C_COUNT, C_VALUES, CODEC_FIELDS, code_bytes
+from collectives.engine.compiled.jit import call, compiled_address, jit, void_pointer
+from collectives.schedule.codec import BLOCK
 
 # Codes of dtypes and reductions, as they stand in a table.
 DTYPE_CODE = {
@@ -51,6 +54,7 @@ FLOAT32, FLOAT64, BFLOAT16, FLOAT16, INT8, UINT8, INT16, INT32, INT64 = range(9)
 OWN, ACC, TMP, DST, TMP2 = -1, -2, -3, -4, -5
 
 CHUNK = 2048  # elements; the buffers that a fold of float32 touches are 32 KiB at most
+assert CHUNK % BLOCK == 0, "a chunk of code begins with a block"
 BUFFER_BYTES = CHUNK * 8
 WORK_BYTES = 5 * BUFFER_BYTES  # three registers, two widened operands
 
@@ -236,14 +240,18 @@ def divide(dtype: int, values: int, divisor: int, n: int) -> None:
     F_STEPS,  # address of the tree's fold steps, int64 triples (dst, a, b), and their number
     F_NUM_STEPS,
     F_OPERANDS,  # address of an int64 for each child: where its slice lies
-    F_WIRE_SIZES,  # and of one for each child: bytes of an element there
+    F_WIRE_SIZES,  # and of one for each child: bytes of an element there, or ENCODED
     F_OWN,  # address of the own contribution
     F_DST,  # address of the result
     F_DST_IS_PARTIAL,  # 1: it travels on as a partial sum (float32 for 16-bit types)
     F_COUNT,  # elements
     F_WORK,  # address of WORK_BYTES of scratch
-) = range(13)
-FOLD_FIELDS = 13
+    F_CODEC,  # of the slices that are encoded
+    F_DECODE,  # address of the compiled `codecs.decode`
+    F_CODE,  # and of its arguments, of which C_WORK is set
+) = range(16)
+FOLD_FIELDS = 16
+ENCODED = 0
 
 
 @functools.cache
@@ -287,11 +295,18 @@ def _register_at(work: int, operand: int) -> int:
 
 @jit
 def _operand_at(f: Any, operands: Any, wire_sizes: Any, operand: int, start: int, m: int, widened: int) -> int:
-    """Address of m elements of an operand from element `start` on; 16-bit floats are widened to there first."""
+    """Address of m elements of an operand from element `start` on; 16-bit floats and code become float32 first, at
+    `widened`."""
     register = _register_at(f[F_WORK], operand)
     if register != 0:
         return register
     size = f[F_ITEM_SIZE] if operand == OWN else wire_sizes[operand]
+    if size == ENCODED:
+        c = numba.carray(void_pointer(f[F_CODE]), (CODEC_FIELDS,), np.int64)
+        c[C_CODEC], c[C_COUNT], c[C_VALUES] = f[F_CODEC], m, widened
+        c[C_CODE] = operands[operand] + code_bytes(f[F_CODEC], start)
+        call(f[F_DECODE], f[F_CODE])
+        return widened
     address = (f[F_OWN] if operand == OWN else operands[operand]) + start * size
     if _is_half(f[F_DTYPE]) and size == 2:
         widen(f[F_DTYPE], address, widened, m)

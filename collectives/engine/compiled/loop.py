@@ -124,10 +124,8 @@ def _begin(net: Net, table: Table) -> None:
             table.due[tree["first_slot"] + slot] = slot
             if tree["up"] == 1:
                 for e in range(tree["first_edge"], tree["first_edge"] + tree["num_edges"]):
-                    ahead = slot * tree["slice_elems"] * edges[e]["wire_size"]
-                    table.slice_addresses[edges[e]["first_seen"] + slot] = (
-                        run["scratch"] + edges[e]["scratch_offset"] + ahead
-                    )
+                    at = run["scratch"] + edges[e]["scratch_offset"] + slot * edges[e]["slot_bytes"]
+                    table.slice_addresses[edges[e]["first_seen"] + slot] = at
         if tree["parent"] != NO_PEER:
             run["to_send"] += n * (1 if tree["up"] == 1 else tree["near_parent"])
             run["to_receive"] += n

@@ -190,7 +190,7 @@ def _expect_up(table: Table, conn: Any, tree: Any, s: int) -> tuple[int, int, in
 
     Returns:
         Address for the payload; its length, REFUSED if no such slice is expected now; address for the decoded slice, 0
-        if it is not encoded; position in `slice_addresses`.
+        if it is not decoded here; position in `slice_addresses`.
     """
     run, slot = table.run[0], s % tree["slots"]
     refused = (np.int64(0), np.int64(REFUSED), np.int64(0), np.int64(0))
@@ -205,9 +205,8 @@ def _expect_up(table: Table, conn: Any, tree: Any, s: int) -> tuple[int, int, in
         return refused
     table.seen[seen] = 1
     at = table.slice_addresses[seen]
-    if edge["coded"] == 1:
-        code_at = run["scratch"] + edge["code_offset"] + slot * tree["code_bytes"]
-        return code_at, np.int64(code_bytes(run["codec"], slice_elems(tree, s))), at, seen
+    if edge["coded"] == 1:  # the fold decodes it
+        return at, np.int64(code_bytes(run["codec"], slice_elems(tree, s))), np.int64(0), seen
     # Where a tree only goes down, this is the word that a near child has read a slice.
     num_bytes = slice_elems(tree, s) * edge["wire_size"] if tree["up"] == 1 else np.int64(0)
     return at, num_bytes, np.int64(0), seen

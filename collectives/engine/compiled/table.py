@@ -79,8 +79,8 @@ EDGE = np.dtype(
         ("near", "i8"),  # 1: it shares memory with this rank
         ("coded", "i8"),  # 1: slices to it and from it are encoded
         ("wire_size", "i8"),  # bytes of an element on its way up: a leaf's own type, or the accumulator's
-        ("scratch_offset", "i8"),  # bytes into scratch where its slots are, if it is far
-        ("code_offset", "i8"),  # bytes into scratch where its encoded slices arrive, if they are
+        ("scratch_offset", "i8"),  # bytes into scratch where its slices arrive, encoded ones as such, if it is far
+        ("slot_bytes", "i8"),  # from one of its slots there to the next
         ("first_seen", "i8"),  # where its slots start in `seen` and `slice_addresses`
     ]
 )

@@ -12,10 +12,15 @@ from typing import Any
 
 from collectives.engine.compiled import libc
 from collectives.engine.compiled.addresses import arena_down, code_down, partial_at, result_at, slice_elems
+from collectives.engine.compiled.codecs import C_WORK
 from collectives.engine.compiled.connections import Net
 from collectives.engine.compiled.jit import call, jit
 from collectives.engine.compiled.kernels import (
+    ENCODED,
+    F_CODE,
+    F_CODEC,
     F_COUNT,
+    F_DECODE,
     F_DIVISOR,
     F_DST,
     F_DST_IS_PARTIAL,
@@ -63,7 +68,7 @@ def child_arrived(net: Net, table: Table, t: int, s: int) -> None:
     begin = s * tree["slice_elems"]
     for k in range(tree["num_edges"]):
         edge = table.edges[tree["first_edge"] + k]
-        table.wire_sizes[k] = edge["wire_size"]
+        table.wire_sizes[k] = ENCODED if edge["coded"] == 1 else edge["wire_size"]
         table.operands[k] = table.slice_addresses[edge["first_seen"] + slot]
         table.seen[edge["first_seen"] + slot] = 0
     own = run["source"] + tree["source_offset"] + begin * run["item_size"]
@@ -79,6 +84,8 @@ def child_arrived(net: Net, table: Table, t: int, s: int) -> None:
     f[F_NUM_STEPS] = tree["num_steps"]
     f[F_OPERANDS], f[F_WIRE_SIZES] = table.operands.ctypes.data, table.wire_sizes.ctypes.data
     f[F_OWN], f[F_DST], f[F_DST_IS_PARTIAL] = own, dst, 0 if is_root else 1
+    f[F_CODEC], f[F_DECODE], f[F_CODE] = run["codec"], net.code_address[1], net.code.ctypes.data
+    net.code[C_WORK] = net.code_work.ctypes.data
     f[F_COUNT], f[F_WORK] = slice_elems(tree, s), (net.work.ctypes.data + 63) // 64 * 64
     call(net.fold_address[0], f.ctypes.data)
     if is_root:
