@@ -17,8 +17,8 @@ import struct
 from typing import NamedTuple
 
 EAGER, ANNOUNCE, READY, DATA, CREDIT = 1, 2, 3, 4, 5
-EAGER_BYTES = 64 * 1024
-WINDOW_BYTES = 1024 * 1024
+EAGER_BYTES = 1024 * 1024
+WINDOW_BYTES = 4 * 1024 * 1024
 CHUNK_BYTES = 1024 * 1024  # of DATA: a short message to the same peer waits for no more than this
 MAX_ANNOUNCED = 1_000_000  # messages of one peer that no receive has asked for
 MAX_TAG = 2**62 - 1  # of a program's messages

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from collectives.engine.table_builder import build
-from collectives.planning.window import MAX_WINDOW_BYTES, MIN_SLOTS, MIN_WINDOW_BYTES, default_window_bytes, tree_slots
+from collectives.planning.window import (
+    MAX_WINDOW_BYTES,
+    MIN_SLOTS,
+    MIN_WINDOW_BYTES,
+    default_window_bytes,
+    slice_elems,
+    tree_slots,
+)
+from collectives.schedule.codec import codec_of
 from collectives.schedule.forest import Forest
 from collectives.schedule.op import OpSpec
 from collectives.schedule.tree import Tree
@@ -61,6 +69,22 @@ def test_a_trees_slots_are_its_share_of_the_window(
     share: float, slice_bytes: int, window_bytes: int, slots: int
 ) -> None:
     assert tree_slots(share, slice_bytes, window_bytes) == slots
+
+
+@pytest.mark.parametrize(
+    ("codec", "count", "elems"),
+    [
+        ("none", 10**9, 1024),
+        ("bf16", 10**9, 1024),
+        ("int8", 10**9, 2048),
+        ("int4", 10**9, 4096),
+        ("int4", 16 * 1024, 1024),
+        ("int4", 16 * 2000, 2048),  # whole blocks
+        ("int4", 5, 1024),
+    ],
+)
+def test_encoded_slices_grow_with_the_message(codec: str, count: int, elems: int) -> None:
+    assert slice_elems(count, 1024, codec_of(codec)) == elems
 
 
 @pytest.mark.parametrize(("num_slices", "slots"), [(1, 1), (3, 3), (5, 4)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from collectives.engine import reference, table_builder
-from collectives.engine.compiled import codecs, table
+from collectives.engine.compiled import codecs, kernels, table
 from collectives.engine.runner import Engine
 from collectives.errors import UsageError
 from collectives.planning.planner import plan, with_codec
@@ -147,13 +148,13 @@ def test_a_codec_without_a_branch_is_no_int4() -> None:
     assert done.stderr.splitlines()[-1] == "AssertionError: a codec without a branch in this file"
 
 
-def tables(group: list[Engine], spec: OpSpec) -> list[table.Table]:
+def tables(group: list[Engine], spec: OpSpec, sizes: dict[str, int]) -> list[table.Table]:
     topology = group[0].topology
     forest = with_codec(plan(topology, spec.collective, spec.num_bytes, spec.root), spec.codec).forest
     shared, narrow = [i for i, host in enumerate(topology.hosts) if len(host.ranks) > 1], topology.narrow_between
     return [
         table_builder.build(
-            forest, spec, rank, topology.homes, **SMALL, shared_memory=shared, narrow_between=narrow
+            forest, spec, rank, topology.homes, **sizes, shared_memory=shared, narrow_between=narrow
         ).table
         for rank in range(len(group))
     ]
@@ -165,12 +166,19 @@ def test_engines_agree_with_the_reference(farm: str, codec: str) -> None:
     agree(FARMS[farm], codec)
 
 
+@pytest.mark.parametrize("codec", LOSSY)
+def test_engines_agree_with_the_reference_on_slices_of_several_chunks(codec: str) -> None:
+    """A fold decodes chunk by chunk; the last slice ends in the middle of one, and of a block."""
+    sizes = {"slice_bytes": 4 * 3 * kernels.CHUNK, "window_bytes": 128 * kernels.CHUNK}
+    agree(list("abcd"), codec, (4 * 50 * kernels.CHUNK + 333,), sizes)
+
+
 @pytest.mark.parametrize("farm", NARROW)
 @pytest.mark.parametrize("codec", LOSSY)
 def test_engines_agree_with_the_reference_on_narrow_links(farm: str, codec: str, tmp_path: Path) -> None:
     hosts, file = [host.name for host in NARROW[farm].hosts for _ in host.ranks], tmp_path / "topology.json"
     file.write_text(NARROW[farm].to_json())
-    agree(hosts, f"narrow-{codec}", topology=str(file))
+    agree(hosts, f"narrow-{codec}", topology=file)
 
 
 def test_only_narrow_links_round() -> None:
@@ -197,10 +205,13 @@ def test_only_narrow_links_round() -> None:
     )
 
 
-def agree(hosts: list[str], codec: str, **options: object) -> None:
+def agree(
+    hosts: list[str], codec: str, counts: tuple[int, ...] = (1, 63, 300, 10_007, 30_000),
+    sizes: dict[str, int] = SMALL, topology: Path | None = None,
+) -> None:  # fmt: skip
     rng = np.random.default_rng(4)
-    with engines(hosts, **SMALL, **options) as group:
-        for count, reduction in ((1, "sum"), (63, "avg"), (300, "sum"), (10_007, "avg"), (30_000, "sum")):
+    with engines(hosts, **sizes, topology=None if topology is None else str(topology)) as group:
+        for count, reduction in zip(counts, itertools.cycle(("sum", "avg")), strict=False):
             spec = OpSpec("all_reduce", "float32", reduction, None, (count,), codec)
             residuals = [np.zeros(count, np.float32) for _ in hosts]
             wanted_residuals = [np.zeros(count, np.float32) for _ in hosts]
@@ -208,7 +219,7 @@ def agree(hosts: list[str], codec: str, **options: object) -> None:
                 sources = [rng.standard_normal(count).astype(np.float32) for _ in hosts]
                 wanted = [np.zeros(4 * count, np.uint8) for _ in hosts]
                 raw = [source.view(np.uint8) for source in sources]
-                reference.run(tables(group, spec), raw, wanted, residuals=wanted_residuals)
+                reference.run(tables(group, spec, sizes), raw, wanted, residuals=wanted_residuals)
                 run_coded(group, spec, sources, residuals)
                 for rank in range(len(hosts)):
                     np.testing.assert_array_equal(sources[rank].view(np.uint8), wanted[rank], f"{rank} {spec}")

@@ -418,9 +418,9 @@ def test_a_timeout_names_peer_tag_bytes_and_what_has_arrived() -> None:
         assert said.endswith("see logs/rank.log")
         with pytest.raises(OpTimeout, match=r"rank 0 .*gave up"):
             wait(group[2], receive(group[2], 1, room(1)))
-    words = r"send of 400000 bytes.* to rank 1 .*tag 0.*It has sent nothing"
+    words = r"send of 4000000 bytes.* to rank 1 .*tag 0.*It has sent nothing"
     with engines(HOSTS) as group, pytest.raises(OpTimeout, match=words):
-        wait(group[0], send(group[0], 1, room(100_000)), timeout_s=0.2)
+        wait(group[0], send(group[0], 1, room(1_000_000)), timeout_s=0.2)
 
 
 def test_waiting_is_attributed_to_who_was_waited_for() -> None:
