@@ -10,6 +10,7 @@ next one take twice the patience, up to a limit, so that links that come and go 
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from collections.abc import Iterable
 
@@ -77,8 +78,11 @@ class LinkMonitor:
         self._seconds = self._planned_s = 0.0
         seen = estimate_links(self.topology, self._measured, traffic)
         in_force = plan(self.topology, collective, num_bytes, root, codec)
-        better = plan(seen, collective, num_bytes, root, codec)
         stays_s = cost(seen, in_force.forest, codec).seconds(num_bytes)
+        if stays_s <= GAIN * self._least_s(in_force, seen):
+            self._in_a_row = 0
+            return None
+        better = plan(seen, collective, num_bytes, root, codec)
         self._in_a_row = self._in_a_row + 1 if stays_s > GAIN * better.predicted_s else 0
         if self._in_a_row < self._patience:
             return None
@@ -91,6 +95,19 @@ class LinkMonitor:
         self._in_a_row, self._patience = 0, min(MAX_PATIENCE, 2 * self._patience)
         self.topology = seen
         return seen
+
+    def _least_s(self, in_force: Plan, seen: Topology) -> float:
+        """Seconds below which no plan for the links as they are seen can be; 0 if nothing is known of that.
+
+        Planning takes every rank some 50 ms, on the training's time, and noise is seen more often than change. If all
+        links were f times as fast the bound would be f times as small, so no change of some by up to f makes it
+        smaller.
+        """
+        links = zip(seen.links, self.topology.links, strict=True)
+        factors = [
+            now.bytes_per_s / before.bytes_per_s if before.bytes_per_s > 0 else math.inf for now, before in links
+        ]
+        return (in_force.bound_s or 0.0) / max(1.0, *factors)
 
     def _counts(self) -> NDArray[np.float64]:
         """Bytes (row 0) and busy seconds (row 1) to each peer so far. Streams of a peer are busy side by side."""

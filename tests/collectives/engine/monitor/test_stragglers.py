@@ -57,7 +57,8 @@ def test_rank_0_says_it_once_and_when_it_is_over(caplog: pytest.LogCaptureFixtur
     late, well = np.array([(1.0, 0.9), (1.0, 0.0)]), np.array([(1.0, 0.1), (1.0, 0.1)])
     with caplog.at_level(logging.WARNING):
         for reports in (late, late, well, well):
-            assert first.consider(reports, two) == second.consider(reports, two)
+            first.consider(reports, two)
+            second.consider(reports, two)
     assert [record.message for record in caplog.records] == [
         "rank 1 is a straggler: the others waited for it 90% of the last 1.0 s",
         "rank 1 no longer costs a fifth of the time",
