@@ -30,7 +30,8 @@ class Options:
             streams are spread; None takes the one that reaches the store. Env NARROWGAUGE_INTERFACE.
         streams: TCP connections for each peer; "auto": as many as the links' rate and latency need. If ranks ask for
             different numbers, all take the smallest. Env NARROWGAUGE_STREAMS.
-        slice_bytes: size of the pipelined unit in bytes. Env NARROWGAUGE_SLICE_BYTES.
+        slice_bytes: size of the pipelined unit in bytes; where it is encoded it may be up to four times as long. Env
+            NARROWGAUGE_SLICE_BYTES.
         window_bytes: bytes of a message that may be in flight; bounds the engine's memory. None takes 4 MiB, or more
             for links with a high rate and latency. Env NARROWGAUGE_WINDOW_BYTES.
         shared_memory: whether ranks of one host pass slices through shared memory. Env NARROWGAUGE_SHARED_MEMORY

@@ -16,8 +16,10 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from collectives.engine import table_builder
 from collectives.engine.compiled import codecs, kernels
@@ -31,6 +33,7 @@ from collectives.schedule.op import OpSpec
 from collectives.topology import Topology
 
 logger = logging.getLogger(__name__)
+Array = npt.NDArray[Any]
 LOCK, COMPLETE = "lock", "complete"
 PATIENCE_S = 240.0  # several times what compiling takes
 ASK_S = 0.05
@@ -104,9 +107,17 @@ def _try_copy() -> None:
 def _try_fold() -> None:
     """Check the compiled fold, on numbers that show any misplaced element."""
     own, child = np.arange(5000, dtype=np.float32), np.arange(5000, dtype=np.float32) * 10000
+    if not np.array_equal(_folded(own, child, 4), own + child):
+        raise RuntimeError("the compiled fold gives wrong sums on this processor")
+
+
+def _folded(own: Array, child: Array, wire_size: int, codec: int = RAW) -> Array:
+    """The sum of own float32 and a child's, which may be encoded."""
     result, work = np.zeros_like(own), np.zeros(kernels.WORK_BYTES, np.uint8)
     steps = np.array([kernels.DST, kernels.OWN, 0], np.int64)
-    operands, wire_sizes = np.array([child.ctypes.data], np.int64), np.array([4], np.int64)
+    operands, wire_sizes = np.array([child.ctypes.data], np.int64), np.array([wire_size], np.int64)
+    code_work, code = np.zeros(codecs.WORK_BYTES, np.uint8), np.zeros(codecs.CODEC_FIELDS, np.int64)
+    code[codecs.C_WORK] = code_work.ctypes.data
     arguments = np.zeros(kernels.FOLD_FIELDS, np.int64)
     for field, value in (
         (kernels.F_DTYPE, kernels.FLOAT32), (kernels.F_REDUCTION, kernels.SUM), (kernels.F_DIVISOR, 1),
@@ -114,16 +125,16 @@ def _try_fold() -> None:
         (kernels.F_OPERANDS, operands.ctypes.data), (kernels.F_WIRE_SIZES, wire_sizes.ctypes.data),
         (kernels.F_OWN, own.ctypes.data), (kernels.F_DST, result.ctypes.data),
         (kernels.F_COUNT, len(own)), (kernels.F_WORK, work.ctypes.data),
+        (kernels.F_CODEC, codec), (kernels.F_DECODE, codecs.decode_address()), (kernels.F_CODE, code.ctypes.data),
     ):  # fmt: skip
         arguments[field] = value
     ctypes.CFUNCTYPE(None, ctypes.c_int64)(kernels.fold_address())(arguments.ctypes.data)
-    if not np.array_equal(result, own + child):
-        raise RuntimeError("the compiled fold gives wrong sums on this processor")
+    return result
 
 
 def _try_codecs() -> None:
-    """Check the compiled codecs, on whole blocks and a part of one."""
-    values = np.resize(np.array([0, 1, -2, 3, -4, 5, -6, 7], np.float32), 200)
+    """Check the compiled codecs, on whole blocks and a part of one, and the fold of what is encoded."""
+    values = np.resize(np.array([0, 1, -2, 3, -4, 5, -6, 7], np.float32), 5000)
     for codec in CODECS.values():
         if codec.code == RAW or codec.narrow_only:  # the latter are the others' twins
             continue
@@ -136,3 +147,5 @@ def _try_codecs() -> None:
             ctypes.CFUNCTYPE(None, ctypes.c_int64)(address)(f.ctypes.data)
         if np.abs(decoded - values).max() > codec.largest_error * 7 or not (decoded[values == 0] == 0).all():
             raise RuntimeError(f"the compiled codec {codec.name} gives wrong numbers on this processor")
+        if not np.array_equal(_folded(values, code, kernels.ENCODED, codec.code), values + decoded):
+            raise RuntimeError(f"the compiled fold of {codec.name} gives wrong sums on this processor")

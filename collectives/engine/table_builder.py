@@ -40,7 +40,7 @@ from collectives.engine.compiled.table import (
     Table,
     TableLayout,
 )
-from collectives.planning.window import MAX_WINDOW_BYTES, slice_elems, tree_slots
+from collectives.planning.window import MAX_WINDOW_BYTES, coded_slice_elems, tree_slots
 from collectives.schedule.codec import RAW, Codec, codec_of
 from collectives.schedule.forest import Forest
 from collectives.schedule.op import OpSpec
@@ -148,7 +148,6 @@ class _Builder:
         self.forest, self.spec, self.rank, self.homes, self.wires = forest, spec, rank, homes, wires
         self.slice_bytes, self.window_bytes = slice_bytes, window_bytes
         self.up, self.down = forest.specification.up, forest.specification.down
-        self.plain_slice_elems = slice_bytes // spec.item_size
         self.acc_size = 4 if spec.dtype in ("bfloat16", "float16") else spec.item_size
         self.total_count = sum(spec.counts)
 
@@ -214,9 +213,11 @@ class _Builder:
 
     def _node(self, tree: Tree, parent: int | None, children: tuple[int, ...], count: int) -> _Node:
         coded = any(self.wires.is_coded(*edge) for edge in tree.edges)
-        length = slice_elems(count, self.plain_slice_elems, self.wires.codec) if coded else self.plain_slice_elems
+        share, length = count / self.total_count, self.slice_bytes // self.spec.item_size
+        if coded:
+            length = coded_slice_elems(count, share, self.slice_bytes, self.window_bytes, self.wires.codec)
         num_slices = math.ceil(count / length)
-        slots = min(num_slices, tree_slots(count / self.total_count, length * self.spec.item_size, self.window_bytes))
+        slots = min(num_slices, tree_slots(share, length * self.spec.item_size, self.window_bytes))
         code_bytes = self.wires.codec.num_bytes(length) if coded else 0
         return _Node(
             parent,

@@ -33,8 +33,8 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 
 from collectives.options import Options
-from collectives.planning.window import MIN_CODED_SLICES, longest_slice
-from collectives.schedule.codec import PLAIN, Codec, codec_of
+from collectives.planning.window import MIN_CODED_SLICES, default_window_bytes, longest_slice
+from collectives.schedule.codec import PLAIN, RAW, Codec, codec_of
 from collectives.schedule.forest import Forest
 from collectives.schedule.op import Collective
 from collectives.schedule.specification import SPECIFICATIONS
@@ -58,7 +58,7 @@ class Idle:
         latency_s: for slices without bytes.
         s_per_byte: for each byte of the message, as long as a tree's part of it is shorter than a slice.
         slice_s: at most so much for bytes, since longer parts are cut into slices,
-        long_slice_s: which grow up to this in long messages if they are encoded, see `window.slice_elems`.
+        long_slice_s: which grow up to this in long messages if they are encoded, see `window.longest_slice`.
     """
 
     latency_s: float
@@ -132,16 +132,24 @@ def forest_cost(
         busy = np.where(crossed > 0, crossed / capacity, 0.0)
     # Runs of the same model give the terms of `Idle`: empty slices, the parts of a one-byte message as slices, slices
     # of full length, and the longest of those that are encoded.
-    longest = longest_slice(slice_bytes, codec)
-    runs = [_FirstSlices(passage), _FirstSlices(passage, parts)]
-    runs += [_FirstSlices(passage, np.full(len(parts), float(each))) for each in dict.fromkeys((slice_bytes, longest))]
-    runs += [runs[-1]] * (longest == slice_bytes)
+    full = np.full(len(parts), float(slice_bytes))
+    runs = [_FirstSlices(passage), _FirstSlices(passage, parts), _FirstSlices(passage, full)]
+    runs.append(runs[-1] if codec.code == RAW else _FirstSlices(passage, _longest_slices(passage, parts, full, codec)))
     idle = tuple(map(Idle, *(run.idle_s.tolist() for run in runs)))
     way = Idle(*(run.longest_s for run in runs))
     edges = passage.edges
     edges_at_busiest_rank = int(np.bincount(np.concatenate([edges.child, edges.parent]), minlength=1).max())
     messages = forest.specification.messages_per_edge * (edges_at_busiest_rank + int(edges.depth.max(initial=0)))
     return Cost(tuple(busy.tolist()), idle, way, MESSAGE_S * messages)
+
+
+def _longest_slices(passage: Passage, parts: Floats, full: Floats, codec: Codec) -> Floats:
+    """`full`, but longer in trees of which edges are encoded, as the engine's are by default."""
+    window_bytes, longest = default_window_bytes(passage.topology), full.copy()
+    for tree in np.unique(passage.edges.tree[passage.left < 1]):
+        share = float(parts[tree] / parts.sum()) if parts[tree] > 0 else 0.0
+        longest[tree] = longest_slice(share, int(full[tree]), window_bytes, codec)
+    return longest
 
 
 def left_between(topology: Topology, codec: Codec) -> Floats:

@@ -10,8 +10,8 @@ from collectives.topology import Topology
 MIN_WINDOW_BYTES, MAX_WINDOW_BYTES = 4 * 1024 * 1024, 128 * 1024 * 1024
 MIN_SLOTS = 2
 """Of a tree: one slice in work while the next is in flight."""
-MIN_CODED_SLICES = 16
-"""Of a tree, before its slices become longer because they are encoded."""
+MIN_CODED_SLICES, CODED_SLOTS = 16, 4
+"""Of a tree, and of those in flight, before slices become longer because they are encoded."""
 
 
 def default_window_bytes(topology: Topology) -> int:
@@ -26,16 +26,20 @@ def tree_slots(share: float, slice_bytes: int, window_bytes: int) -> int:
     return max(MIN_SLOTS, math.ceil(share * window_bytes / slice_bytes))
 
 
-def longest_slice(slice_bytes: int, codec: Codec) -> int:
-    """Bytes of float32 of the longest slice. Encoded it is half as long as one that is not, where the codec can do it:
-    a frame costs the same system calls and bookkeeping however short it is."""
-    return slice_bytes * max(1, round(codec.ratio / 2))
+def longest_slice(share: float, slice_bytes: int, window_bytes: int, codec: Codec) -> float:
+    """Bytes, as float32, of a slice of a long message in a tree that has edges with this codec.
+
+    Its code is half as long as a slice that is not encoded, where the codec can do it: a frame costs the same system
+    calls and bookkeeping however short it is. But CODED_SLOTS of them fit into the tree's share of the window.
+    """
+    longest = min(slice_bytes * round(codec.ratio / 2), share * window_bytes / CODED_SLOTS)
+    return max(float(slice_bytes), longest)
 
 
-def slice_elems(count: int, slice_elems: int, codec: Codec) -> int:
-    """Elements of a slice of a tree that carries `count`, where those that are not encoded have `slice_elems`.
+def coded_slice_elems(count: int, share: float, slice_bytes: int, window_bytes: int, codec: Codec) -> int:
+    """Elements of a slice of a tree that carries `count` float32, `share` of the message, and has such edges.
 
     A tree of few slices keeps them short, so that slices come down while others still go up.
     """
-    enough = -(-count // (MIN_CODED_SLICES * codec.block_elems)) * codec.block_elems
-    return min(longest_slice(slice_elems, codec), max(slice_elems, enough))
+    longest = min(longest_slice(share, slice_bytes, window_bytes, codec) / 4, count / MIN_CODED_SLICES)
+    return max(slice_bytes // 4, int(longest) // codec.block_elems * codec.block_elems)

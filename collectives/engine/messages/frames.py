@@ -19,7 +19,7 @@ from typing import NamedTuple
 EAGER, ANNOUNCE, READY, DATA, CREDIT = 1, 2, 3, 4, 5
 EAGER_BYTES = 1024 * 1024
 WINDOW_BYTES = 4 * 1024 * 1024
-CHUNK_BYTES = 1024 * 1024  # of DATA: a short message to the same peer waits for no more than this
+CHUNK_BYTES = 1024 * 1024  # of DATA: a short message waits for no more than this, and for messages before it
 MAX_ANNOUNCED = 1_000_000  # messages of one peer that no receive has asked for
 MAX_TAG = 2**62 - 1  # of a program's messages
 BARRIER_TAG = MAX_TAG + 1  # from here on: of the group's own, which no message of a program's meets

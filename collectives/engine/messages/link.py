@@ -1,8 +1,9 @@
 """One message connection: frames out, bytes in. It moves what the socket takes or has, and never blocks.
 
 What a header means, and where its payload belongs, its owner says: `on_header` returns the sink of the payload, an
-object that counts `moved`, and the memory; `on_payload` is called when the payload is complete. Long payloads are read
-straight into that memory. Headers and short payloads are read together, many at a time, into a buffer of the link's.
+object that counts what it took, and the memory; `on_payload` is called when the payload is complete. Long payloads are
+read straight into that memory. Headers and short payloads are read together, many at a time, into a buffer of the
+link's.
 """
 
 from __future__ import annotations
@@ -108,14 +109,13 @@ class Link:
         else:
             self._messages += 1
             self.announced[self._messages] = request
-            self.push(self._header(ANNOUNCE, request, self._messages))
+            header = self._header(ANNOUNCE, request, self._messages)
+            self._frames.append(_Outgoing(header, memoryview(b""), None, False))
 
     def push_frame(self, kind: int, message: int = 0) -> None:
-        """Queue a frame without a payload."""
-        self.push(pack(Header(kind, 0, self._generation, self._credit(), 0, 0, message)))
-
-    def push(self, header: bytes) -> None:
-        self._frames.append(_Outgoing(header, memoryview(b""), None, False))
+        """Queue a frame without a payload. It goes before all messages that wait: the peer waits for it."""
+        header = pack(Header(kind, 0, self._generation, self._credit(), 0, 0, message))
+        self._frames.appendleft(_Outgoing(header, memoryview(b""), None, False))
 
     def transfer(self, message: int) -> bool:
         """The peer is ready for an announced message; False if there is none of this number."""
@@ -252,7 +252,7 @@ class Link:
         payload = self._payload
         assert payload is not None
         self._at += length
-        payload.sink.moved += length
+        payload.sink.took(length)
         if self._at == len(payload.memory):
             self._payload, self._at = None, 0
             on_payload(self, payload)

@@ -44,6 +44,10 @@ class Request:
     listeners: list[Callable[[], object]] = field(default_factory=list)
     order: int = 0
 
+    def took(self, num_bytes: int) -> None:
+        """So many bytes more have arrived."""
+        self.moved += num_bytes
+
 
 @dataclass(eq=False, slots=True)
 class Arrival:
@@ -65,6 +69,12 @@ class Arrival:
     moved: int = 0
     receive: Request | None = None
     order: int = 0
+
+    def took(self, num_bytes: int) -> None:
+        """So many bytes more have arrived; whoever waits for them sees progress."""
+        self.moved += num_bytes
+        if self.receive is not None:
+            self.receive.moved = self.moved
 
 
 class Matcher:

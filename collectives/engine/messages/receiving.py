@@ -130,8 +130,10 @@ class Receiving:
         if arrival.message is not None:
             link.incoming[arrival.message] = receive
             link.push_frame(READY, arrival.message)
-        elif arrival.moved == arrival.length:
-            self._hand_over(link, arrival, receive)
+        else:
+            receive.moved = arrival.moved
+            if arrival.moved == arrival.length:
+                self._hand_over(link, arrival, receive)
 
     def _assign(self, link: Link, receive: Request) -> None:
         receive.peer = link.rank

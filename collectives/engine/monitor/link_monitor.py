@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collectives.engine.monitor.link_estimator import Traffic, changes, estimate_links
-from collectives.planning.cost import cost
+from collectives.planning.cost import bound_s, cost
 from collectives.planning.plan import Plan
 from collectives.planning.planner import plan
+from collectives.schedule.codec import Codec, codec_of
 from collectives.schedule.op import Collective, OpSpec
 from collectives.topology import Topology
 from collectives.transport import tcp
@@ -79,7 +80,7 @@ class LinkMonitor:
         seen = estimate_links(self.topology, self._measured, traffic)
         in_force = plan(self.topology, collective, num_bytes, root, codec)
         stays_s = cost(seen, in_force.forest, codec).seconds(num_bytes)
-        if stays_s <= GAIN * self._least_s(in_force, seen):
+        if stays_s <= GAIN * self._least_s(in_force, seen, codec_of(codec)):
             self._in_a_row = 0
             return None
         better = plan(seen, collective, num_bytes, root, codec)
@@ -96,18 +97,21 @@ class LinkMonitor:
         self.topology = seen
         return seen
 
-    def _least_s(self, in_force: Plan, seen: Topology) -> float:
+    def _least_s(self, in_force: Plan, seen: Topology, codec: Codec) -> float:
         """Seconds below which no plan for the links as they are seen can be; 0 if nothing is known of that.
 
-        Planning takes every rank some 50 ms, on the training's time, and noise is seen more often than change. If all
-        links were f times as fast the bound would be f times as small, so no change of some by up to f makes it
-        smaller.
+        Planning takes every rank some 50 ms, on the training's time, and noise is seen more often than change. The
+        bound from the bytes of each host is quick. That of the plan in force may be higher. If all links were f times
+        as fast it would be f times as small, so no change of some by up to f makes it smaller, as long as the same
+        links are encoded.
         """
+        quick = bound_s(seen, in_force.forest.collective, in_force.num_bytes, in_force.forest.root) or 0.0
+        least = quick / codec.ratio
+        if codec.narrow_only and not np.array_equal(seen.narrow_between, self.topology.narrow_between):
+            return least
         links = zip(seen.links, self.topology.links, strict=True)
-        factors = [
-            now.bytes_per_s / before.bytes_per_s if before.bytes_per_s > 0 else math.inf for now, before in links
-        ]
-        return (in_force.bound_s or 0.0) / max(1.0, *factors)
+        factors = [now.bytes_per_s / was.bytes_per_s if was.bytes_per_s > 0 else math.inf for now, was in links]
+        return max(least, (in_force.bound_s or 0.0) / max(1.0, *factors))
 
     def _counts(self) -> NDArray[np.float64]:
         """Bytes (row 0) and busy seconds (row 1) to each peer so far. Streams of a peer are busy side by side."""

@@ -61,7 +61,8 @@ class StragglerDetector:
 
     def consider(self, reports: NDArray[np.float64], topology: Topology) -> str | None:
         """From all ranks' reports, one a row: what costs most, None if nothing is worth naming. Rank 0 logs it, so the
-        others need not find out: that may mean a plan, which takes some 50 ms of the training's time."""
+        others need not find out: that may mean a plan, which takes some 50 ms of the training's time. (Rank 0's; that
+        the others wait for it meanwhile is in their next reports, and far from WORTH_NAMING.)"""
         seconds, waited = float(reports[:, 0].mean()), reports[:, 1]
         found = None
         if self._rank == 0 and seconds >= MIN_S:

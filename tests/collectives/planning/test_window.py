@@ -9,8 +9,8 @@ from collectives.planning.window import (
     MAX_WINDOW_BYTES,
     MIN_SLOTS,
     MIN_WINDOW_BYTES,
+    coded_slice_elems,
     default_window_bytes,
-    slice_elems,
     tree_slots,
 )
 from collectives.schedule.codec import codec_of
@@ -72,19 +72,20 @@ def test_a_trees_slots_are_its_share_of_the_window(
 
 
 @pytest.mark.parametrize(
-    ("codec", "count", "elems"),
+    ("codec", "count", "share", "elems"),
     [
-        ("none", 10**9, 1024),
-        ("bf16", 10**9, 1024),
-        ("int8", 10**9, 2048),
-        ("int4", 10**9, 4096),
-        ("int4", 16 * 1024, 1024),
-        ("int4", 16 * 2000, 2048),  # whole blocks
-        ("int4", 5, 1024),
+        ("bf16", 10**9, 1.0, 1024),
+        ("int8", 10**9, 1.0, 2048),
+        ("int4", 10**9, 1.0, 4096),
+        ("int4", 16 * 1024, 1.0, 1024),
+        ("int4", 16 * 2000, 1.0, 1984),  # whole blocks
+        ("int4", 5, 1.0, 1024),
+        ("int4", 10**9, 1 / 2, 2048),  # four in the window
+        ("int4", 10**9, 1 / 100, 1024),
     ],
 )
-def test_encoded_slices_grow_with_the_message(codec: str, count: int, elems: int) -> None:
-    assert slice_elems(count, 1024, codec_of(codec)) == elems
+def test_encoded_slices_grow_with_the_message_and_the_window(codec: str, count: int, share: float, elems: int) -> None:
+    assert coded_slice_elems(count, share, 4096, 4 * 4 * 4096, codec_of(codec)) == elems
 
 
 @pytest.mark.parametrize(("num_slices", "slots"), [(1, 1), (3, 3), (5, 4)])

@@ -167,10 +167,14 @@ def test_engines_agree_with_the_reference(farm: str, codec: str) -> None:
 
 
 @pytest.mark.parametrize("codec", LOSSY)
-def test_engines_agree_with_the_reference_on_slices_of_several_chunks(codec: str) -> None:
+def test_engines_agree_with_the_reference_on_slices_of_several_chunks(codec: str, tmp_path: Path) -> None:
     """A fold decodes chunk by chunk; the last slice ends in the middle of one, and of a block."""
     sizes = {"slice_bytes": 4 * 3 * kernels.CHUNK, "window_bytes": 128 * kernels.CHUNK}
-    agree(list("abcd"), codec, (4 * 50 * kernels.CHUNK + 333,), sizes)
+    counts = (4 * 50 * kernels.CHUNK + 333,)
+    agree(list("aabbcc"), codec, counts, sizes)
+    file = tmp_path / "topology.json"
+    file.write_text(NARROW["two sites"].to_json())
+    agree(list("abcd"), f"narrow-{codec}", counts, sizes, file)
 
 
 @pytest.mark.parametrize("farm", NARROW)
