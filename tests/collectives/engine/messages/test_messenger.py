@@ -425,6 +425,30 @@ def test_a_timeout_names_peer_tag_bytes_and_what_has_arrived() -> None:
         wait(group[0], send(group[0], 1, room(1_000_000)), timeout_s=0.2)
 
 
+def test_bytes_of_a_message_that_began_before_its_receive_are_progress() -> None:
+    with engines(HOSTS[:2]) as group:
+        link = group[1].messages._links[0]
+        link.connection.setblocking(True)
+        link.connection.sendall(pack(Header(EAGER, 0, 0, 0, 3, 400, 0)) + bytes(100))
+        other, deadline = receive(group[0], 1, room(1), tag=9), time.monotonic() + 100
+        while group[0].messages._links[1]._payload is None:  # what has come so far has been read, for nobody yet
+            assert not group[0].messages.test(other)
+            assert time.monotonic() < deadline
+        value = room(100)
+        request = receive(group[0], 1, value, tag=3)
+
+        def go_on() -> None:
+            for _ in range(3):
+                time.sleep(0.6)
+                link.connection.sendall(bytes(100))
+
+        sender = threading.Thread(target=go_on)
+        sender.start()
+        wait(group[0], request, timeout_s=1.5)
+        sender.join()
+        assert (value == 0).all()
+
+
 def test_waiting_is_attributed_to_who_was_waited_for() -> None:
     with engines(HOSTS) as group:
         threading.Timer(0.4, lambda: send(group[2], 0, room(1))).start()
