@@ -49,6 +49,12 @@ class PeerLost(CollectiveError):
     """A rank's process or host is gone."""
 
 
+SAME_CALLS = (
+    "all ranks must call the same collectives in the same order with the same sizes, dtypes and reductions, and have "
+    "the same topology file, slice_bytes and window_bytes"
+)
+
+
 class OpMismatch(CollectiveError):
     """Ranks called different ops where all must call the same."""
 

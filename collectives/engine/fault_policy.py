@@ -48,6 +48,9 @@ class FaultPolicy:
         self._lock = threading.Lock()
         self._listeners: list[Callable[[BaseException], object]] = []
         self.failure: CollectiveError | None = None
+        self._words = ""  # of the first error
+        if watch is not None:
+            watch.on_difference = self.break_group
 
     def on_break(self, listener: Callable[[BaseException], object]) -> None:
         """Have `listener` called with the error when the group breaks."""
@@ -67,6 +70,7 @@ class FaultPolicy:
             text = str(error) if isinstance(error, CollectiveError) else f"{type(error).__name__}: {error}"
             # Of the same kind: where a message broke the group beside its caller, this is the first that he sees.
             kind = type(error) if isinstance(error, CollectiveError) else CollectiveError
+            self._words = text
             self.failure = kind(f"this group broke in an earlier op: {text}", culprit)
         self._control.send_abort(type(error).__name__, culprit, text)
         for listener in self._listeners:  # before they see their streams end
@@ -80,7 +84,8 @@ class FaultPolicy:
             if self._watch is not None:
                 self._watch.op_waits(table)
             return
-        self.check()  # a message may have broken the group during this op, whose streams then ended for that reason
+        if self.failure is not None:  # by a message or a report, during this op, whose streams ended for that reason
+            raise type(self.failure)(self._words, self.failure.culprit)
         if status == CONTROL:
             peer = int(table.run[0]["culprit"])
             self._control.read(peer)

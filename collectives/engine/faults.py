@@ -24,7 +24,15 @@ from collectives.engine.compiled.status import BAD_HEADER, OP_MISMATCH, PEER_CLO
 from collectives.engine.compiled.table import NO_PEER, UP, Table
 from collectives.engine.hangs.diagnosis import GONE
 from collectives.engine.hangs.watch import Watch
-from collectives.errors import CollectiveError, GroupClosed, OpMismatch, OpTimeout, PeerLost, ProtocolError
+from collectives.errors import (
+    SAME_CALLS,
+    CollectiveError,
+    GroupClosed,
+    OpMismatch,
+    OpTimeout,
+    PeerLost,
+    ProtocolError,
+)
 from collectives.schedule.op import OpSpec
 from collectives.transport.control import ControlChannel
 from collectives.transport.rendezvous import RankInfo
@@ -129,8 +137,7 @@ def _mismatch(where: str, peer: RankInfo, control: ControlChannel, watch: Watch 
     if answer is None and abort is not None:
         text += f" (it is {abort.text.split(': ')[0]})"
     return OpMismatch(
-        f"{text}; all ranks must call the same collectives in the same order with the same sizes, dtypes and "
-        f"reductions, and have the same topology file, slice_bytes and window_bytes{_log_of(peer)}",
+        f"{text}; {SAME_CALLS}{_log_of(peer)}",
         peer.rank,
     )
 
@@ -152,7 +159,7 @@ def _timed_out(
     if found is not None and found.sides:
         text += f" The {found.difference(names)}"
         control.send_abort(OpMismatch.__name__, culprit, f"{where}: {text}")
-        return OpMismatch(f"{where}: {text}; all ranks must call the same collectives in the same order", culprit)
+        return OpMismatch(f"{where}: {text}; {SAME_CALLS}", culprit)
     if found is not None and found.missing:
         shown = list(found.missing.items())[:_RANKS_NAMED]
         text += f" Not in this collective: {'; '.join(f'{names[rank]} {why}' for rank, why in shown)}."

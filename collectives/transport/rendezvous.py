@@ -40,7 +40,7 @@ from collectives.transport.rank_info import (
     own_info,
     read_info,
 )
-from collectives.transport.watched_store import Endings, Store, WatchedStore, store_host
+from collectives.transport.watched_store import INTRODUCTION, Endings, Store, WatchedStore, store_host
 
 __all__ = ["Connections", "RankInfo", "Rendezvous", "Store", "host_names", "meet"]
 
@@ -206,7 +206,7 @@ class Rendezvous:
         connecting.raise_descriptor_limit()
         self._store_host = store_host(store)
         own = own_info(self.rank, self._options, self._store_host)
-        published = self.store.gather("about", own.to_json())
+        published = self.store.gather(INTRODUCTION, own.to_json())
         names = self.store.names
         for other, fields in enumerate(published):
             self.rank_infos.append(read_info(fields, other, names[other]))

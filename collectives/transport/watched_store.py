@@ -32,6 +32,8 @@ from collectives.transport.control import Ending
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.0002, 0.05  # between two polls; a pause is a tenth of the time waited so far
 CHECK_S = 0.1
 LINGER_S = 1.0
+INTRODUCTION = "about"
+"""The first key that a rank publishes."""
 _FAILED, _SEEN, _TOGETHER = "failed", "seen", ".together"
 _NOT_SIGNED = "-"
 _KINDS = {kind.__name__: kind for kind in (errors.PlanError, errors.UsageError, RendezvousError)}
@@ -133,6 +135,8 @@ class WatchedStore:
             self.publish(together, [self._text(key, author).decode(errors="replace") for author in ranks])
         texts = self._of_all(key, together)
         values = [self._verified(key, author, text.encode(errors="replace")) for author, text in enumerate(texts)]
+        for each in values:
+            _raise_if_failed(each)
         if texts[self.rank] != self._signed(key, self.rank, value):
             raise Unsigned(
                 f"{self._where()}: what the store has under {together!r} of {self.names[0]} is of an earlier meeting: "
@@ -189,14 +193,14 @@ class WatchedStore:
             text = bytes(self._store.get(_FAILED))
         try:
             words = self._verified(_FAILED, None, text)
-            who, kind, said = int(words["rank"]), _KINDS.get(words["kind"], RendezvousError), str(words["text"])
+            who, raised = int(words["rank"]), _as_raised(words)
         except (Unsigned, KeyError, TypeError, ValueError):
             return None  # of a stranger, or of a rank with another token, which is noticed by what that rank publishes
         if who == self.rank:
             return None
         with contextlib.suppress(RuntimeError):
             self._store.set(f"{_SEEN}/{self.rank}", "")
-        return kind(f"a rank could not join the group: {said}")
+        return raised
 
     def announce(self, error: BaseException) -> None:
         """Publish why this rank gives up, unless another did before it: no rank should wait for one that has given up,
@@ -211,6 +215,11 @@ class WatchedStore:
             kind = type(error).__name__
             words = {"rank": self.rank, "kind": kind, "text": self.last_words(error)}
             self._store.set(_FAILED, self._signed(_FAILED, None, words))
+            if not self._published:
+                # Ranks with another token cannot read that. That it is not theirs they learn by what they wait for.
+                self.publish(INTRODUCTION, {_FAILED: words})
+                if self.rank == 0:
+                    self.publish(f"{INTRODUCTION}{_TOGETHER}", {_FAILED: words})
             if self.rank == 0 and self.size > 1:  # the store is often in this process, and ends with it
                 self._linger()
 
@@ -235,6 +244,7 @@ class WatchedStore:
         # Who is waited for are all of them, though only rank 0's key is polled.
         self._wait([(together, 0)], [*((key, author) for author in range(self.size)), (together, 0)])
         texts = self._verified(together, 0, self._text(together, 0))
+        _raise_if_failed(texts)
         if not isinstance(texts, list) or len(texts) != self.size or not all(isinstance(each, str) for each in texts):
             raise RendezvousError(f"{self._where()}: what {self.names[0]} published as {together!r} cannot be read")
         return texts
@@ -351,6 +361,18 @@ def store_host(store: object) -> str | None:
         store = below
     host = getattr(store, "host", None)
     return host if isinstance(host, str) else None
+
+
+def _as_raised(words: Mapping[str, Any]) -> NarrowgaugeError:
+    """The error of a rank that gave up, as the others raise it."""
+    kind = _KINDS.get(words["kind"], RendezvousError)
+    return kind(f"a rank could not join the group: {words['text']}")
+
+
+def _raise_if_failed(value: object) -> None:
+    """Raise if a rank published its last words in place of a value."""
+    if isinstance(value, dict) and isinstance(words := value.get(_FAILED), dict) and {"kind", "text"} <= words.keys():
+        raise _as_raised(words)
 
 
 def _encode(value: object) -> bytes:

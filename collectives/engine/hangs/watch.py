@@ -25,6 +25,7 @@ from typing import Any
 
 from collectives.engine.compiled.table import Table
 from collectives.engine.hangs.diagnosis import Diagnosis, Whereabouts, diagnose, report
+from collectives.errors import SAME_CALLS, OpMismatch
 from collectives.transport.control import ControlChannel
 
 ANSWER_S = 3.0
@@ -41,6 +42,8 @@ class Watch:
 
     Attributes:
         last: the last report that this rank has made; None if there was none.
+        on_difference: called with an error if a report finds that ranks have called different collectives as the same
+            op: that cannot end well, however long they wait.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Watch:
         self._rank, self._group, self._names, self._channel = rank, group, names, channel
         self.whereabouts, self._hang_report_s = whereabouts, hang_report_s
         self.last: dict[str, Any] | None = None
+        self.on_difference: Callable[[OpMismatch], object] | None = None
         self._changed = threading.Condition()
         self._answers: dict[int, dict[int, Whereabouts]] = {}  # by the question's number, by rank
         self._questions = 0
@@ -185,3 +189,7 @@ class Watch:
             "report": text,
         }
         logger.warning("%s", text)
+        if found.sides and self.on_difference is not None:
+            who = self._names[self._rank]
+            difference = f"{who}, group {self._group}, {found.doing} (op {found.op}): {found.difference(self._names)}"
+            self.on_difference(OpMismatch(f"{difference}; {SAME_CALLS}", found.culprit))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import fcntl
+import select
 import socket
 import struct
 import termios
@@ -182,6 +183,12 @@ class Link:
             (count,) = struct.unpack("=i", fcntl.ioctl(self.fd, termios.TIOCOUTQ, b"\0\0\0\0"))
             return int(count)
         return 0
+
+    def is_over(self) -> bool:
+        """Whether the peer has closed the connection, so that nothing more arrives there."""
+        poll = select.poll()
+        poll.register(self.connection, select.POLLRDHUP)
+        return self.ended or bool(poll.poll(0))
 
     # In
 

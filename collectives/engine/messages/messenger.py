@@ -179,11 +179,12 @@ class Messenger:
         """Wait a while until the peers' kernels have what was sent.
 
         The kernel goes on to deliver it when the connection is closed, but drops it if unread bytes are left on this
-        side, or if the peer sends more. So what is here is read and dropped, and peers send nothing to who has left.
+        side, or if the peer sends more. So what is here is read and dropped, and peers send nothing to who has left. A
+        peer that has left itself, before credit that it was given back reached it, takes nothing any more.
         """
         deadline = time.monotonic() + LINGER_S
         for link in self._links.values():
-            while link.used and not link.ended and self._faults.failure is None and (left := link.unacknowledged()):
+            while link.used and self._faults.failure is None and (left := link.unacknowledged()) and not link.is_over():
                 if time.monotonic() > deadline:
                     logger.warning(
                         "rank %d leaves group %s, although %s has not taken %d bytes of messages yet; the kernel will "

@@ -77,6 +77,34 @@ def test_a_wrong_variable_on_one_host(environment: dict[str, str]) -> None:
     assert all("could not join the group: rank 1 (" in results[rank][0] for rank in (0, 2))
 
 
+def wrong_token(rank: int, size: int, store: Any, culprit: int, variables: dict[str, str]) -> tuple[str, float]:
+    if rank == culprit:
+        os.environ.update(variables)
+    return outcome(lambda: init(rank, size, store))
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"NARROWGAUGE_TOKEN": "short"},
+        {"NARROWGAUGE_TOKEN": "fedcba9876543210", "NARROWGAUGE_STREAMS": "many"},
+        {"NARROWGAUGE_TOKEN": "fedcba9876543210", "NARROWGAUGE_INTERFACE": "none0"},
+    ],
+)
+@pytest.mark.parametrize("environment", [{}, TOKEN], ids=["no token", "token"])
+def test_a_mistake_on_a_host_that_has_another_token(
+    environment: dict[str, str], variables: dict[str, str], culprit: int
+) -> None:
+    """The others cannot believe its last words, and are told why instead."""
+    results = run(wrong_token, 3, culprit, variables, environment=environment)
+    assert max(seconds for _, seconds in results) < AT_ONCE_S
+    for rank, (error, _) in enumerate(results):
+        if rank != culprit:
+            assert f"of rank {culprit} is" in error, error
+            assert "give all ranks the same NARROWGAUGE_TOKEN" in error
+
+
 def with_a_store_of_its_own(rank: int, size: int, store: Any, port: int) -> tuple[str, float]:
     """Rank 0 holds the store, as without a launcher, and its process ends as soon as it has failed."""
     if rank == 0:

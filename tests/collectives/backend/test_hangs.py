@@ -187,18 +187,22 @@ def test_a_mismatch_shows_both_lines(is_async: bool) -> None:
         assert ("left_branch" in one) == ("sum of 11" in one)
 
 
-def mismatched_in_silence(rank: int, size: int, store: Any) -> tuple[str, int | None]:
+def mismatched_in_silence(
+    rank: int, size: int, store: Any, report_s: float, timeout_s: float
+) -> tuple[str, int | None]:
     """Rank 1 waits for the root of its broadcast, and the others for rank 1's part: nobody sends a header."""
-    join(store, rank, size, hang_report_s=0)
-    dist.group.WORLD.set_timeout(timedelta(seconds=3))
+    join(store, rank, size, hang_report_s=report_s)
+    dist.group.WORLD.set_timeout(timedelta(seconds=timeout_s))
     call = functools.partial(dist.broadcast, src=0) if rank == 1 else dist.all_reduce
     with pytest.raises(collectives.OpMismatch) as caught:
         call(torch.ones(1000))
     return str(caught.value), caught.value.culprit
 
 
-def test_different_collectives_in_which_nobody_sends_a_header() -> None:
-    for text, culprit in run(mismatched_in_silence, 3):
+@pytest.mark.parametrize(("report_s", "timeout_s"), [(0, 3), (1, 10_000)], ids=["timeout", "report"])
+def test_different_collectives_in_which_nobody_sends_a_header(report_s: float, timeout_s: float) -> None:
+    """It is an error when the timeout comes, or when a report finds it."""
+    for text, culprit in run(mismatched_in_silence, 3, report_s, timeout_s):
         assert culprit == 1, text
         assert "called different collectives. rank 0" in text
         assert "all_reduce sum of 1000 float32 (op 1)" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import struct
@@ -390,6 +391,23 @@ def test_what_was_sent_before_leaving_arrives(monkeypatch: pytest.MonkeyPatch) -
             value = room(length // 4)
             wait(group[1], receive(group[1], 0, value))
             assert (value == number).all()
+
+
+def test_a_peer_that_has_left_is_not_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    """What it was sent back for what it sent, it needs no more."""
+    with engines(HOSTS[:2]) as group:
+        group[0].close()
+        link = group[1].messages._links[0]
+        for _ in range(2):  # the first makes the peer's kernel refuse, the second finds that out
+            with contextlib.suppress(OSError):
+                link.connection.send(bytes(32))
+            time.sleep(0.1)
+        link.used = True
+        began = time.monotonic()
+        with caplog.at_level(logging.WARNING):
+            group[1].close()
+        assert time.monotonic() - began < messenger.LINGER_S
+        assert "has not taken" not in caplog.text
 
 
 def test_a_receiver_that_does_not_read_is_not_waited_for_for_ever(
