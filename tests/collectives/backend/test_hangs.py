@@ -192,7 +192,7 @@ def mismatched_in_silence(
 ) -> tuple[str, int | None]:
     """Rank 1 waits for the root of its broadcast, and the others for rank 1's part: nobody sends a header."""
     join(store, rank, size, hang_report_s=report_s)
-    dist.group.WORLD.set_timeout(timedelta(seconds=timeout_s))
+    dist.group.WORLD.set_timeout(timedelta(seconds=timeout_s * (1 + rank)))  # who comes to it first asks the others
     call = functools.partial(dist.broadcast, src=0) if rank == 1 else dist.all_reduce
     with pytest.raises(collectives.OpMismatch) as caught:
         call(torch.ones(1000))
